@@ -1,0 +1,119 @@
+"""``weightops compose-guard``."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from .options import (
+    Output,
+    command_line,
+    dtype_option,
+    human,
+    nonfinite_option,
+    output_options,
+    print_json,
+    shard_size_option,
+    source_options,
+    table,
+)
+
+if TYPE_CHECKING:
+    from ..compose import Composition, GroupNorms
+
+
+@click.command("compose-guard")
+@source_options(
+    guard="The guard model.",
+    base="The model that the guard was trained from.",
+    target="The model that becomes a guard.",
+)
+@click.option("--scale", default=1.0, show_default=True, help="Strength of the guard vector.")
+@click.option(
+    "--include", multiple=True, metavar="REGEX", help="Apply only where the name matches; replaces the default choice."
+)
+@click.option("--exclude", multiple=True, metavar="REGEX", help="Leave out where the name matches.")
+@click.option(
+    "--labels", metavar="SAFE,UNSAFE", help="Label words whose embedding and head rows are copied from the guard."
+)
+@dtype_option
+@shard_size_option
+@nonfinite_option
+@output_options
+def command(
+    guard: str, base: str, target: str, scale: float, include: tuple[str, ...], exclude: tuple[str, ...],
+    labels: str | None, dtype: str, shard_size: int, allow_nonfinite: bool, output: Output,
+) -> None:  # fmt: skip
+    """Make a guard for TARGET: target + scale * (guard - base).
+
+    Added to the parameters that the three have in common, embeddings, norms and head left out unless --include names
+    them; elsewhere the target is kept byte for byte. A model is a folder, a file, a hub id org/name[@revision], the
+    alias smollm2-135m-instruct, or BASE+ADAPTER with a LoRA adapter. Source: Guard Vector, arXiv 2509.23381.
+
+    \b
+    weightops compose-guard --guard ./guard --base org/base --target ./mine --out mine-guard
+    weightops compose-guard --guard org/base+./guard-lora --base org/base --target ./mine --out mine-guard --dry-run
+    """
+    from ..checkpoint import open_all
+    from ..compose import compose_guard
+
+    opened = open_all([guard, base, target])
+    composition = compose_guard(
+        *opened, scale=scale, include=include, exclude=exclude, labels=_words(labels),
+        dtype=dtype, shard_size=shard_size, allow_nonfinite=allow_nonfinite, command=command_line(),
+    )  # fmt: skip
+    if output.dry_run:
+        _print_plan(composition, output)
+        return
+    saved = output.save(composition.plan, composition.package)
+    report = composition.report(saved.tally)
+    if output.json:
+        print_json(
+            {"out": str(saved.folder), "groups": [asdict(row) for row in report], "notes": list(composition.plan.notes)}
+        )
+        return
+    click.echo(_report_table(report))
+    click.echo(f"wrote {output.out} ({human(composition.plan.bytes_written)})")
+
+
+def _words(text: str | None) -> list[str]:
+    return [word.strip() for word in (text or "").split(",") if word.strip()]
+
+
+def _print_plan(composition: Composition, output: Output) -> None:
+    """Print the plan; one with problems ends with exit code 1."""
+    plan = output.plan_json(composition.plan, composition.package)
+    report = composition.report()
+    if output.json:
+        print_json(plan | {"groups": [asdict(row) for row in report]})
+    else:
+        click.echo(_report_table(report))
+        click.echo(
+            f"reads {human(plan['bytes_read'])}, writes {human(plan['bytes_written'])} in {len(plan['files'])} file(s) "
+            f"to {output.out}, buffers {human(plan['peak_buffer_bytes'])}"
+        )
+        for note in plan["notes"]:
+            click.echo(f"note: {note}", err=True)
+        for problem in plan["problems"]:
+            click.echo(f"error: {problem}", err=True)
+    if plan["problems"]:
+        raise click.exceptions.Exit(1)
+
+
+def _report_table(report: list[GroupNorms]) -> str:
+    def number(value: float | None, form: str) -> str:
+        return "-" if value is None else format(value, form)
+
+    rows: list[list[Any]] = [
+        [
+            row.group,
+            str(row.tensors),
+            number(row.vector, ".4g"),
+            number(row.ratio, ".3%"),
+            "applied" if row.applied else "dropped",
+        ]
+        for row in report
+    ]
+    return table(["group", "tensors", "|V|", "|V|/|B|", ""], rows)

@@ -1,0 +1,42 @@
+"""``weightops inspect``."""
+
+from __future__ import annotations
+
+import click
+
+from .options import SourceType, human, print_json, table
+
+
+@click.command("inspect")
+@click.argument("model", type=SourceType())
+@click.option("--json", "as_json", is_flag=True, help="Print every tensor, for a program.")
+def command(model: str, as_json: bool) -> None:
+    """List MODEL's tensors by part: how many, of which dtypes, parameters and bytes. Only headers are read.
+
+    \b
+    weightops inspect smollm2-135m-instruct
+    """
+    from ..checkpoint import open_weights
+    from ..groups import GROUPS, group_of
+
+    weights = open_weights(model)
+    if as_json:
+        print_json(
+            {t.name: {"dtype": t.dtype, "shape": t.shape, "file": str(t.file)} for t in weights.tensors.values()}
+        )
+        return
+    rows = []
+    for group in GROUPS:
+        members = [tensor for name, tensor in weights.tensors.items() if group_of(name) == group]
+        if members:
+            kinds = ",".join(sorted({tensor.dtype for tensor in members}))
+            rows.append(
+                [
+                    group,
+                    str(len(members)),
+                    f"{sum(t.count for t in members):,}",
+                    human(sum(t.nbytes for t in members)),
+                    kinds,
+                ]
+            )
+    click.echo(table(["part", "tensors", "parameters", "bytes", "dtype"], rows))

@@ -1,0 +1,185 @@
+"""Options that commands share: sources to read, an output to write."""
+
+from __future__ import annotations
+
+import functools
+import json
+import shlex
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+from click.shell_completion import CompletionItem
+
+from ..errors import WeightopsError
+
+if TYPE_CHECKING:
+    from ..engine.plan import Plan
+    from ..save import Package, Saved
+
+
+class SourceType(click.ParamType):
+    """A model: a folder or file, ``org/name``, an alias, or ``BASE+ADAPTER``."""
+
+    name = "model"
+
+    def shell_complete(self, ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
+        from ..io.gguf import ALIASES
+
+        return [CompletionItem(alias) for alias in ALIASES if alias.startswith(incomplete)] + [
+            CompletionItem(incomplete, type="file")
+        ]
+
+
+class SizeType(click.ParamType):
+    """Bytes, as people write them."""
+
+    name = "size"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        from ..engine.plan import parse_size
+
+        try:
+            return value if isinstance(value, int) else parse_size(value)
+        except WeightopsError as error:
+            self.fail(str(error), param, ctx)
+
+
+@dataclass(frozen=True)
+class Output:
+    """Where and how a command writes."""
+
+    out: Path
+    threads: int | None
+    memory: int
+    dry_run: bool
+    overwrite: bool
+    json: bool
+
+    def plan_json(self, plan: Plan, package: Package) -> dict[str, Any]:
+        """A plan for a program: problems, notes, bytes, peak memory, files and tensors."""
+        from ..engine.execute import default_threads
+        from ..save import problems
+
+        found = problems(plan, package, self.out, overwrite=self.overwrite)
+        return {
+            "out": str(self.out),
+            "problems": list(found),
+            "notes": list(plan.notes),
+            "bytes_read": plan.bytes_read,
+            "bytes_written": plan.bytes_written,
+            "peak_buffer_bytes": plan.peak_memory(self.threads or default_threads(), self.memory) if plan.jobs else 0,
+            "files": {file.name: file.size for file in plan.files},
+            "tensors": {
+                job.name: {"terms": len(job.terms), "dtype": job.dtype, "shape": job.shape}
+                for job in plan.jobs
+                if job.written
+            },
+            "recipe": dict(plan.recipe),
+        }
+
+    def save(self, plan: Plan, package: Package) -> Saved:
+        """Execute the plan."""
+        from ..save import save
+
+        for note in plan.notes:
+            click.echo(f"note: {note}", err=True)
+        return save(
+            plan,
+            package,
+            self.out,
+            overwrite=self.overwrite,
+            threads=self.threads,
+            memory=self.memory,
+            progress=not self.json,
+        )
+
+
+def output_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """``--out`` and how to write it, given to the command as one ``output``."""
+
+    @click.option("--out", type=click.Path(path_type=Path), required=True, help="Folder to make.")
+    @click.option("--threads", type=click.IntRange(min=1), help="Slices computed at a time.  [default: processors]")
+    @click.option("--memory", type=SizeType(), default="256MiB", show_default=True, help="Most memory for buffers.")
+    @click.option("--dry-run", is_flag=True, help="Print what would be read, computed and written; write nothing.")
+    @click.option(
+        "--overwrite", is_flag=True, help="Replace an output that exists, or an unfinished run of another recipe."
+    )
+    @click.option("--json", "as_json", is_flag=True, help="Print for a program: the plan, or the result.")
+    @functools.wraps(command)
+    def wrapped(
+        *args: Any,
+        out: Path,
+        threads: int | None,
+        memory: int,
+        dry_run: bool,
+        overwrite: bool,
+        as_json: bool,
+        **rest: Any,
+    ) -> Any:
+        output = Output(out, threads, memory, dry_run, overwrite, as_json)
+        return command(*args, output=output, **rest)
+
+    return wrapped
+
+
+def source_options(**described: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """A required ``--name`` for each source."""
+
+    def decorate(command: Callable[..., Any]) -> Callable[..., Any]:
+        for name, text in reversed(described.items()):
+            command = click.option(f"--{name}", type=SourceType(), required=True, help=text)(command)
+        return command
+
+    return decorate
+
+
+dtype_option = click.option(
+    "--dtype",
+    type=click.Choice(["auto", "float32", "bfloat16", "float16"]),
+    default="auto",
+    show_default=True,
+    help="Dtype of the output; auto keeps each tensor's.",
+)
+shard_size_option = click.option(
+    "--shard-size", type=SizeType(), default="5GB", show_default=True, help="Most bytes in a file of the output."
+)
+nonfinite_option = click.option(
+    "--allow-nonfinite", is_flag=True, help="Go on where a source or the result holds NaN or Inf."
+)
+
+
+def command_line() -> str:
+    """The command as it was typed."""
+    return shlex.join(["weightops", *sys.argv[1:]])
+
+
+def print_json(value: Any) -> None:
+    """One JSON value on stdout."""
+    click.echo(json.dumps(value, indent=2, ensure_ascii=False))
+
+
+def human(size: float) -> str:
+    """Bytes as people read them.
+
+    >>> human(1_234_567_890)
+    '1.23 GB'
+    """
+    for unit in ("B", "kB", "MB", "GB"):
+        if size < 1000:
+            return f"{size:.3g} {unit}"
+        size /= 1000
+    return f"{size:.3g} TB"
+
+
+def table(head: list[str], rows: list[list[str]]) -> str:
+    """Columns in line, the first to the left, numbers to the right."""
+    widths = [max(len(row[i]) for row in [head, *rows]) for i in range(len(head))]
+    lines = [
+        [cell.ljust(w) if i == 0 else cell.rjust(w) for i, (cell, w) in enumerate(zip(row, widths, strict=True))]
+        for row in [head, *rows]
+    ]
+    return "\n".join("  ".join(line).rstrip() for line in lines)

@@ -1,0 +1,38 @@
+"""weightops: a checkpoint is a value.
+
+>>> import weightops as wo
+>>> base, guard, target = wo.open("org/base"), wo.open("org/guard"), wo.open("./target")  # doctest: +SKIP
+>>> (target + (guard - base).only(r"\\.layers\\.")).save("out/")  # doctest: +SKIP
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+from .errors import WeightopsError
+from .version import __version__
+
+if TYPE_CHECKING:
+    from .checkpoint import open_adapter
+    from .checkpoint import open_checkpoint as open  # the face says wo.open, as json says json.load
+    from .compose import compose_guard
+    from .expr import Checkpoint, Delta
+
+__all__ = ["Checkpoint", "Delta", "WeightopsError", "__version__", "compose_guard", "open", "open_adapter"]
+
+_HOMES = {
+    "Checkpoint": ("expr", "Checkpoint"),
+    "Delta": ("expr", "Delta"),
+    "compose_guard": ("compose", "compose_guard"),
+    "open": ("checkpoint", "open_checkpoint"),
+    "open_adapter": ("checkpoint", "open_adapter"),
+}
+
+
+def __getattr__(name: str) -> Any:
+    """Import what is asked for when it is asked for: the command line answers before numba is loaded."""
+    if name not in _HOMES:
+        raise AttributeError(f"module 'weightops' has no attribute {name!r}")
+    module, attribute = _HOMES[name]
+    return getattr(importlib.import_module(f".{module}", __name__), attribute)

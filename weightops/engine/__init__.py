@@ -1,0 +1,1 @@
+"""The engine: a plan made from headers, executed in slices."""

@@ -1,0 +1,180 @@
+"""Execution: slices read with pread into reused buffers, computed, and written in place.
+
+Threads take slices in order and results are gathered in order, so that digests, sums and the first error do not depend
+on how many threads there are. Memory is threads x slice buffers, whatever the model's size.
+"""
+
+from __future__ import annotations
+
+import os
+import resource
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import ExitStack, suppress
+from pathlib import Path
+from queue import SimpleQueue
+
+import numpy as np
+
+from .. import dtypes
+from ..errors import WeightopsError
+from ..io.staging import Staging
+from . import slices
+from .jobs import Job, Slice
+from .plan import DEFAULT_MEMORY, Plan, stored
+from .tally import Gather, Record, Tally, block_digest, owned_operands
+
+Progress = Callable[[int], None]
+Work = Callable[[Slice], list[Record]]
+Done = Mapping[tuple[int, int], Record]
+
+
+def execute(
+    plan: Plan, staging: Staging, *, threads: int, memory: int = DEFAULT_MEMORY, progress: Progress | None = None
+) -> Tally:
+    """Compute every job of a plan into the staged files.
+
+    Args:
+        threads: Slices in flight.
+        memory: Bytes of buffers, all threads together.
+        progress: Called with the bytes that each finished slice read and wrote.
+
+    Raises:
+        WeightopsError: the plan has problems, or the data hold NaN or Inf, or integer tensors differ.
+    """
+    plan.check()
+    blocks = plan.slice_blocks(threads, memory)
+    owned = owned_operands(plan)
+    gather = Gather(owned)
+    gather.begin(plan)
+    with ExitStack() as stack:
+        work = _worker(plan, _open_inputs(plan, stack), _allocate(plan, staging), threads, memory)
+        for piece, records, fresh in _in_order(_pieces(plan, blocks), _done(staging), work, threads):
+            gather.add(piece, records)
+            if fresh:
+                staging.record({"job": piece.number, "block": piece.block, "done": records})
+            if progress:
+                progress(piece.work)
+        staging.flush()
+    return gather.tally
+
+
+def compute(job: Job) -> slices.Bytes:
+    """One job's result, in memory: for looking at a single tensor.
+
+    Raises:
+        WeightopsError: the operands hold NaN or Inf, or integer tensors differ.
+    """
+    plan = Plan((job,), (), (), (), {})
+    size = dtypes.itemsize(job.dtype)
+    out = np.empty(job.count * size, np.uint8)
+    buffer = np.empty(plan.peak_memory(1, DEFAULT_MEMORY), np.uint8)
+    with ExitStack() as stack:
+        files = _open_inputs(plan, stack)
+        for piece in _pieces(plan, plan.slice_blocks(1, DEFAULT_MEMORY)):
+            result, _ = slices.compute(piece, slices.rows_of(piece, buffer), files, allow_nonfinite=False)
+            out[piece.begin * size : piece.end * size] = result
+    return out
+
+
+def default_threads() -> int:
+    """The processors that this process may use."""
+    return len(os.sched_getaffinity(0))
+
+
+def _worker(
+    plan: Plan, files: Mapping[Path, int], outputs: Mapping[str, tuple[int, int]], threads: int, memory: int
+) -> Work:
+    """The function that threads run on a slice, with a buffer for each of them."""
+    owned = owned_operands(plan)
+    spare: SimpleQueue[slices.Bytes] = SimpleQueue()
+    for _ in range(threads):
+        spare.put(np.empty(plan.peak_memory(threads, memory) // threads, np.uint8))
+
+    def work(piece: Slice) -> list[Record]:
+        buffer = spare.get()
+        try:
+            rows = slices.rows_of(piece, buffer)
+            result, squares = slices.compute(piece, rows, files, allow_nonfinite=plan.allow_nonfinite)
+            job, size = piece.job, dtypes.itemsize(piece.job.dtype)
+            places = [job.operands.index(tensor) for tensor in owned[piece.number]]
+            sizes = [dtypes.itemsize(tensor.dtype) for tensor in owned[piece.number]]
+            records: list[Record] = []
+            for block, (lo, hi) in enumerate(piece.spans):
+                record: Record = {
+                    "in": [block_digest(rows[k][lo * s : hi * s]) for k, s in zip(places, sizes, strict=True)]
+                }
+                if job.written:
+                    record["out"] = block_digest(result[lo * size : hi * size])
+                if job.terms:
+                    record["squares"] = squares[block].tolist()
+                records.append(record)
+            if job.written:
+                descriptor, begin = outputs[job.name]
+                slices.write_all(descriptor, result, begin + piece.begin * size)
+            return records
+        finally:
+            spare.put(buffer)
+
+    return work
+
+
+def _pieces(plan: Plan, blocks: int) -> Iterator[Slice]:
+    for number, job in enumerate(plan.jobs):
+        for block in range(0, job.blocks, blocks):
+            yield Slice(number, job, block, min(blocks, job.blocks - block))
+
+
+def _done(staging: Staging) -> Done:
+    """The journal's records, by job and block."""
+    return {(e["job"], e["block"] + i): record for e in staging.done() for i, record in enumerate(e["done"])}
+
+
+def _in_order(
+    pieces: Iterator[Slice], done: Done, work: Work, threads: int
+) -> Iterator[tuple[Slice, list[Record], bool]]:
+    """Every slice with its records, in order, and whether it was computed now or stood in the journal."""
+    waiting: deque[tuple[Slice, Future[list[Record]] | list[Record]]] = deque()
+
+    def head() -> tuple[Slice, list[Record], bool]:
+        piece, result = waiting.popleft()
+        return (piece, result.result(), True) if isinstance(result, Future) else (piece, result, False)
+
+    with ThreadPoolExecutor(threads) as pool:
+        try:
+            for piece in pieces:
+                known = [done[key] for i in range(piece.blocks) if (key := (piece.number, piece.block + i)) in done]
+                waiting.append((piece, known if len(known) == piece.blocks else pool.submit(work, piece)))
+                if len(waiting) > 2 * threads:
+                    yield head()
+            while waiting:
+                yield head()
+        finally:
+            pool.shutdown(cancel_futures=True)
+
+
+def _allocate(plan: Plan, staging: Staging) -> dict[str, tuple[int, int]]:
+    """Every output file at its full size; each tensor's descriptor and offset."""
+    places: dict[str, tuple[int, int]] = {}
+    for file in plan.files:
+        descriptor = staging.allocate(file.name, file.head, file.size)
+        places.update({name: (descriptor, offset) for name, offset in file.offsets.items()})
+    return places
+
+
+def _open_inputs(plan: Plan, stack: ExitStack) -> dict[Path, int]:
+    """Every input file, read only; the limit on open files is raised as far as the system lets us."""
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with suppress(ValueError, OSError):
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    files: dict[Path, int] = {}
+    for path in dict.fromkeys(tensor.file for job in plan.jobs for tensor in stored(job)):
+        try:
+            files[path] = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        except OSError as error:
+            raise WeightopsError(
+                f"{path}: cannot be read ({error.strerror}); check the path and its permissions"
+            ) from error
+        stack.callback(os.close, files[path])
+    return files

@@ -1,0 +1,167 @@
+"""What the engine computes: one job a tensor, each saying which stored bytes it reads and what becomes of them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from .. import dtypes
+from ..io.safetensors import StoredTensor
+
+#: Elements in a block: the grid on which tensors are read, hashed and recorded as done. Part of the file format of
+#: ``weightops.json`` (a content hash is a hash of block hashes), so it never changes with slice size or threads.
+BLOCK = 1 << 18
+
+
+@dataclass(frozen=True)
+class LowRank:
+    """A LoRA update of one tensor: scale * left @ right (or its transpose), never formed as a whole.
+
+    Attributes:
+        left: B, [rows, rank].
+        right: A, [rank, columns].
+        shape: Shape of the tensor that it changes.
+        transposed: The tensor stores the transpose (``fan_in_fan_out``, as GPT-2 does).
+    """
+
+    name: str
+    left: StoredTensor
+    right: StoredTensor
+    scale: float
+    shape: tuple[int, ...]
+    transposed: bool = False
+
+    @property
+    def count(self) -> int:
+        return dtypes.count(self.shape)
+
+
+def nothing(name: str) -> StoredTensor:
+    """An anchor without elements: a job on it is the sum of its terms."""
+    return StoredTensor(name, "F32", (0,), Path("/dev/null"), 0)
+
+
+Operand = StoredTensor | LowRank
+
+
+@dataclass(frozen=True)
+class Term:
+    """coefficient * (plus - minus), or coefficient * plus."""
+
+    coefficient: float
+    plus: Operand
+    minus: StoredTensor | None = None
+
+
+@dataclass(frozen=True)
+class Patch:
+    """Elements taken from elsewhere: ``count`` of ``source`` from ``begin`` stand in the output from ``at``."""
+
+    at: int
+    source: StoredTensor
+    begin: int
+    count: int
+
+
+@dataclass(frozen=True)
+class Job:
+    """One output tensor: anchor + sum of terms, rounded once to ``dtype``.
+
+    With no terms and the anchor's own dtype the bytes are copied. A job that is not ``written`` only measures its
+    terms. An anchor shorter than the job is followed by zeros, for patches to fill.
+    """
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+    anchor: StoredTensor | None
+    terms: tuple[Term, ...] = ()
+    patches: tuple[Patch, ...] = ()
+
+    @property
+    def written(self) -> bool:
+        return self.anchor is not None
+
+    @property
+    def count(self) -> int:
+        return dtypes.count(self.shape)
+
+    @property
+    def copies(self) -> bool:
+        """Whether the anchor's bytes go out as they are."""
+        return self.anchor is not None and not self.terms and self.anchor.dtype == self.dtype
+
+    @property
+    def operands(self) -> tuple[Operand, ...]:
+        """What is read, each once."""
+        found: dict[Operand, None] = {}
+        if self.anchor is not None:
+            found[self.anchor] = None
+        for term in self.terms:
+            found[term.plus] = None
+            if term.minus is not None:
+                found[term.minus] = None
+        return tuple(found)
+
+    @property
+    def row_bytes(self) -> int:
+        """Bytes of buffer that one element needs, operands and result together."""
+        return self.widest * (len(self.operands) + 1)
+
+    @property
+    def widest(self) -> int:
+        """Bytes of the widest element that is read or written."""
+        sizes = [dtypes.itemsize(o.dtype) if isinstance(o, StoredTensor) else 4 for o in self.operands]
+        return max(*sizes, dtypes.itemsize(self.dtype))
+
+    @property
+    def factor_bytes(self) -> int:
+        """Bytes of the low-rank factors, which are held whole, in fp32."""
+        pairs = [(o.left, o.right) for o in self.operands if isinstance(o, LowRank)]
+        return sum(4 * (left.count + right.count) for left, right in pairs)
+
+    @property
+    def blocks(self) -> int:
+        return -(-self.count // BLOCK)
+
+    @property
+    def block_elements(self) -> int:
+        """Elements that a row of the buffer holds for each block: whole words also for the smallest tensor."""
+        return min(BLOCK, -(-self.count // 8) * 8)
+
+
+@dataclass(frozen=True)
+class Slice:
+    """Some consecutive blocks of one job: what a thread reads, computes and writes at a time.
+
+    Attributes:
+        number: The job's place in the plan.
+        block: First block.
+        blocks: How many.
+    """
+
+    number: int
+    job: Job
+    block: int
+    blocks: int
+
+    @property
+    def begin(self) -> int:
+        """First element."""
+        return self.block * BLOCK
+
+    @property
+    def end(self) -> int:
+        """One past the last element."""
+        return min((self.block + self.blocks) * BLOCK, self.job.count)
+
+    @property
+    def spans(self) -> list[tuple[int, int]]:
+        """First and one past the last element of each block, counted from the slice's beginning."""
+        count = self.end - self.begin
+        return [(lo, min(lo + BLOCK, count)) for lo in range(0, count, BLOCK)]
+
+    @property
+    def work(self) -> int:
+        """Bytes read and written, as progress counts them."""
+        return (self.end - self.begin) * self.job.widest * (len(self.job.operands) + self.job.written)

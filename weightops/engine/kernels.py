@@ -1,0 +1,272 @@
+"""The fused kernel: anchor + sum of coefficient * (plus - minus), rounded once.
+
+Operands arrive as raw bytes, one row each, and are widened tile by tile in the first-level cache; nothing of the size
+of a slice is written on the way. Serial and without the interpreter lock: the engine's threads drive it. Products and
+sums are single fp32 operations in the order written (no fused multiply-add), so the result equals the fp32 formula in
+torch bit for bit. :func:`affine_numpy` is the reference, and the path for fp64.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, Final, TypeVar, cast
+
+import numba
+import numpy as np
+import numpy.typing as npt
+
+Bytes = npt.NDArray[np.uint8]
+
+#: Dtypes as the kernel knows them.
+CODES: Final = {"F16": 0, "BF16": 1, "F32": 2, "F64": 3}
+NUMPY: Final = {"F16": np.uint16, "BF16": np.uint16, "F32": np.float32, "F64": np.float64}
+
+_TILE = 2048  # three fp32 tiles of this length stay in the first-level cache
+_NONE = -1
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+def _jit(function: F) -> F:
+    return cast(F, numba.njit(nogil=True, cache=True, error_model="numpy")(function))
+
+
+def _jit_sum(function: F) -> F:
+    """Sums of squares are measurements, printed to a few digits: their order is the compiler's to choose."""
+    return cast(F, numba.njit(nogil=True, cache=True, error_model="numpy", fastmath={"reassoc", "nsz"})(function))
+
+
+@_jit
+def _widen(code: int, halves: Any, singles: Any, lo: int, n: int, bits: Any, values: Any) -> None:
+    """Elements lo..lo+n of a row as fp32 in ``values``; ``bits`` is the same memory as integers."""
+    if code == 1:
+        for j in range(n):
+            bits[j] = np.uint32(halves[lo + j]) << np.uint32(16)
+    elif code == 0:
+        for j in range(n):
+            bits[j] = (np.uint32(halves[lo + j]) & np.uint32(0x7FFF)) << np.uint32(13)
+        for j in range(n):  # shifts the exponent from bias 15 to 127, subnormals included
+            values[j] *= np.float32(2.0**112)
+        for j in range(n):
+            half = np.uint32(halves[lo + j])
+            special = np.uint32(0x7F800000) if half & np.uint32(0x7C00) == np.uint32(0x7C00) else np.uint32(0)
+            bits[j] |= ((half & np.uint32(0x8000)) << np.uint32(16)) | special
+    else:
+        for j in range(n):
+            values[j] = singles[lo + j]
+
+
+@_jit
+def _narrow(code: int, bits: Any, values: Any, spare: Any, lo: int, n: int, halves: Any, singles: Any) -> None:
+    """Round fp32 to the output's dtype: nearest, ties to even, NaN stays NaN."""
+    if code == 1:
+        for j in range(n):
+            b = bits[j]
+            rounded = np.uint32(b + np.uint32(0x7FFF) + ((b >> np.uint32(16)) & np.uint32(1))) >> np.uint32(16)
+            quiet = (b >> np.uint32(16)) | np.uint32(0x40)
+            halves[lo + j] = quiet if b & np.uint32(0x7FFFFFFF) > np.uint32(0x7F800000) else rounded
+    elif code == 0:
+        for j in range(n):  # adding 0.5 lets the fp32 adder round a subnormal half
+            spare[j] = np.abs(values[j]) + np.float32(0.5)
+        small = spare.view(np.uint32)
+        for j in range(n):
+            magnitude = bits[j] & np.uint32(0x7FFFFFFF)
+            odd = (magnitude >> np.uint32(13)) & np.uint32(1)
+            half = np.uint32(magnitude - np.uint32(0x38000000) + np.uint32(0xFFF) + odd) >> np.uint32(13)
+            if magnitude < np.uint32(0x38800000):
+                half = small[j] - np.uint32(0x3F000000)
+            if magnitude >= np.uint32(0x47800000):
+                half = np.uint32(0x7E00) if magnitude > np.uint32(0x7F800000) else np.uint32(0x7C00)
+            halves[lo + j] = half | ((bits[j] >> np.uint32(16)) & np.uint32(0x8000))
+    else:
+        for j in range(n):
+            singles[lo + j] = values[j]
+
+
+@_jit
+def _nonfinite(bits: Any, n: int) -> bool:
+    found = np.uint32(0)
+    for j in range(n):
+        found |= np.uint32(bits[j] & np.uint32(0x7F800000) == np.uint32(0x7F800000))
+    return bool(found != 0)
+
+
+@_jit
+def nonfinite_halves(halves: Any, top: int, begin: int, end: int) -> bool:
+    """Whether 16-bit floats hold NaN or Inf: every exponent bit (``top``) set."""
+    mask = np.uint16(top)
+    found = np.uint16(0)
+    for j in range(begin, end):
+        found |= np.uint16(halves[j] & mask == mask)
+    return bool(found != 0)
+
+
+@_jit_sum
+def _sum_of_squares(values: Any, n: int) -> float:
+    total = 0.0
+    for j in range(n):
+        total += np.float64(values[j]) * np.float64(values[j])
+    return total
+
+
+@_jit
+def affine(
+    rows: Bytes,
+    codes: npt.NDArray[np.int64],
+    anchor: int,
+    plus: npt.NDArray[np.int64],
+    minus: npt.NDArray[np.int64],
+    coefficients: npt.NDArray[np.float32],
+    begin: int,
+    end: int,
+    out: Bytes,
+    out_code: int,
+    squares: npt.NDArray[np.float64],
+    nonfinite: npt.NDArray[np.uint8],
+) -> None:
+    """One block: out = anchor + sum of coefficients[t] * (rows[plus[t]] - rows[minus[t]]).
+
+    Args:
+        rows: Operands' bytes, [k, bytes]; a row's dtype is its entry in ``codes``.
+        anchor: Row of the anchor, or -1 where nothing is added to (and nothing written).
+        minus: Rows subtracted, -1 where a term has none.
+        begin, end: Elements of the rows to compute; the others are left alone.
+        squares: [terms, 2], fp64; receives |plus - minus|^2 and |minus|^2 of each term, added to what is there.
+        nonfinite: [k + 1]; set to 1 for each row, and in the last place for the result, that holds NaN or Inf.
+    """
+    acc = np.empty(_TILE, np.float32)
+    one = np.empty(_TILE, np.float32)
+    two = np.empty(_TILE, np.float32)
+    acc_bits, one_bits, two_bits = acc.view(np.uint32), one.view(np.uint32), two.view(np.uint32)
+    out16, out32 = out.view(np.uint16), out.view(np.float32)
+    for lo in range(begin, end, _TILE):
+        n = min(_TILE, end - lo)
+        if anchor >= 0:
+            row = rows[anchor]
+            _widen(codes[anchor], row.view(np.uint16), row.view(np.float32), lo, n, acc_bits, acc)
+            nonfinite[anchor] |= _nonfinite(acc_bits, n)
+        for t in range(len(plus)):
+            row = rows[plus[t]]
+            _widen(codes[plus[t]], row.view(np.uint16), row.view(np.float32), lo, n, one_bits, one)
+            nonfinite[plus[t]] |= _nonfinite(one_bits, n)
+            if minus[t] >= 0:
+                row = rows[minus[t]]
+                _widen(codes[minus[t]], row.view(np.uint16), row.view(np.float32), lo, n, two_bits, two)
+                nonfinite[minus[t]] |= _nonfinite(two_bits, n)
+                squares[t, 1] += _sum_of_squares(two, n)
+                for j in range(n):
+                    one[j] -= two[j]
+            squares[t, 0] += _sum_of_squares(one, n)
+            if anchor >= 0:
+                coefficient = coefficients[t]
+                for j in range(n):
+                    one[j] *= coefficient
+                for j in range(n):
+                    acc[j] += one[j]
+        if anchor >= 0:
+            _narrow(out_code, acc_bits, acc, two, lo, n, out16, out32)
+            if out_code == 2:
+                nonfinite[-1] |= _nonfinite(acc_bits, n)
+            else:  # a finite fp32 may round to an infinite half
+                nonfinite[-1] |= nonfinite_halves(out16, 0x7F80 if out_code == 1 else 0x7C00, lo, lo + n)
+
+
+@_jit
+def low_rank(left: Any, right: Any, scale: float, transposed: bool, lo: int, out: Any) -> None:
+    """Elements lo.. (flat) of scale * left @ right, or of its transpose, in fp32.
+
+    The sum over the rank runs in order for every element, so that the result does not depend on the slice.
+
+    Args:
+        left: [rows, rank], fp32. right: [rank, columns], fp32.
+        out: [count], fp32; filled.
+    """
+    rank = left.shape[1]
+    width = left.shape[0] if transposed else right.shape[1]
+    j = 0
+    while j < len(out):
+        row, column = (lo + j) // width, (lo + j) % width
+        n = min(width - column, len(out) - j)
+        out[j : j + n] = 0.0
+        for r in range(rank):
+            if transposed:
+                factor = right[r, row]
+                for i in range(n):
+                    out[j + i] += factor * left[column + i, r]
+            else:
+                factor = left[row, r]
+                for i in range(n):
+                    out[j + i] += factor * right[r, column + i]
+        for i in range(n):
+            out[j + i] *= scale
+        j += n
+
+
+def holds_nonfinite(raw: Bytes, dtype: str) -> bool:
+    """Whether a row of floats holds NaN or Inf."""
+    if dtype in ("BF16", "F16"):
+        return bool(nonfinite_halves(raw.view(np.uint16), 0x7F80 if dtype == "BF16" else 0x7C00, 0, raw.nbytes // 2))
+    return not bool(np.isfinite(widen(raw, dtype)).all())
+
+
+def widen(raw: Bytes, dtype: str) -> npt.NDArray[np.floating[Any]]:
+    """A row's bytes as numbers: fp32, or fp64 for F64 (numpy; the kernel's reference)."""
+    if dtype == "BF16":
+        return cast(npt.NDArray[np.floating[Any]], (raw.view(np.uint16).astype(np.uint32) << 16).view(np.float32))
+    if dtype == "F16":
+        return raw.view(np.float16).astype(np.float32)
+    return cast(npt.NDArray[np.floating[Any]], raw.view(np.float32 if dtype == "F32" else np.float64))
+
+
+def narrow(values: npt.NDArray[np.floating[Any]], dtype: str) -> Bytes:
+    """Numbers rounded once to a dtype, as bytes (numpy; the kernel's reference)."""
+    with np.errstate(over="ignore", invalid="ignore"):
+        if dtype != "BF16":
+            target = {"F16": np.float16, "F32": np.float32, "F64": np.float64}[dtype]
+            return np.ascontiguousarray(values.astype(target)).view(np.uint8)
+        bits = _round_to_odd(values).view(np.uint32) if values.dtype == np.float64 else values.view(np.uint32)
+        rounded = (bits.astype(np.uint64) + 0x7FFF + ((bits >> 16) & 1)) >> 16
+        quiet = (bits >> 16) | 0x40
+        halves: Bytes = np.where((bits & 0x7FFFFFFF) > 0x7F800000, quiet, rounded).astype(np.uint16).view(np.uint8)
+        return halves
+
+
+def _round_to_odd(values: npt.NDArray[Any]) -> npt.NDArray[np.float32]:
+    """fp64 to fp32 such that a second rounding, to fewer bits, rounds as if it were the only one."""
+    single = values.astype(np.float32)
+    toward_zero = np.where(
+        np.abs(single.astype(np.float64)) > np.abs(values), np.nextafter(single, np.float32(0)), single
+    )
+    inexact = (toward_zero.astype(np.float64) != values) & np.isfinite(values)
+    odd: npt.NDArray[np.uint32] = toward_zero.astype(np.float32).view(np.uint32) | inexact.astype(np.uint32)
+    return odd.view(np.float32)
+
+
+def affine_numpy(
+    operands: list[npt.NDArray[np.floating[Any]]],
+    anchor: int,
+    plus: list[int],
+    minus: list[int],
+    coefficients: list[float],
+    dtype: str,
+) -> Bytes:
+    """The same arithmetic on whole arrays: fp32, or fp64 where an operand is fp64."""
+    wide: Any = np.float64 if any(o.dtype == np.float64 for o in operands) else np.float32
+    result: npt.NDArray[np.floating[Any]] = operands[anchor].astype(wide)
+    for p, m, coefficient in zip(plus, minus, coefficients, strict=True):
+        difference = operands[p].astype(wide)
+        if m != _NONE:
+            difference = difference - operands[m].astype(wide)
+        result = result + wide(coefficient) * difference
+    return narrow(result, dtype)
+
+
+def squares_numpy(
+    operands: list[npt.NDArray[np.floating[Any]]], plus: list[int], minus: list[int], lo: int, hi: int
+) -> npt.NDArray[np.float64]:
+    """|plus - minus|^2 and |minus|^2 of each term over elements lo..hi: [terms, 2]."""
+    sums = np.zeros((len(plus), 2))
+    for t, (p, m) in enumerate(zip(plus, minus, strict=True)):
+        base = operands[m][lo:hi].astype(np.float64) if m != _NONE else np.zeros(1)
+        sums[t] = np.square(operands[p][lo:hi] - base).sum(), np.square(base).sum()
+    return sums

@@ -1,0 +1,230 @@
+"""The plan: what will be read, computed and written, made from headers alone, with every problem at once."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from .. import dtypes
+from ..errors import WeightopsError
+from ..io.safetensors import StoredTensor, build_header
+from .jobs import Job, LowRank
+
+GIB = 1 << 30
+DEFAULT_SHARD = 5_000_000_000
+DEFAULT_MEMORY = 256 << 20
+_MOST_BLOCKS = 8  # longer slices are no faster: a slice should stay near the cache
+
+
+@dataclass(frozen=True)
+class OutputFile:
+    """A safetensors file to come: its head is known before a byte of data is."""
+
+    name: str
+    head: bytes
+    offsets: Mapping[str, int]
+    size: int
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Everything execution needs, and everything that stands in its way.
+
+    Attributes:
+        jobs: One a tensor, written ones first in the order of the files.
+        files: The safetensors files to write.
+        problems: Each a line; a plan with problems is not executed.
+        notes: What the user should know, no obstacle.
+        recipe: The canonical recipe, as JSON values.
+        allow_nonfinite: Go on where NaN or Inf is found.
+    """
+
+    jobs: tuple[Job, ...]
+    files: tuple[OutputFile, ...]
+    problems: tuple[str, ...]
+    notes: tuple[str, ...]
+    recipe: Mapping[str, Any]
+    allow_nonfinite: bool = False
+    inputs: tuple[Path, ...] = field(default=())
+
+    @property
+    def bytes_written(self) -> int:
+        return sum(file.size for file in self.files)
+
+    @property
+    def bytes_read(self) -> int:
+        return sum(_bytes_read(job) for job in self.jobs)
+
+    @property
+    def work(self) -> int:
+        """The sum of what ``progress`` is called with while the plan is executed."""
+        return sum(job.count * job.widest * (len(job.operands) + job.written) for job in self.jobs)
+
+    def check(self) -> None:
+        """Raise every problem.
+
+        Raises:
+            WeightopsError: the plan has problems.
+        """
+        if self.problems:
+            raise WeightopsError(*self.problems)
+
+    def slice_blocks(self, threads: int, memory: int) -> int:
+        """Blocks in a slice such that every thread's buffers fit into ``memory`` bytes together.
+
+        Raises:
+            WeightopsError: not even one block a thread fits.
+        """
+        block, factors = self._largest()
+        fitting = (memory // threads - factors) // block
+        if fitting < 1:
+            need = math.ceil(threads * (block + factors) / (1 << 20))
+            raise WeightopsError(
+                f"--memory {memory >> 20}MiB is too little for {threads} threads; give at least "
+                f"{need}MiB, or fewer threads"
+            )
+        return min(fitting, _MOST_BLOCKS)
+
+    def peak_memory(self, threads: int, memory: int) -> int:
+        """Bytes of slice buffers while the plan is executed."""
+        block, factors = self._largest()
+        return threads * (block * self.slice_blocks(threads, memory) + factors)
+
+    def _largest(self) -> tuple[int, int]:
+        """Buffer bytes of the hungriest job's block, and of the largest low-rank factors."""
+        blocks = (job.block_elements * job.row_bytes for job in self.jobs)
+        return max(blocks, default=1) or 1, max((job.factor_bytes for job in self.jobs), default=0)
+
+    def identity(self) -> dict[str, Any]:
+        """What a resumed run has in common with the run it resumes: the recipe, the layout and the inputs' state."""
+        layout = hashlib.sha256(b"".join(file.name.encode() + file.head for file in self.files)).hexdigest()
+        return {"recipe": self.recipe, "layout": layout, "inputs": {str(path): _state(path) for path in self.inputs}}
+
+
+def make_plan(
+    jobs: Iterable[Job],
+    recipe: Mapping[str, Any],
+    *,
+    problems: Iterable[str] = (),
+    notes: Iterable[str] = (),
+    shard_size: int = DEFAULT_SHARD,
+    allow_nonfinite: bool = False,
+) -> Plan:
+    """Lay the jobs' results out in files and gather the problems that headers can show.
+
+    Args:
+        shard_size: Most bytes of data in a file; a single tensor may be larger.
+    """
+    jobs = tuple(jobs)
+    found = [*problems, *(problem for job in jobs for problem in _job_problems(job))]
+    written = [job for job in jobs if job.written]
+    if not written and not found:
+        found.append("nothing to write: the sources have no tensor in common")
+    files = () if found else _files(written, shard_size)
+    order = {name: number for number, name in enumerate(name for file in files for name in file.offsets)}
+    jobs = tuple(sorted(jobs, key=lambda job: (not job.written, order.get(job.name, 0))))
+    inputs = sorted({tensor.file for job in jobs for tensor in stored(job)})
+    return Plan(
+        jobs, files, tuple(dict.fromkeys(found)), tuple(dict.fromkeys(notes)), recipe, allow_nonfinite, tuple(inputs)
+    )
+
+
+def stored(job: Job) -> tuple[StoredTensor, ...]:
+    """The stored tensors that a job reads."""
+    found: list[StoredTensor] = []
+    for operand in job.operands:
+        found += [operand.left, operand.right] if isinstance(operand, LowRank) else [operand]
+    return (*found, *(patch.source for patch in job.patches))
+
+
+def parse_size(text: str) -> int:
+    """Bytes of a size as people write it.
+
+    Raises:
+        WeightopsError: not a size.
+
+    >>> parse_size("512MiB"), parse_size("5GB"), parse_size("1000")
+    (536870912, 5000000000, 1000)
+    """
+    units = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}
+    units |= {"KIB": 2**10, "MIB": 2**20, "GIB": 2**30, "TIB": 2**40}
+    number = text.strip().rstrip("BKMGTIbkmgti")
+    unit = text.strip()[len(number) :].upper()
+    try:
+        size = int(float(number) * units[unit])
+    except (ValueError, KeyError, OverflowError):
+        raise WeightopsError(f"{text!r} is not a size; write for example 512MiB or 5GB") from None
+    if size <= 0:
+        raise WeightopsError(f"{text!r} is not a size; it must be more than 0")
+    return size
+
+
+def _files(jobs: Sequence[Job], shard_size: int) -> tuple[OutputFile, ...]:
+    """Fill files in the order of the jobs, a new one where the next tensor would pass ``shard_size``."""
+    shards: list[list[Job]] = [[]]
+    filled = 0
+    for job in jobs:
+        size = dtypes.nbytes(job.dtype, job.shape)
+        if shards[-1] and filled + size > shard_size:
+            shards.append([])
+            filled = 0
+        shards[-1].append(job)
+        filled += size
+    return tuple(_output_file(shard, number, len(shards)) for number, shard in enumerate(shards, 1))
+
+
+def _output_file(jobs: Sequence[Job], number: int, of: int) -> OutputFile:
+    name = "model.safetensors" if of == 1 else f"model-{number:05d}-of-{of:05d}.safetensors"
+    head, offsets = build_header({job.name: (job.dtype, job.shape) for job in jobs})
+    size = len(head) + sum(dtypes.nbytes(job.dtype, job.shape) for job in jobs)
+    return OutputFile(name, head, offsets, size)
+
+
+def _job_problems(job: Job) -> Iterable[str]:
+    """What the headers of one job's operands rule out."""
+    for tensor in dict.fromkeys(stored(job)):
+        if tensor.dtype in dtypes.QUANTISED_FLOATS:
+            yield quantised(tensor)
+    mixed = {tensor.dtype in dtypes.FLOATS for tensor in stored(job)} | {job.dtype in dtypes.FLOATS}
+    if len(mixed) > 1:
+        kinds = sorted({tensor.dtype for tensor in stored(job)} | {job.dtype})
+        yield f"{job.name}: floats and integers together ({', '.join(kinds)}); leave it out by --exclude"
+    whole = [(operand, operand.shape) for operand in job.operands if job.written and not job.patches]
+    for operand, shape in whole:
+        if shape != job.shape:
+            where = operand.file if isinstance(operand, StoredTensor) else operand.left.file
+            yield (
+                f"{job.name}: shape {shape} in {where}, {job.shape} in the output; the models must "
+                "share an architecture"
+            )
+
+
+def quantised(tensor: StoredTensor) -> str:
+    """The problem line for a tensor that holds quantised weights."""
+    return (
+        f"{tensor.file}: {tensor.name} is quantised ({tensor.dtype}); dequantise first: load it in transformers, "
+        "call model.dequantize() and model.save_pretrained(FOLDER)"
+    )
+
+
+def _bytes_read(job: Job) -> int:
+    return sum(tensor.nbytes for tensor in stored(job))
+
+
+def _state(path: Path) -> list[int | str]:
+    """What changes when a file's bytes are replaced: size, time and header."""
+    info = os.stat(path)
+    with open(path, "rb") as stream:
+        head = stream.read(8 + min(int.from_bytes(stream.read(8), "little"), info.st_size))
+    return [info.st_size, info.st_mtime_ns, hashlib.sha256(head).hexdigest()]
+
+
+def canonical(value: Any) -> str:
+    """JSON with one spelling: keys sorted, no spaces."""
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False)

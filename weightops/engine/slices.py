@@ -1,0 +1,190 @@
+"""One slice: its operands read into a buffer, its result computed there."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from .. import dtypes
+from ..errors import WeightopsError
+from ..io.safetensors import StoredTensor
+from . import kernels
+from .jobs import Job, LowRank, Operand, Patch, Slice
+
+Bytes = npt.NDArray[np.uint8]
+Squares = npt.NDArray[np.float64]
+
+
+def rows_of(piece: Slice, buffer: Bytes) -> Bytes:
+    """The buffer as one row an operand, and a last one for the result: [operands + 1, bytes]."""
+    width = piece.blocks * piece.job.block_elements * piece.job.widest
+    count = len(piece.job.operands) + 1
+    return buffer[: count * width].reshape(count, width)
+
+
+def compute(piece: Slice, rows: Bytes, files: Mapping[Path, int], *, allow_nonfinite: bool) -> tuple[Bytes, Squares]:
+    """Read a slice's operands and compute its result.
+
+    Args:
+        rows: The buffer, from :func:`rows_of`; the operands' bytes are left in it.
+        files: Open descriptors.
+
+    Returns:
+        The result's bytes (in ``rows``), and |plus - minus|^2, |minus|^2 of each term: [blocks, terms, 2].
+
+    Raises:
+        WeightopsError: NaN or Inf, integer tensors that differ, or a file that ended early.
+    """
+    job = piece.job
+    for row, operand in zip(rows, job.operands, strict=False):
+        _read_operand(operand, piece, row, files)
+    size = (piece.end - piece.begin) * dtypes.itemsize(job.dtype)
+    squares = np.zeros((piece.blocks, len(job.terms), 2))
+    flags: Sequence[object] = ()
+    if job.dtype not in dtypes.FLOATS:
+        result = rows[0][:size]
+        _check_equal(job, rows, size)
+    elif job.copies:
+        result = rows[0][:size]
+        flags = [kernels.holds_nonfinite(result, job.dtype)]
+    else:
+        result = rows[-1][:size]
+        wide = "F64" in (job.dtype, *map(dtype_of, job.operands))
+        flags = (_affine_wide if wide else _affine)(piece, rows, squares)
+    if not allow_nonfinite:
+        _refuse_nonfinite(job, flags)
+    for patch in job.patches:
+        _apply_patch(piece, patch, result, files)
+    return result, squares
+
+
+def dtype_of(operand: Operand) -> str:
+    """The dtype of an operand's row: a low-rank update is expanded in fp32."""
+    return operand.dtype if isinstance(operand, StoredTensor) else "F32"
+
+
+def _rows_by_role(job: Job) -> tuple[int, list[int], list[int], list[float]]:
+    """Row of the anchor, of each term's plus and minus (-1: none), and the coefficients."""
+    place = {operand: row for row, operand in enumerate(job.operands)}
+    anchor = -1 if job.anchor is None else place[job.anchor]
+    plus = [place[term.plus] for term in job.terms]
+    minus = [-1 if term.minus is None else place[term.minus] for term in job.terms]
+    return anchor, plus, minus, [term.coefficient for term in job.terms]
+
+
+def _affine(piece: Slice, rows: Bytes, squares: Squares) -> Sequence[object]:
+    """Run the kernel block by block, so that sums do not depend on the slice; returns who holds NaN or Inf."""
+    job = piece.job
+    anchor, plus, minus, coefficients = _rows_by_role(job)
+    codes = np.array([kernels.CODES[dtype_of(operand)] for operand in job.operands], np.int64)
+    found = np.zeros(len(rows), np.uint8)
+    for block, (lo, hi) in enumerate(piece.spans):
+        kernels.affine(
+            rows, codes, anchor, np.array(plus, np.int64), np.array(minus, np.int64),
+            np.array(coefficients, np.float32), lo, hi, rows[-1], kernels.CODES[job.dtype], squares[block], found,
+        )  # fmt: skip
+    return [bool(flag) for flag in found]
+
+
+def _affine_wide(piece: Slice, rows: Bytes, squares: Squares) -> Sequence[object]:
+    """The same in numpy, in fp64: where an operand or the result is fp64."""
+    job, count = piece.job, piece.end - piece.begin
+    anchor, plus, minus, coefficients = _rows_by_role(job)
+    names = [dtype_of(operand) for operand in job.operands]
+    wide = [kernels.widen(row[: count * dtypes.itemsize(n)], n) for row, n in zip(rows, names, strict=False)]
+    flags = [not np.isfinite(values).all() for values in wide]
+    for block, (lo, hi) in enumerate(piece.spans):
+        squares[block] = kernels.squares_numpy(wide, plus, minus, lo, hi)
+    if job.written:
+        result = kernels.affine_numpy(wide, anchor, plus, minus, coefficients, job.dtype)
+        rows[-1][: len(result)] = result
+        flags.append(kernels.holds_nonfinite(result, job.dtype))
+    return flags
+
+
+def _check_equal(job: Job, rows: Bytes, size: int) -> None:
+    """An integer tensor is nobody's average: it is copied when all operands agree."""
+    for row, operand in zip(rows[1:], job.operands[1:], strict=False):
+        if not np.array_equal(row[:size], rows[0][:size]):
+            raise WeightopsError(
+                f"{file_of(operand)}: {operand.name} holds integers that differ from the base's; "
+                "leave it out by --exclude"
+            )
+
+
+def _refuse_nonfinite(job: Job, found: Sequence[object]) -> None:
+    """Name whoever holds NaN or Inf: an operand, or, last, the result."""
+    for operand, bad in zip(job.operands, found, strict=False):
+        if bad:
+            raise WeightopsError(
+                f"{file_of(operand)}: {operand.name} holds NaN or Inf; repair the source, or go on "
+                "with --allow-nonfinite"
+            )
+    if any(found):
+        raise WeightopsError(
+            f"{job.name}: the result does not fit {job.dtype} (NaN or Inf); lower the scale, widen --dtype, "
+            "or go on with --allow-nonfinite"
+        )
+
+
+def file_of(operand: Operand) -> Path:
+    """The file to name in a message."""
+    return operand.file if isinstance(operand, StoredTensor) else operand.left.file
+
+
+def _read_operand(operand: Operand, piece: Slice, row: Bytes, files: Mapping[Path, int]) -> None:
+    """A slice of one operand into its row; past the operand's end there are zeros."""
+    if isinstance(operand, LowRank):
+        left, right = (_factor(factor, files) for factor in (operand.left, operand.right))
+        out = row.view(np.float32)[: piece.end - piece.begin]
+        kernels.low_rank(left, right, operand.scale, operand.transposed, piece.begin, out)
+        return
+    size = dtypes.itemsize(operand.dtype)
+    begin, end = min(piece.begin, operand.count), min(piece.end, operand.count)
+    row[(end - begin) * size : (piece.end - piece.begin) * size] = 0
+    read_exactly(files[operand.file], row[: (end - begin) * size], operand.offset + begin * size, operand.file)
+
+
+def _factor(tensor: StoredTensor, files: Mapping[Path, int]) -> npt.NDArray[np.float32]:
+    raw = np.empty(tensor.nbytes, np.uint8)
+    read_exactly(files[tensor.file], raw, tensor.offset, tensor.file)
+    return kernels.widen(raw, tensor.dtype).astype(np.float32).reshape(tensor.shape)
+
+
+def _apply_patch(piece: Slice, patch: Patch, result: Bytes, files: Mapping[Path, int]) -> None:
+    lo, hi = max(piece.begin, patch.at), min(piece.end, patch.at + patch.count)
+    if lo >= hi:
+        return
+    source, size = patch.source, dtypes.itemsize(patch.source.dtype)
+    raw = np.empty((hi - lo) * size, np.uint8)
+    read_exactly(files[source.file], raw, source.offset + (patch.begin + lo - patch.at) * size, source.file)
+    if source.dtype != piece.job.dtype:
+        raw = kernels.narrow(kernels.widen(raw, source.dtype), piece.job.dtype)
+    size = dtypes.itemsize(piece.job.dtype)
+    result[(lo - piece.begin) * size : (hi - piece.begin) * size] = raw
+
+
+def read_exactly(descriptor: int, into: Bytes, offset: int, file: Path) -> None:
+    """Fill an array from a file.
+
+    Raises:
+        WeightopsError: the file ends before.
+    """
+    view = memoryview(into.data)
+    while len(view):
+        got = os.preadv(descriptor, [view], offset)
+        if got == 0:
+            raise WeightopsError(f"{file}: ended early; it was changed while it was read, run again")
+        view, offset = view[got:], offset + got
+
+
+def write_all(descriptor: int, data: Bytes, offset: int) -> None:
+    """Write an array into a file."""
+    view = memoryview(data.data)
+    while len(view):
+        written = os.pwrite(descriptor, view, offset)
+        view, offset = view[written:], offset + written

@@ -1,0 +1,82 @@
+"""What execution measures on the way: content digests and sums of squares."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from blake3 import blake3
+
+from ..io.safetensors import StoredTensor
+from .jobs import Job, Slice
+from .plan import Plan
+
+#: What one block leaves behind: digests of the operands it owns, digest of what was written, squares of its terms.
+Record = dict[str, Any]
+
+
+@dataclass
+class Tally:
+    """What was measured, summed in the order of the plan.
+
+    Attributes:
+        inputs: Content digest of every stored tensor that was read whole.
+        outputs: Content digest of every tensor written.
+        squares: By job, for each term: |plus - minus|^2 and |minus|^2.
+    """
+
+    inputs: dict[StoredTensor, str] = field(default_factory=dict)
+    outputs: dict[str, str] = field(default_factory=dict)
+    squares: dict[Job, list[tuple[float, float]]] = field(default_factory=dict)
+
+
+def block_digest(data: Any) -> str:
+    """Digest of one block's bytes: BLAKE3. A tensor's digest is that of its blocks' digests, end to end."""
+    return str(blake3(data).hexdigest())
+
+
+def owned_operands(plan: Plan) -> list[list[StoredTensor]]:
+    """For each job, the stored tensors that it hashes: those it is the first to read whole."""
+    seen: set[StoredTensor] = set()
+    owned: list[list[StoredTensor]] = []
+    for job in plan.jobs:
+        whole = [o for o in job.operands if isinstance(o, StoredTensor) and o.count == job.count and o not in seen]
+        seen.update(whole)
+        owned.append(whole)
+    return owned
+
+
+class Gather:
+    """Folds the blocks' records, which come in the order of the plan, into a tally."""
+
+    def __init__(self, owned: list[list[StoredTensor]]) -> None:
+        self.tally = Tally()
+        self._owned = owned
+        self._reading: dict[StoredTensor, Any] = {}
+        self._writing: Any = blake3()
+
+    def begin(self, plan: Plan) -> None:
+        """Tensors without elements have no blocks; their digest is that of nothing."""
+        for number, job in enumerate(plan.jobs):
+            if job.count == 0:
+                self._close(number, job)
+
+    def add(self, piece: Slice, records: list[Record]) -> None:
+        """Fold in a slice."""
+        sums = self.tally.squares.setdefault(piece.job, [(0.0, 0.0)] * len(piece.job.terms))
+        for record in records:
+            for tensor, digest in zip(self._owned[piece.number], record["in"], strict=True):
+                self._reading.setdefault(tensor, blake3()).update(bytes.fromhex(digest))
+            if piece.job.written:
+                self._writing.update(bytes.fromhex(record["out"]))
+            for t, (change, base) in enumerate(record.get("squares", ())):
+                sums[t] = (sums[t][0] + change, sums[t][1] + base)
+        if piece.end == piece.job.count:
+            self._close(piece.number, piece.job)
+
+    def _close(self, number: int, job: Job) -> None:
+        for tensor in self._owned[number]:
+            self.tally.inputs[tensor] = self._reading.pop(tensor, blake3()).hexdigest()
+        if job.written:
+            self.tally.outputs[job.name] = self._writing.hexdigest()
+            self._writing = blake3()

@@ -1,0 +1,1 @@
+"""Guards: models that say with one token whether a text is safe."""

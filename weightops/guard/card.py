@@ -1,0 +1,111 @@
+"""``guard.json``: how a guard is asked and how its answer is read."""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any
+
+from ..errors import WeightopsError
+
+NAME = "guard.json"
+
+
+@dataclass(frozen=True)
+class GuardCard:
+    """What belongs to a guard beside its weights.
+
+    The classifier is Guard Vector's (arXiv 2509.23381): the probability that a text is unsafe is the softmax over the
+    two label logits at the first position of the answer, and the text is unsafe from the threshold up.
+
+    Attributes:
+        system: The system text the guard was trained with.
+        labels: The words it answers with: safe, unsafe.
+        label_ids: The token of each label.
+        threshold: From this probability on, a text is unsafe.
+
+    Raises:
+        WeightopsError: a field is not what it must be; every such field is named.
+    """
+
+    system: str
+    labels: tuple[str, str]
+    label_ids: tuple[int, int]
+    threshold: float = 0.5
+
+    def __post_init__(self) -> None:
+        if faults := list(_faults(asdict(self))):
+            raise WeightopsError(*faults)
+
+    @classmethod
+    def read(cls, folder: Path) -> GuardCard:
+        """The card of a model folder.
+
+        Raises:
+            WeightopsError: there is none, it cannot be read, or it is not a guard's card.
+        """
+        file = folder / NAME
+        try:
+            values = json.loads(file.read_text("utf-8"))
+        except FileNotFoundError:
+            raise WeightopsError(
+                f"{file}: missing, so {folder} is not a guard; train one, or say how to ask it"
+            ) from None
+        except OSError as error:
+            raise WeightopsError(f"{file}: cannot be read ({error.strerror}); check its permissions") from error
+        except (ValueError, RecursionError) as error:
+            raise WeightopsError(f"{file}: not valid JSON; restore the file") from error
+        try:
+            return cls.parse(values)
+        except WeightopsError as error:
+            raise WeightopsError(*(f"{file}: {problem}" for problem in error.problems)) from error
+
+    @classmethod
+    def parse(cls, values: Any) -> GuardCard:
+        """The card in a decoded JSON value.
+
+        Raises:
+            WeightopsError: a key is missing or unknown, or a value is not what it must be.
+        """
+        if not isinstance(values, dict):
+            raise WeightopsError("a guard's card is a JSON object")
+        known = {field.name for field in fields(cls)}
+        wrong = [f"{key} is missing" for key in sorted(known - {"threshold"} - values.keys())]
+        wrong += [f"unknown key {key!r}; known are {', '.join(sorted(known))}" for key in sorted(values.keys() - known)]
+        if wrong:
+            raise WeightopsError(*wrong)
+        pairs: dict[str, Any] = {
+            key: tuple(value) if isinstance(value, list) else value for key, value in values.items()
+        }
+        return cls(**pairs)
+
+    def to_json(self) -> str:
+        """The card as it stands in a file."""
+        return json.dumps(asdict(self), indent=2, ensure_ascii=False) + "\n"
+
+    def write(self, folder: Path) -> Path:
+        """Write the card into a model folder, in one step; the file written."""
+        file, beside = folder / NAME, folder / f".{NAME}.part"
+        beside.write_text(self.to_json(), "utf-8")
+        os.replace(beside, file)
+        return file
+
+
+def _faults(values: dict[str, Any]) -> list[str]:
+    labels, ids, threshold = values["labels"], values["label_ids"], values["threshold"]
+    faults = []
+    if not isinstance(values["system"], str):
+        faults.append("system must be a text")
+    if not _pair(labels, str) or "" in labels or labels[0] == labels[1]:
+        faults.append(f"labels must be two different words, safe then unsafe; found {labels!r}")
+    if not _pair(ids, int) or min(ids) < 0 or ids[0] == ids[1]:
+        faults.append(f"label_ids must be two different token ids; found {ids!r}")
+    if type(threshold) not in (int, float) or not 0 < threshold < 1:
+        faults.append(f"threshold must lie between 0 and 1; found {threshold!r}")
+    return faults
+
+
+def _pair(value: Any, of: type) -> bool:
+    return isinstance(value, tuple) and len(value) == 2 and all(type(item) is of for item in value)

@@ -1,0 +1,1 @@
+"""What lies on disk: headers, folders, adapters, and the staged output folder."""

@@ -1,0 +1,128 @@
+"""A PEFT LoRA folder as a delta: products of factors, never the factors averaged."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from ..errors import WeightopsError
+from .folder import read_json, tensors_of_file
+from .safetensors import StoredTensor
+
+CONFIG = "adapter_config.json"
+WEIGHTS = "adapter_model.safetensors"
+
+_PREFIX = re.compile(r"^base_model\.model\.")
+_FACTOR = re.compile(r"^(?P<module>.+)\.lora_(?P<embedding>embedding_)?(?P<side>[AB])(?:\.weight)?$")
+
+
+@dataclass(frozen=True)
+class Update:
+    """One module's factors: scale * left @ right, or its transpose, is added to ``{module}.weight``."""
+
+    left: StoredTensor
+    right: StoredTensor
+    scale: float
+    transposed: bool
+
+
+@dataclass(frozen=True, eq=False)
+class Adapter:
+    """A LoRA adapter as it lies on disk.
+
+    Attributes:
+        updates: By the name of the tensor that is changed.
+        replaced: Tensors that the adapter holds whole (``modules_to_save``), by name.
+    """
+
+    spec: str
+    folder: Path
+    updates: Mapping[str, Update]
+    replaced: Mapping[str, StoredTensor] = field(default_factory=dict)
+
+    @property
+    def files(self) -> tuple[Path, ...]:
+        return tuple(sorted({u.left.file for u in self.updates.values()} | {t.file for t in self.replaced.values()}))
+
+    def __repr__(self) -> str:
+        return f"Adapter({self.spec!r}, {len(self.updates)} updates)"
+
+
+def is_adapter(folder: Path) -> bool:
+    """Whether a folder holds a PEFT adapter and no model."""
+    return (folder / CONFIG).exists() and not (folder / "config.json").exists()
+
+
+def read_adapter(folder: Path, spec: str) -> Adapter:
+    """Read a LoRA folder's configuration and headers.
+
+    Raises:
+        WeightopsError: not LoRA, or a variant whose delta is no plain product (DoRA), or a factor without its partner.
+    """
+    config = read_json(folder / CONFIG)
+    if config.get("peft_type") != "LORA":
+        raise WeightopsError(
+            f"{folder}: adapter of type {config.get('peft_type')!r}; only LORA has a delta that can be added"
+        )
+    for key in ("use_dora", "use_qalora", "lora_bias"):
+        if config.get(key):
+            raise WeightopsError(
+                f"{folder / CONFIG}: {key} is set, its delta is no plain product; merge it with PEFT's merge_and_unload"
+            )
+    factors, replaced = _sort(_tensors(folder))
+    updates = {}
+    for (module, embedding), sides in factors.items():
+        if set(sides) != {"A", "B"}:
+            raise WeightopsError(
+                f"{folder}: {module} has lora_{''.join(sides)} without its partner; the adapter is incomplete"
+            )
+        updates[f"{module}.weight"] = _update(config, module, sides, embedding)
+    if not updates and not replaced:
+        raise WeightopsError(f"{folder}: the adapter changes no tensor; check {WEIGHTS}")
+    return Adapter(spec, folder, updates, replaced)
+
+
+def _tensors(folder: Path) -> dict[str, StoredTensor]:
+    if (folder / WEIGHTS).exists():
+        return tensors_of_file(folder / WEIGHTS)
+    if (folder / "adapter_model.bin").exists():
+        from .pickled import converted  # torch is wanted only for this
+
+        return tensors_of_file(converted(folder / "adapter_model.bin") / "model.safetensors")
+    raise WeightopsError(f"{folder}: no {WEIGHTS}; an adapter folder needs it")
+
+
+def _sort(
+    tensors: Mapping[str, StoredTensor],
+) -> tuple[dict[tuple[str, bool], dict[str, StoredTensor]], dict[str, StoredTensor]]:
+    """Tensors by role: factors by (module, of an embedding) and side, and whole replacements by name."""
+    factors: dict[tuple[str, bool], dict[str, StoredTensor]] = {}
+    replaced: dict[str, StoredTensor] = {}
+    for name, tensor in tensors.items():
+        name = _PREFIX.sub("", name)
+        if match := _FACTOR.match(name):
+            key = match["module"], match["embedding"] is not None
+            factors.setdefault(key, {})[match["side"]] = tensor
+        else:
+            replaced[re.sub(r"\.(modules_to_save(\.default)?|base_layer)\.", ".", name)] = tensor
+    return factors, replaced
+
+
+def _update(config: Mapping[str, Any], module: str, sides: Mapping[str, StoredTensor], embedding: bool) -> Update:
+    """PEFT stores A as [rank, in], B as [out, rank]; an embedding's update is (B @ A) transposed, as is a Conv1D's."""
+    rank = sides["A"].shape[0]
+    alpha = _by_pattern(config.get("alpha_pattern"), module, config.get("lora_alpha") or 8)
+    scale = alpha / (math.sqrt(rank) if config.get("use_rslora") else rank)
+    return Update(sides["B"], sides["A"], scale, embedding or bool(config.get("fan_in_fan_out")))
+
+
+def _by_pattern(patterns: Mapping[str, float] | None, module: str, default: float) -> float:
+    """PEFT's rule: a pattern is a regular expression for the end of a module's name."""
+    for pattern, value in (patterns or {}).items():
+        if re.match(rf"(.*\.)?({pattern})$", module):
+            return float(value)
+    return float(default)

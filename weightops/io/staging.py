@@ -1,0 +1,234 @@
+"""The output while it is being made: a hidden folder beside its place, renamed into place when it is whole.
+
+A run that is killed leaves the folder and its journal; the same command resumes there and ends in the same bytes. What
+the journal calls done has reached the disk. Two processes cannot write one output: the folder is locked.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import json
+import os
+import shutil
+import time
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from ..errors import WeightopsError
+
+_FLUSH_SECONDS = 2.0
+_JOURNAL, _IDENTITY, _LOCK = "journal.jsonl", "plan.json", "lock"
+
+
+class Staging:
+    """The staged output folder; a context manager.
+
+    Leaving it by an error that a repeated run would meet again (a :class:`WeightopsError`) removes the folder;
+    anything else (an interrupt, a full disk) keeps it for the run that resumes.
+    """
+
+    def __init__(self, out: Path, identity: Mapping[str, Any], *, overwrite: bool = False) -> None:
+        self.out = Path(os.path.abspath(out))
+        self.folder = self.out.parent / f".{self.out.name}.weightops"
+        self._identity = json.loads(json.dumps(identity))
+        self._overwrite = overwrite
+        self._files: dict[str, int] = {}
+        self._pending: list[str] = []
+        self._flushed = time.monotonic()
+
+    def __enter__(self) -> Staging:
+        try:
+            self.out.parent.mkdir(parents=True, exist_ok=True)
+            self.folder.mkdir(exist_ok=True)
+            self.model.mkdir(exist_ok=True)
+            self._lock = os.open(self.folder / _LOCK, os.O_RDWR | os.O_CREAT, 0o644)
+        except OSError as error:
+            raise WeightopsError(f"{self.out}: cannot be written ({error.strerror}); choose another --out") from error
+        try:
+            self._take_lock()
+            self._adopt()
+        except BaseException:
+            os.close(self._lock)
+            raise
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if isinstance(error, WeightopsError):
+            self._close_files()
+            shutil.rmtree(self.folder, ignore_errors=True)
+        elif kind is not None:
+            try:
+                self.flush()
+            except OSError:  # a disk that is full: what the journal holds already is still true
+                self._pending.clear()
+        self._close_files()
+        os.close(self._lock)
+
+    @property
+    def model(self) -> Path:
+        """Where the files of the output stand until it is whole."""
+        return self.folder / "model"
+
+    def done(self) -> list[dict[str, Any]]:
+        """The journal of the run that is resumed; empty on a first run."""
+        records = []
+        try:
+            lines = (self.folder / _JOURNAL).read_text("utf-8").splitlines()
+        except FileNotFoundError:
+            return []
+        for line in lines:
+            try:
+                records.append(json.loads(line))
+            except ValueError:  # the line that a kill cut short
+                break
+        if len(records) < len(lines):
+            text = "".join(f"{line}\n" for line in lines[: len(records)])
+            (self.folder / _JOURNAL).write_text(text, "utf-8")
+        return records
+
+    def allocate(self, name: str, head: bytes, size: int) -> int:
+        """A file of its final size with its head in place; returns its descriptor.
+
+        Raises:
+            WeightopsError: the disk has no room.
+        """
+        descriptor = os.open(self.model / name, os.O_RDWR | os.O_CREAT, 0o644)
+        self._files[name] = descriptor
+        try:
+            os.posix_fallocate(descriptor, 0, size)
+        except OSError as error:
+            if error.errno not in (errno.EOPNOTSUPP, errno.EINVAL):
+                raise WeightopsError(
+                    f"{self.model / name}: no room for {size} bytes ({error.strerror}); free some space"
+                ) from error
+            os.ftruncate(descriptor, size)
+        os.pwrite(descriptor, head, 0)
+        return descriptor
+
+    def record(self, entry: Mapping[str, Any]) -> None:
+        """Note a finished slice; it counts as done once its data and the note are on disk."""
+        self._pending.append(json.dumps(entry, separators=(",", ":")))
+        if time.monotonic() - self._flushed > _FLUSH_SECONDS:
+            self.flush()
+
+    def flush(self) -> None:
+        """Bring data, then notes, to the disk."""
+        if self._pending:
+            for descriptor in self._files.values():
+                os.fdatasync(descriptor)
+            with open(self.folder / _JOURNAL, "a", encoding="utf-8") as journal:
+                journal.write("\n".join(self._pending) + "\n")
+                journal.flush()
+                os.fsync(journal.fileno())
+            self._pending.clear()
+        self._flushed = time.monotonic()
+
+    def write(self, name: str, content: bytes) -> None:
+        """A small file of the output."""
+        path = self.model / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with open(path, "wb") as stream:
+            stream.write(content)
+            stream.flush()
+            os.fsync(stream.fileno())
+
+    def commit(self) -> None:
+        """Put the whole output in its place. After a crash there is either the old output or the new one."""
+        for descriptor in self._files.values():
+            os.fsync(descriptor)
+        self._close_files()
+        _sync_folder(self.model)
+        displaced = self.folder / "displaced"
+        if self.out.exists():
+            self.out.rename(displaced)
+        self.model.rename(self.out)
+        _sync_folder(self.out.parent)
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+    def _take_lock(self) -> None:
+        try:
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            ours = os.path.samestat(os.fstat(self._lock), os.stat(self.folder / _LOCK))  # not one that was swept away
+        except OSError:
+            ours = False
+        if not ours:
+            raise WeightopsError(f"{self.out}: another process is writing it; wait for it, or choose another --out")
+
+    def _adopt(self) -> None:
+        """Take over what an earlier run left, if it was a run of the same plan on the same inputs."""
+        displaced = self.folder / "displaced"
+        if displaced.exists() and not self.out.exists():  # killed between the two renames of commit()
+            displaced.rename(self.out)
+        path = self.folder / _IDENTITY
+        if self.out.exists() and not self._overwrite:
+            if not path.exists():
+                shutil.rmtree(self.folder, ignore_errors=True)
+            raise WeightopsError(exists_already(self.out))
+        try:
+            left = json.loads(path.read_text("utf-8"))
+        except (FileNotFoundError, ValueError):
+            left = None
+        if left != self._identity:
+            if left is not None and not self._overwrite:
+                raise WeightopsError(_cannot_resume(self.out, left, self._identity))
+            self._start_over()
+
+    def _start_over(self) -> None:
+        shutil.rmtree(self.model)
+        self.model.mkdir()
+        (self.folder / _JOURNAL).unlink(missing_ok=True)
+        (self.folder / _IDENTITY).write_text(json.dumps(self._identity), "utf-8")
+
+    def _close_files(self) -> None:
+        for descriptor in self._files.values():
+            os.close(descriptor)
+        self._files.clear()
+
+
+def output_problems(out: Path, inputs: Iterable[Path], size: int, *, overwrite: bool) -> list[str]:
+    """What stands in the way of writing ``size`` bytes to ``out``: it exists, holds an input, or the disk is too small.
+
+    Args:
+        inputs: Files and folders that are read.
+    """
+    problems = []
+    place = out.resolve()
+    for source in sorted({path.resolve() for path in inputs}):
+        folder = source if source.is_dir() else source.parent
+        if place == folder or (place.is_relative_to(folder) and source.is_dir()) or source.is_relative_to(place):
+            problems.append(f"{out}: the output would lie in or over the input {source}; choose another --out")
+    if out.exists() and not overwrite:
+        problems.append(exists_already(out))
+    parent = next(folder for folder in place.parents if folder.exists())
+    staged = place.parent / f".{place.name}.weightops" / "model"
+    free = shutil.disk_usage(parent).free + sum(f.stat().st_blocks * 512 for f in staged.glob("*.safetensors"))
+    if free < size:
+        problems.append(
+            f"{out}: needs {size / 1e9:.2f} GB, {free / 1e9:.2f} GB are free; free some space or choose another --out"
+        )
+    return problems
+
+
+def exists_already(out: Path) -> str:
+    """The problem line for an output that is there."""
+    return f"{out}: exists already; choose another --out, or give --overwrite to replace it"
+
+
+def _cannot_resume(out: Path, left: Mapping[str, Any], now: Mapping[str, Any]) -> str:
+    before, after = left.get("inputs", {}), now["inputs"]
+    changed = sorted(path for path in after if path in before and before[path] != after[path])
+    why = f"its input {changed[0]} has changed since" if changed else "it was another recipe or other sources"
+    return f"{out}: an unfinished run is there and cannot be resumed, {why}; --overwrite discards it and starts over"
+
+
+def _sync_folder(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

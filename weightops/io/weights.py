@@ -1,0 +1,37 @@
+"""An opened source: a table of stored tensors, and the folder they came with."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from .safetensors import StoredTensor
+
+
+@dataclass(frozen=True, eq=False)
+class Weights:
+    """A checkpoint as it lies on disk. Two openings of one source are two values.
+
+    Attributes:
+        spec: What the user named: a path, ``org/name``, an alias.
+        tensors: Every tensor, by name.
+        folder: Where configuration and tokenizer lie; ``None`` for a bare file.
+        revision: The hub's commit, where there is one.
+        config: ``config.json``, empty where there is none.
+    """
+
+    spec: str
+    tensors: Mapping[str, StoredTensor]
+    folder: Path | None = None
+    revision: str | None = None
+    config: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def files(self) -> tuple[Path, ...]:
+        """The files that hold the tensors, each once, in order of name."""
+        return tuple(sorted({tensor.file for tensor in self.tensors.values()}))
+
+    def __repr__(self) -> str:
+        return f"Weights({self.spec!r}, {len(self.tensors)} tensors)"
