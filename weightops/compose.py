@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 from math import fsum, sqrt
 from typing import Any
 
+from .dtypes import FLOATS
 from .engine.jobs import Job, Term
 from .engine.plan import DEFAULT_SHARD, Plan, make_plan
 from .engine.tally import Tally
@@ -29,6 +30,7 @@ from .guard.labels import (
     vocabulary_tensors,
     with_vocabulary,
 )
+from .io.safetensors import StoredTensor
 from .modelcard import Card, Paper
 from .save import Package
 
@@ -252,15 +254,20 @@ def _no_overlap(
 
 def _measure(checkpoint: Checkpoint, name: str) -> Job | None:
     """A job that reads a dropped tensor's difference for the report, over the rows that guard and base share."""
-    terms = [
-        term for term in lower(checkpoint, name).terms if term.plus.shape[1:] == (term.minus or term.plus).shape[1:]
-    ]
+    terms = [term for term in lower(checkpoint, name).terms if _measurable(term)]
     if not terms:
         return None
     shape = min(
         (operand.shape for t in terms for operand in (t.plus, t.minus) if operand is not None), key=lambda s: s[:1]
     )
     return Job(name, "F32", shape, None, tuple(Term(1.0, t.plus, t.minus) for t in terms))
+
+
+def _measurable(term: Term) -> bool:
+    """Whether a term's norm has a meaning: floats, in rows of one width."""
+    operands = [operand for operand in (term.plus, term.minus) if operand is not None]
+    floats = all(not isinstance(operand, StoredTensor) or operand.dtype in FLOATS for operand in operands)
+    return floats and len({operand.shape[1:] for operand in operands}) == 1
 
 
 def _norms(

@@ -11,12 +11,20 @@ T = TypeVar("T")
 class WeightopsError(Exception):
     """Anything the user can act on.
 
-    Each problem is one line: what is wrong, where (file, tensor, key), and what to do.
+    Each problem is one line: what is wrong, where (file, tensor, key), and what to do. What cannot be printed, a line
+    break in a stranger's tensor name for instance, stands in it as an escape.
+
+    >>> print(WeightopsError("a\\nb: unknown dtype"))
+    a\\nb: unknown dtype
     """
 
     def __init__(self, *problems: str) -> None:
-        super().__init__("\n".join(problems))
-        self.problems = problems
+        self.problems = tuple(_printable(problem) for problem in problems)
+        super().__init__("\n".join(self.problems))
+
+
+def _printable(text: str) -> str:
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
 def attempt_all(actions: Iterable[Callable[[], T]]) -> list[T]:

@@ -19,6 +19,7 @@ import numpy as np
 
 from .. import dtypes
 from ..errors import WeightopsError
+from ..io.safetensors import StoredTensor
 from ..io.staging import Staging
 from . import slices
 from .jobs import Job, Slice
@@ -69,7 +70,7 @@ def compute(job: Job) -> slices.Bytes:
     plan = Plan((job,), (), (), (), {})
     size = dtypes.itemsize(job.dtype)
     out = np.empty(job.count * size, np.uint8)
-    buffer = np.empty(plan.peak_memory(1, DEFAULT_MEMORY), np.uint8)
+    buffer = np.empty(plan.buffer_bytes(1, DEFAULT_MEMORY), np.uint8)
     with ExitStack() as stack:
         files = _open_inputs(plan, stack)
         for piece in _pieces(plan, plan.slice_blocks(1, DEFAULT_MEMORY)):
@@ -88,23 +89,36 @@ def _worker(
 ) -> Work:
     """The function that threads run on a slice, with a buffer for each of them."""
     owned = owned_operands(plan)
+    share = memory // threads
     spare: SimpleQueue[slices.Bytes] = SimpleQueue()
     for _ in range(threads):
-        spare.put(np.empty(plan.peak_memory(threads, memory) // threads, np.uint8))
+        spare.put(np.empty(plan.buffer_bytes(threads, memory), np.uint8))
+
+    def writer(job: Job) -> Callable[[int, slices.Bytes], None]:
+        descriptor, begin = outputs[job.name]
+        size = dtypes.itemsize(job.dtype)
+        return lambda element, data: slices.write_all(descriptor, data, begin + element * size)
 
     def work(piece: Slice) -> list[Record]:
+        if piece.job.whole:
+            from . import merging  # torch is wanted only where a method is
+
+            return [
+                merging.run(piece.job, files, writer(piece.job), memory=share, allow_nonfinite=plan.allow_nonfinite)
+            ]
         buffer = spare.get()
         try:
             rows = slices.rows_of(piece, buffer)
             result, squares = slices.compute(piece, rows, files, allow_nonfinite=plan.allow_nonfinite)
             job, size = piece.job, dtypes.itemsize(piece.job.dtype)
             places = [job.operands.index(tensor) for tensor in owned[piece.number]]
-            sizes = [dtypes.itemsize(tensor.dtype) for tensor in owned[piece.number]]
             records: list[Record] = []
-            for block, (lo, hi) in enumerate(piece.spans):
-                record: Record = {
-                    "in": [block_digest(rows[k][lo * s : hi * s]) for k, s in zip(places, sizes, strict=True)]
-                }
+            for block, span in enumerate(piece.spans):
+                lo, hi = span
+                digests = [
+                    _digest(rows[k], tensor, piece, span) for k, tensor in zip(places, owned[piece.number], strict=True)
+                ]
+                record: Record = {"in": digests}
                 if job.written:
                     record["out"] = block_digest(result[lo * size : hi * size])
                 if job.terms:
@@ -120,8 +134,18 @@ def _worker(
     return work
 
 
+def _digest(row: slices.Bytes, tensor: StoredTensor, piece: Slice, span: tuple[int, int]) -> str:
+    """The digest of one block of an operand; of nothing, an empty text, past the end of one that patches lengthen."""
+    size, (lo, hi) = dtypes.itemsize(tensor.dtype), span
+    end = min(hi, tensor.count - piece.begin)
+    return block_digest(row[lo * size : end * size]) if end > lo else ""
+
+
 def _pieces(plan: Plan, blocks: int) -> Iterator[Slice]:
     for number, job in enumerate(plan.jobs):
+        if job.whole and job.count:
+            yield Slice(number, job, 0, job.blocks)
+            continue
         for block in range(0, job.blocks, blocks):
             yield Slice(number, job, block, min(blocks, job.blocks - block))
 

@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
 
 from .. import dtypes
 from ..io.safetensors import StoredTensor
+from ..place import Place
 
 #: Elements in a block: the grid on which tensors are read, hashed and recorded as done. Part of the file format of
 #: ``weightops.json`` (a content hash is a hash of block hashes), so it never changes with slice size or threads.
@@ -63,9 +69,63 @@ class Patch:
     count: int
 
 
+#: Reads rows first..last of a stored matrix: [rows, width], fp32.
+RowReader = Callable[[StoredTensor, int, int], npt.NDArray[np.float32]]
+
+
+class Rows(Protocol):
+    """A matrix put together from rows of others: a vocabulary aligned by token."""
+
+    @property
+    def sources(self) -> tuple[StoredTensor, ...]:
+        """Every tensor that it reads."""
+
+    def fill(self, out: npt.NDArray[np.float32], first: int, last: int, read: RowReader) -> None:
+        """Rows first..last into ``out``, [rows, width]."""
+
+
+@dataclass(frozen=True)
+class Input:
+    """What one model brings to a merge: a stored tensor, plus LoRA updates."""
+
+    stored: StoredTensor
+    updates: tuple[Term, ...] = ()
+    rows: Rows | None = None
+
+
+@dataclass(frozen=True)
+class Merge:
+    """A merge method on aligned tensors.
+
+    Attributes:
+        method: Its name in the registry.
+        inputs: The models, in the order of the recipe.
+        base: The base model's tensor, where there is one.
+        settings: Keyword arguments of the method.
+        place: Where the tensor stands in the model.
+        seed: Of random methods.
+        device: Where torch runs a method that has no streaming form.
+        workspace: Bytes that it needs at least, whatever the memory given.
+    """
+
+    method: str
+    inputs: tuple[Input, ...]
+    base: Input | None
+    settings: tuple[tuple[str, Any], ...]
+    place: Place
+    seed: int = 0
+    device: str = "cpu"
+    workspace: int = 0
+
+    @property
+    def all_inputs(self) -> tuple[Input, ...]:
+        """The models, then the base."""
+        return self.inputs if self.base is None else (*self.inputs, self.base)
+
+
 @dataclass(frozen=True)
 class Job:
-    """One output tensor: anchor + sum of terms, rounded once to ``dtype``.
+    """One output tensor: anchor + sum of terms, rounded once to ``dtype``; or, with ``merge``, what a method makes.
 
     With no terms and the anchor's own dtype the bytes are copied. A job that is not ``written`` only measures its
     terms. An anchor shorter than the job is followed by zeros, for patches to fill.
@@ -77,10 +137,11 @@ class Job:
     anchor: StoredTensor | None
     terms: tuple[Term, ...] = ()
     patches: tuple[Patch, ...] = ()
+    merge: Merge | None = None
 
     @property
     def written(self) -> bool:
-        return self.anchor is not None
+        return self.anchor is not None or self.merge is not None
 
     @property
     def count(self) -> int:
@@ -95,6 +156,9 @@ class Job:
     def operands(self) -> tuple[Operand, ...]:
         """What is read, each once."""
         found: dict[Operand, None] = {}
+        for source in self.merge.all_inputs if self.merge else ():
+            found.update(dict.fromkeys(source.rows.sources if source.rows else (source.stored,)))
+            found.update(dict.fromkeys(update.plus for update in source.updates))
         if self.anchor is not None:
             found[self.anchor] = None
         for term in self.terms:
@@ -102,6 +166,11 @@ class Job:
             if term.minus is not None:
                 found[term.minus] = None
         return tuple(found)
+
+    @property
+    def whole(self) -> bool:
+        """Whether one thread computes the tensor as a whole, in passes over its blocks."""
+        return self.merge is not None
 
     @property
     def row_bytes(self) -> int:

@@ -27,16 +27,16 @@ _NONE = -1
 F = TypeVar("F", bound=Callable[..., Any])
 
 
-def _jit(function: F) -> F:
+def jit(function: F) -> F:
     return cast(F, numba.njit(nogil=True, cache=True, error_model="numpy")(function))
 
 
-def _jit_sum(function: F) -> F:
+def jit_sum(function: F) -> F:
     """Sums of squares are measurements, printed to a few digits: their order is the compiler's to choose."""
     return cast(F, numba.njit(nogil=True, cache=True, error_model="numpy", fastmath={"reassoc", "nsz"})(function))
 
 
-@_jit
+@jit
 def _widen(code: int, halves: Any, singles: Any, lo: int, n: int, bits: Any, values: Any) -> None:
     """Elements lo..lo+n of a row as fp32 in ``values``; ``bits`` is the same memory as integers."""
     if code == 1:
@@ -56,7 +56,7 @@ def _widen(code: int, halves: Any, singles: Any, lo: int, n: int, bits: Any, val
             values[j] = singles[lo + j]
 
 
-@_jit
+@jit
 def _narrow(code: int, bits: Any, values: Any, spare: Any, lo: int, n: int, halves: Any, singles: Any) -> None:
     """Round fp32 to the output's dtype: nearest, ties to even, NaN stays NaN."""
     if code == 1:
@@ -83,7 +83,7 @@ def _narrow(code: int, bits: Any, values: Any, spare: Any, lo: int, n: int, halv
             singles[lo + j] = values[j]
 
 
-@_jit
+@jit
 def _nonfinite(bits: Any, n: int) -> bool:
     found = np.uint32(0)
     for j in range(n):
@@ -91,7 +91,7 @@ def _nonfinite(bits: Any, n: int) -> bool:
     return bool(found != 0)
 
 
-@_jit
+@jit
 def nonfinite_halves(halves: Any, top: int, begin: int, end: int) -> bool:
     """Whether 16-bit floats hold NaN or Inf: every exponent bit (``top``) set."""
     mask = np.uint16(top)
@@ -101,7 +101,7 @@ def nonfinite_halves(halves: Any, top: int, begin: int, end: int) -> bool:
     return bool(found != 0)
 
 
-@_jit_sum
+@jit_sum
 def _sum_of_squares(values: Any, n: int) -> float:
     total = 0.0
     for j in range(n):
@@ -109,7 +109,7 @@ def _sum_of_squares(values: Any, n: int) -> float:
     return total
 
 
-@_jit
+@jit
 def affine(
     rows: Bytes,
     codes: npt.NDArray[np.int64],
@@ -171,7 +171,7 @@ def affine(
                 nonfinite[-1] |= nonfinite_halves(out16, 0x7F80 if out_code == 1 else 0x7C00, lo, lo + n)
 
 
-@_jit
+@jit
 def low_rank(left: Any, right: Any, scale: float, transposed: bool, lo: int, out: Any) -> None:
     """Elements lo.. (flat) of scale * left @ right, or of its transpose, in fp32.
 
@@ -200,6 +200,79 @@ def low_rank(left: Any, right: Any, scale: float, transposed: bool, lo: int, out
         for i in range(n):
             out[j + i] *= scale
         j += n
+
+
+@jit
+def _widen_row(code: int, raw: Any, values: Any) -> None:
+    halves, singles, bits = raw.view(np.uint16), raw.view(np.float32), values.view(np.uint32)
+    for lo in range(0, len(values), _TILE):
+        n = min(_TILE, len(values) - lo)
+        _widen(code, halves, singles, lo, n, bits[lo : lo + n], values[lo : lo + n])
+
+
+def widen_into(raw: Bytes, dtype: str, values: npt.NDArray[np.float32]) -> None:
+    """A row's bytes as fp32, into an array of as many elements.
+
+    Args:
+        raw: At least the bytes of ``values``' elements, and a multiple of four bytes long.
+    """
+    _widen_row(CODES[dtype], raw, values)
+
+
+@jit
+def _narrow_row(code: int, values: Any, raw: Any) -> None:
+    acc, spare = np.empty(_TILE, np.float32), np.empty(_TILE, np.float32)
+    bits, halves, singles = acc.view(np.uint32), raw.view(np.uint16), raw.view(np.float32)
+    for lo in range(0, len(values), _TILE):
+        n = min(_TILE, len(values) - lo)
+        acc[:n] = values[lo : lo + n]
+        _narrow(code, bits, acc, spare, lo, n, halves, singles)
+
+
+def narrow_from(values: npt.NDArray[np.float32], dtype: str) -> Bytes:
+    """fp32 numbers rounded once to a dtype, as bytes."""
+    if dtype == "F64":
+        return narrow(values, dtype)
+    size = NUMPY[dtype]().itemsize * len(values)
+    raw = np.empty(-(-size // 4) * 4, np.uint8)
+    _narrow_row(CODES[dtype], values, raw)
+    return raw[:size]
+
+
+@jit_sum
+def _gram(stack: Any, out: Any) -> None:
+    for i in range(stack.shape[0]):
+        for k in range(i + 1):
+            total = 0.0
+            for j in range(stack.shape[1]):
+                total += np.float64(stack[i, j]) * np.float64(stack[k, j])
+            out[i, k] = total
+            out[k, i] = total
+
+
+def gram(stack: npt.NDArray[np.float32]) -> npt.NDArray[np.float64]:
+    """Inner products of the rows, in fp64: [n, m] to [n, n]."""
+    out = np.empty((len(stack), len(stack)))
+    _gram(stack, out)
+    return out
+
+
+@jit
+def _combination(stack: Any, coefficients: Any, out: Any) -> None:
+    for lo in range(0, len(out), _TILE):
+        hi = min(lo + _TILE, len(out))
+        out[lo:hi] = 0
+        for i in range(len(coefficients)):
+            factor = coefficients[i]
+            for j in range(lo, hi):
+                out[j] += factor * stack[i, j]
+
+
+def combination(stack: npt.NDArray[np.float32], coefficients: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+    """Sum of coefficient times row, in the order of the rows: [n, m] to [m]."""
+    out = np.empty(stack.shape[1], np.float32)
+    _combination(stack, coefficients, out)
+    return out
 
 
 def holds_nonfinite(raw: Bytes, dtype: str) -> bool:

@@ -92,13 +92,20 @@ class Plan:
         return min(fitting, _MOST_BLOCKS)
 
     def peak_memory(self, threads: int, memory: int) -> int:
-        """Bytes of slice buffers while the plan is executed."""
+        """Bytes of buffers while the plan is executed."""
+        merges = [(job, job.merge) for job in self.jobs if job.merge is not None]
+        kept = max((min(4 * job.count * len(m.all_inputs), memory // threads) for job, m in merges), default=0)
+        workspace = max((merge.workspace for _, merge in merges), default=0)
+        return threads * (self.buffer_bytes(threads, memory) + max(kept, workspace))
+
+    def buffer_bytes(self, threads: int, memory: int) -> int:
+        """Bytes of one thread's buffer for slices."""
         block, factors = self._largest()
-        return threads * (block * self.slice_blocks(threads, memory) + factors)
+        return block * self.slice_blocks(threads, memory) + factors
 
     def _largest(self) -> tuple[int, int]:
         """Buffer bytes of the hungriest job's block, and of the largest low-rank factors."""
-        blocks = (job.block_elements * job.row_bytes for job in self.jobs)
+        blocks = (job.block_elements * job.row_bytes for job in self.jobs if not job.whole)
         return max(blocks, default=1) or 1, max((job.factor_bytes for job in self.jobs), default=0)
 
     def identity(self) -> dict[str, Any]:
@@ -195,14 +202,23 @@ def _job_problems(job: Job) -> Iterable[str]:
     if len(mixed) > 1:
         kinds = sorted({tensor.dtype for tensor in stored(job)} | {job.dtype})
         yield f"{job.name}: floats and integers together ({', '.join(kinds)}); leave it out by --exclude"
-    whole = [(operand, operand.shape) for operand in job.operands if job.written and not job.patches]
-    for operand, shape in whole:
-        if shape != job.shape:
+    aligned = job.merge is not None and any(source.rows for source in job.merge.all_inputs)
+    checked = job.operands if job.written and not aligned else ()
+    for operand in checked:
+        shape = operand.shape
+        if not _fits(shape, job):
             where = operand.file if isinstance(operand, StoredTensor) else operand.left.file
             yield (
                 f"{job.name}: shape {shape} in {where}, {job.shape} in the output; the models must "
                 "share an architecture"
             )
+
+
+def _fits(shape: tuple[int, ...], job: Job) -> bool:
+    """Whether an operand covers the output; where patches fill rows behind the anchor's, it may end at any of them."""
+    if not job.patches or job.anchor is None:
+        return shape == job.shape
+    return shape[1:] == job.shape[1:] and job.anchor.shape[0] <= shape[0] <= job.shape[0]
 
 
 def quantised(tensor: StoredTensor) -> str:

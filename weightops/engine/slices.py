@@ -51,6 +51,9 @@ def compute(piece: Slice, rows: Bytes, files: Mapping[Path, int], *, allow_nonfi
     elif job.copies:
         result = rows[0][:size]
         flags = [kernels.holds_nonfinite(result, job.dtype)]
+        if job.patches:  # the operand's bytes stay as they were read
+            rows[-1][:size] = result
+            result = rows[-1][:size]
     else:
         result = rows[-1][:size]
         wide = "F64" in (job.dtype, *map(dtype_of, job.operands))
@@ -139,7 +142,7 @@ def file_of(operand: Operand) -> Path:
 def _read_operand(operand: Operand, piece: Slice, row: Bytes, files: Mapping[Path, int]) -> None:
     """A slice of one operand into its row; past the operand's end there are zeros."""
     if isinstance(operand, LowRank):
-        left, right = (_factor(factor, files) for factor in (operand.left, operand.right))
+        left, right = (factor(one, files) for one in (operand.left, operand.right))
         out = row.view(np.float32)[: piece.end - piece.begin]
         kernels.low_rank(left, right, operand.scale, operand.transposed, piece.begin, out)
         return
@@ -149,7 +152,8 @@ def _read_operand(operand: Operand, piece: Slice, row: Bytes, files: Mapping[Pat
     read_exactly(files[operand.file], row[: (end - begin) * size], operand.offset + begin * size, operand.file)
 
 
-def _factor(tensor: StoredTensor, files: Mapping[Path, int]) -> npt.NDArray[np.float32]:
+def factor(tensor: StoredTensor, files: Mapping[Path, int]) -> npt.NDArray[np.float32]:
+    """A low-rank factor, whole, in fp32."""
     raw = np.empty(tensor.nbytes, np.uint8)
     read_exactly(files[tensor.file], raw, tensor.offset, tensor.file)
     return kernels.widen(raw, tensor.dtype).astype(np.float32).reshape(tensor.shape)

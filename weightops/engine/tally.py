@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from blake3 import blake3
 
 from ..io.safetensors import StoredTensor
-from .jobs import Job, Slice
-from .plan import Plan
+from .jobs import Job, Merge, Slice
+
+if TYPE_CHECKING:
+    from .plan import Plan
 
 #: What one block leaves behind: digests of the operands it owns, digest of what was written, squares of its terms.
 Record = dict[str, Any]
@@ -40,7 +42,8 @@ def owned_operands(plan: Plan) -> list[list[StoredTensor]]:
     seen: set[StoredTensor] = set()
     owned: list[list[StoredTensor]] = []
     for job in plan.jobs:
-        whole = [o for o in job.operands if isinstance(o, StoredTensor) and o.count == job.count and o not in seen]
+        candidates = () if job.whole else job.operands
+        whole = [o for o in candidates if isinstance(o, StoredTensor) and o.count <= job.count and o not in seen]
         seen.update(whole)
         owned.append(whole)
     return owned
@@ -63,6 +66,9 @@ class Gather:
 
     def add(self, piece: Slice, records: list[Record]) -> None:
         """Fold in a slice."""
+        if piece.job.merge is not None:
+            self._add_merged(piece.job, piece.job.merge, records[0])
+            return
         sums = self.tally.squares.setdefault(piece.job, [(0.0, 0.0)] * len(piece.job.terms))
         for record in records:
             for tensor, digest in zip(self._owned[piece.number], record["in"], strict=True):
@@ -73,6 +79,12 @@ class Gather:
                 sums[t] = (sums[t][0] + change, sums[t][1] + base)
         if piece.end == piece.job.count:
             self._close(piece.number, piece.job)
+
+    def _add_merged(self, job: Job, merge: Merge, record: Record) -> None:
+        for source, digest in zip(merge.all_inputs, record["in"], strict=True):
+            if digest is not None:
+                self.tally.inputs.setdefault(source.stored, digest)
+        self.tally.outputs[job.name] = record["out"]
 
     def _close(self, number: int, job: Job) -> None:
         for tensor in self._owned[number]:

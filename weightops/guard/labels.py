@@ -8,18 +8,31 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from ..engine.jobs import Patch
 from ..errors import WeightopsError
 from ..groups import group_of
 from ..io.safetensors import StoredTensor
+from ..io.tokenizer import tokenizer_of
 from ..io.weights import Weights
 from ..provenance import read_row
+from ..vocabulary import vocabulary_tensors, with_vocabulary
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
+
+__all__ = [
+    "Label",
+    "add_missing",
+    "changed_rows",
+    "find_labels",
+    "label_patches",
+    "token_of",
+    "tokenizer_of",
+    "vocabulary_tensors",
+    "with_vocabulary",
+]
 
 
 @dataclass(frozen=True)
@@ -50,40 +63,22 @@ def find_labels(words: Sequence[str], guard: Weights, base: Weights, target: Wei
     return labels
 
 
-def tokenizer_of(source: Weights) -> Tokenizer:
-    """The fast tokenizer of a model folder.
-
-    Raises:
-        WeightopsError: there is no ``tokenizer.json``, or it cannot be read.
-    """
-    from tokenizers import Tokenizer
-
-    file = (source.folder or Path(source.spec)) / "tokenizer.json"
-    if not file.exists():
-        raise WeightopsError(f"{file}: missing; labels are found in tokenizer.json, save the model's tokenizer there")
-    try:
-        return Tokenizer.from_file(str(file))
-    except Exception as error:  # the tokenizers library raises bare Exception
-        raise WeightopsError(f"{file}: not a tokenizer ({error}); download it again") from error
-
-
 def token_of(tokenizer: Tokenizer, word: str) -> int | None:
     """The token of a word: as it is, or with the space before it that some vocabularies want."""
     known = tokenizer.token_to_id(word)
     if known is not None:
         return int(known)
     for text in (word, f" {word}"):
-        ids = tokenizer.encode(text, add_special_tokens=False).ids
-        if len(ids) == 1:
-            return int(ids[0])
+        found = tokenizer.encode(text, add_special_tokens=False)
+        if len(found.ids) == 1 and not _unknown(tokenizer, found.ids[0], found.tokens[0]):
+            return int(found.ids[0])
     return None
 
 
-def vocabulary_tensors(source: Weights) -> list[StoredTensor]:
-    """The tensors with a row a token: embeddings and an untied head."""
-    found = [t for name, t in source.tensors.items() if group_of(name) in ("embedding", "head") and len(t.shape) == 2]
-    longest = max((tensor.shape[0] for tensor in found), default=0)
-    return [tensor for tensor in found if tensor.shape[0] == longest]  # position embeddings are shorter
+def _unknown(tokenizer: Tokenizer, number: int, token: str) -> bool:
+    """Whether it is the token that stands for every unknown word; Unigram keeps the word itself beside its number."""
+    known = tokenizer.id_to_token(number)
+    return known != token or known == getattr(tokenizer.model, "unk_token", None)
 
 
 def changed_rows(labels: Sequence[Label], guard: Weights, base: Weights) -> list[tuple[Label, str]]:
@@ -104,27 +99,45 @@ def label_patches(labels: Sequence[Label], guard: Weights, target: Weights) -> d
     Raises:
         WeightopsError: guard and target have rows of different width, or no such tensor in common.
     """
+    rows = {tensor.name: tensor for tensor in vocabulary_tensors(guard)}
+    for name in rows:
+        if group_of(name) == "head" and name not in target.tensors:
+            raise WeightopsError(
+                f"{name}: {guard.spec} has a head of its own, {target.spec} has one that is tied to its embedding; label "
+                "rows cannot be copied, untie the target first"
+            )
     patches: dict[str, tuple[Patch, ...]] = {}
-    for tensor in vocabulary_tensors(guard):
-        mine = target.tensors.get(tensor.name)
-        if mine is None:
+    for mine in vocabulary_tensors(target):
+        tensor = rows.get(mine.name) or (_tied_head(rows) if group_of(mine.name) == "head" else None)
+        if tensor is None:
             continue
         if mine.shape[1:] != tensor.shape[1:]:
             raise WeightopsError(
-                f"{tensor.name}: rows of {tensor.shape[1]} in {guard.spec}, {mine.shape[1]} in "
+                f"{mine.name}: rows of {tensor.shape[1]} in {guard.spec}, {mine.shape[1]} in "
                 f"{target.spec}; label rows cannot be copied"
             )
-        width = tensor.shape[1]
-        patches[tensor.name] = tuple(
-            Patch(label.target * width, tensor, label.guard * width, width)
-            for label in labels
-            if label.target is not None
-        )
+        patches[mine.name] = tuple(_row_patch(label, tensor) for label in labels if label.target is not None)
     if not patches:
         raise WeightopsError(
             f"{target.spec}: no embedding or head in common with {guard.spec}; label rows cannot be copied"
         )
     return patches
+
+
+def _tied_head(rows: Mapping[str, StoredTensor]) -> StoredTensor | None:
+    """The embedding that a guard without a head of its own answers with."""
+    return next(iter(rows.values())) if len(rows) == 1 else None
+
+
+def _row_patch(label: Label, tensor: StoredTensor) -> Patch:
+    length, width = tensor.shape
+    if label.guard >= length:
+        raise WeightopsError(
+            f"label {label.word!r} is token {label.guard}, and {tensor.name} in {tensor.file} has {length} rows; is "
+            "the tokenizer beside it its own?"
+        )
+    assert label.target is not None
+    return Patch(label.target * width, tensor, label.guard * width, width)
 
 
 def add_missing(labels: Sequence[Label], target: Weights) -> tuple[list[Label], dict[str, bytes], int]:
@@ -142,11 +155,3 @@ def add_missing(labels: Sequence[Label], target: Weights) -> tuple[list[Label], 
     placed = [Label(label.word, label.guard, label.base, token_of(tokenizer, label.word)) for label in labels]
     files = {"tokenizer.json": (tokenizer.to_str(pretty=True) + "\n").encode()} if missing else {}
     return placed, files, max(label.target + 1 for label in placed if label.target is not None)
-
-
-def with_vocabulary(config: Mapping[str, Any], rows: int) -> dict[str, Any]:
-    """The keys of a config to change for a vocabulary of ``rows``, wherever the size stands."""
-    changed: dict[str, Any] = {"vocab_size": rows} if "vocab_size" in config else {}
-    if "vocab_size" in (config.get("text_config") or {}):
-        changed["text_config"] = {**config["text_config"], "vocab_size": rows}
-    return changed

@@ -35,8 +35,8 @@ def label_ids(tokenizer: Any, labels: tuple[str, str]) -> tuple[int, int]:
         if len(safe) == len(unsafe) == 1 and safe != unsafe:
             return safe[0], unsafe[0]
     raise WeightopsError(
-        f"labels {labels[0]!r} and {labels[1]!r}: not one token each in this vocabulary; name other "
-        "words, like no and yes"
+        f"labels {labels[0]!r} and {labels[1]!r}: not one token each in this vocabulary; "
+        "name other words, such as no and yes"
     )
 
 

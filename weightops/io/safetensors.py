@@ -82,7 +82,8 @@ def parse_header(raw: bytes, file: Path, data_size: int) -> Header:
         WeightopsError: naming the file, the tensor and the claim that does not hold.
     """
     entries = _json_object(raw, file)
-    metadata = entries.pop("__metadata__", None) or {}
+    metadata = entries.pop("__metadata__", None)
+    metadata = {} if metadata is None else metadata
     if not isinstance(metadata, dict) or not all(isinstance(value, str) for value in metadata.values()):
         raise WeightopsError(f"{file}: __metadata__ must map text to text; the file is damaged, download it again")
     start = 8 + len(raw)
@@ -129,6 +130,7 @@ def _json_object(raw: bytes, file: Path) -> dict[str, Any]:
     def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         found: dict[str, Any] = {}
         for key, value in pairs:
+            (key + value if isinstance(value, str) else key).encode()  # half a surrogate pair is no text
             if key in found:
                 raise WeightopsError(
                     f"{file}: {key} stands twice in the header; the file is damaged, download it again"
@@ -137,7 +139,7 @@ def _json_object(raw: bytes, file: Path) -> dict[str, Any]:
         return found
 
     try:
-        entries = json.loads(raw.decode("utf-8"), object_pairs_hook=once)
+        entries = json.loads(raw.decode("utf-8"), object_pairs_hook=once, parse_int=_whole)
     except (ValueError, RecursionError) as error:
         raise WeightopsError(
             f"{file}: the safetensors header is not JSON; the file is damaged, download it again"
@@ -147,6 +149,11 @@ def _json_object(raw: bytes, file: Path) -> dict[str, Any]:
             f"{file}: the safetensors header is not a JSON object; the file is damaged, download it again"
         )
     return entries
+
+
+def _whole(digits: str) -> float:
+    """A JSON integer; the reference takes -0 for a float, so it is one here."""
+    return -0.0 if digits == "-0" else int(digits)
 
 
 def _span(name: str, entry: Any, file: Path, data_size: int) -> tuple[int, int]:
@@ -160,6 +167,11 @@ def _span(name: str, entry: Any, file: Path, data_size: int) -> tuple[int, int]:
         raise WeightopsError(f"{where}: unknown dtype {dtype!r}; known are {', '.join(dtypes.BITS)}")
     if not isinstance(shape, list) or not all(type(length) is int and length >= 0 for length in shape):
         raise WeightopsError(f"{where}: the shape is not a list of lengths; {again}")
+    bits = dtypes.BITS[dtype] * dtypes.count(tuple(shape))
+    if dtypes.BITS[dtype] * dtypes.count(tuple(length or 1 for length in shape)) >= 1 << 64:
+        raise WeightopsError(f"{where}: the shape {tuple(shape)} is too large for any file; {again}")
+    if bits % 8:
+        raise WeightopsError(f"{where}: {dtype} of shape {tuple(shape)} does not fill whole bytes; {again}")
     if not isinstance(offsets, list) or len(offsets) != 2 or not all(type(offset) is int for offset in offsets):
         raise WeightopsError(f"{where}: data_offsets is not a pair of numbers; {again}")
     begin, end = offsets
@@ -167,9 +179,9 @@ def _span(name: str, entry: Any, file: Path, data_size: int) -> tuple[int, int]:
         raise WeightopsError(
             f"{where}: data_offsets {begin}..{end} lie outside the file's {data_size} bytes of data; {again}"
         )
-    if end - begin != dtypes.nbytes(dtype, tuple(shape)):
-        needed = dtypes.nbytes(dtype, tuple(shape))
+    if end - begin != bits // 8:
         raise WeightopsError(
-            f"{where}: {dtype} of shape {tuple(shape)} needs {needed} bytes, the header gives it {end - begin}; {again}"
+            f"{where}: {dtype} of shape {tuple(shape)} needs {bits // 8} bytes, the header gives it {end - begin}; "
+            f"{again}"
         )
     return begin, end

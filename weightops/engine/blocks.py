@@ -1,0 +1,178 @@
+"""The inputs of a merge as fp32 blocks, as often as a method wants to pass over them.
+
+A tensor that fits into the thread's share of memory is widened once and kept; a larger one is read again in every pass.
+Either way the blocks are the same, so the result does not depend on memory.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from blake3 import blake3
+
+from .. import dtypes
+from ..errors import WeightopsError
+from ..io.safetensors import StoredTensor
+from . import kernels
+from .jobs import BLOCK, Input, Job, LowRank
+from .slices import factor, read_exactly
+
+Floats = npt.NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class Block:
+    """Some consecutive elements of every input.
+
+    Attributes:
+        begin: First element.
+        stack: What the method takes, models or task vectors: [n, length], fp32. A method may write into it when the
+            pass is its last one.
+        base: The base's elements, [length], or none.
+    """
+
+    begin: int
+    stack: Floats
+    base: Floats | None
+
+    @property
+    def end(self) -> int:
+        return self.begin + int(self.stack.shape[1])
+
+
+class GridDigest:
+    """The content digest of bytes that come in pieces of any size: BLAKE3 of the digests of blocks."""
+
+    def __init__(self, dtype: str) -> None:
+        self._size = BLOCK * dtypes.itemsize(dtype)
+        self._total, self._block, self._left = blake3(), blake3(), self._size
+
+    def update(self, data: Any) -> None:
+        """Add bytes."""
+        while len(data):
+            piece, data = data[: self._left], data[self._left :]
+            self._block.update(piece)
+            self._left -= len(piece)
+            if not self._left:
+                self._close()
+
+    def hexdigest(self) -> str:
+        """The digest of all that came."""
+        if self._left < self._size:
+            self._close()
+        return self._total.hexdigest()
+
+    def _close(self) -> None:
+        self._total.update(self._block.digest())
+        self._block, self._left = blake3(), self._size
+
+
+class Blocks:
+    """A merge job's inputs; iterate for a pass.
+
+    Attributes:
+        count: Elements of the tensor.
+        row: Length of its last dimension.
+        models: How many are merged.
+        digests: Content digest of each input that was read whole, once a pass is over.
+    """
+
+    def __init__(
+        self,
+        job: Job,
+        files: Mapping[Path, int],
+        memory: int,
+        *,
+        deltas: bool,
+        rows: bool = False,
+        allow_nonfinite: bool = False,
+    ) -> None:
+        """``deltas``: take the base off the models. ``rows``: never cut a row of the last dimension in two."""
+        self._allow_nonfinite = allow_nonfinite
+        if job.merge is None:
+            raise TypeError(f"{job.name} is no merge")
+        self.count, self.models = job.count, len(job.merge.inputs)
+        self.row = max(job.shape[-1], 1) if job.shape else 1
+        self.digests: dict[StoredTensor, str] = {}
+        self._job, self._merge, self._files, self._deltas = job, job.merge, files, deltas
+        rows = rows or any(source.rows for source in job.merge.all_inputs)
+        inputs = len(job.merge.all_inputs)
+        self._step = max(BLOCK // self.row, 1) * self.row if rows else BLOCK
+        self._keep = 4 * inputs * self.count <= memory
+        self._held = np.empty((inputs, self.count if self._keep else min(self._step, self.count)), np.float32)
+        self._raw = np.empty(min(self._step, self.count) * 8, np.uint8)
+        self._passed = False
+
+    def __iter__(self) -> Iterator[Block]:
+        readers = {} if self._passed else {i: GridDigest(i.stored.dtype) for i in self._merge.all_inputs if not i.rows}
+        for begin in range(0, self.count, self._step):
+            end = min(begin + self._step, self.count)
+            held = self._held[:, begin:end] if self._keep else self._held[:, : end - begin]
+            if not (self._keep and self._passed):
+                self._fill(held, begin, end, readers)
+            base = held[-1] if self._merge.base is not None else None
+            yield Block(begin, held[: self.models], base)
+        self.digests.update({source.stored: digest.hexdigest() for source, digest in readers.items()})
+        self._passed = True
+
+    def whole(self) -> tuple[Floats, Floats | None]:
+        """Every input whole: the stack, [n, count], and the base, [count], or none."""
+        parts = [(block.stack.copy(), None if block.base is None else block.base.copy()) for block in self]
+        bases = [base for _, base in parts if base is not None]
+        stack = np.concatenate([stack for stack, _ in parts], 1) if parts else np.empty((self.models, 0), np.float32)
+        return stack, np.concatenate(bases) if bases else None
+
+    def base(self, begin: int, end: int) -> Floats:
+        """The base's elements of the block that a pass is at, or of any block of a tensor that is kept."""
+        return self._held[-1, begin:end] if self._keep else self._held[-1, : end - begin]
+
+    def _fill(self, held: Floats, begin: int, end: int, readers: Mapping[Input, GridDigest]) -> None:
+        for row, source in zip(held, self._merge.all_inputs, strict=True):
+            self._read(source, row, begin, end, readers.get(source))
+        if self._deltas and self._merge.base is not None:
+            for row in held[: self.models]:
+                np.subtract(row, held[-1], out=row)
+
+    def _read(self, source: Input, row: Floats, begin: int, end: int, digest: GridDigest | None) -> None:
+        stored = source.stored
+        if source.rows is not None:
+            first, last = begin // self.row, end // self.row
+            source.rows.fill(row.reshape(last - first, self.row), first, last, self._read_rows)
+        else:
+            size = dtypes.itemsize(stored.dtype)
+            raw = self._raw[: (end - begin) * size]
+            read_exactly(self._files[stored.file], raw, stored.offset + begin * size, stored.file)
+            if digest is not None:
+                digest.update(raw)
+            kernels.widen_into(self._raw, stored.dtype, row)
+        if not self._allow_nonfinite and kernels.holds_nonfinite(row.view(np.uint8), "F32"):
+            raise WeightopsError(f"{stored.file}: {stored.name} holds NaN or Inf; repair the source before merging")
+        for term in source.updates:
+            row += np.float32(term.coefficient) * self._update(term.plus, begin, end)
+
+    def _read_rows(self, tensor: StoredTensor, first: int, last: int) -> Floats:
+        """Rows first..last of a matrix: [rows, width], fp32."""
+        width, size = tensor.shape[-1], dtypes.itemsize(tensor.dtype)
+        raw = np.empty((last - first) * width * size, np.uint8)
+        read_exactly(self._files[tensor.file], raw, tensor.offset + first * width * size, tensor.file)
+        return kernels.widen(raw, tensor.dtype).astype(np.float32).reshape(last - first, width)
+
+    def _update(self, operand: Any, begin: int, end: int) -> Floats:
+        out = np.empty(end - begin, np.float32)
+        if isinstance(operand, LowRank):
+            left, right = factor(operand.left, self._files), factor(operand.right, self._files)
+            kernels.low_rank(left, right, operand.scale, operand.transposed, begin, out)
+        else:
+            out[:] = self._read_rows(operand, 0, operand.shape[0]).reshape(-1)[begin:end]
+        return out
+
+
+def memory_needed(shape: tuple[int, ...], inputs: int) -> int:
+    """The least bytes in which a merge can be passed over: one block of every input, widened, and its raw bytes."""
+    row = max(shape[-1], 1) if shape else 1
+    return min(max(BLOCK, row), dtypes.count(shape)) * (4 * (inputs + 1) + 8)

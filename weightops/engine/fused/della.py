@@ -1,0 +1,106 @@
+"""DELLA, fused: ranks within each row by a radix sort of the magnitudes."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from ...errors import WeightopsError
+from ...ops.draw import Draw, key
+from ..blocks import Blocks
+from ..kernels import jit
+from .combine import agreeing_sum, vector, weighted_sum
+from .dare import uniform
+from .registry import Results, fused
+
+_DIGIT = 11  # three digits cover the 31 bits of a magnitude
+_BINS = 1 << _DIGIT
+
+
+@fused("della", rows=True)
+def della(
+    blocks: Blocks, *, draw: Draw, weight: Any = 1.0, density: Any = 1.0, epsilon: Any = 0.15, normalize: bool = True,
+    rescale: bool = True, lambda_: float = 1.0,
+) -> Results:  # fmt: skip
+    """See :func:`weightops.ops.della.della`."""
+    for block in _dropped(blocks, draw, density, epsilon, rescale):
+        yield block.begin, agreeing_sum(block.stack, weight, normalize, lambda_)
+
+
+@fused("della_linear", rows=True)
+def della_linear(
+    blocks: Blocks, *, draw: Draw, weight: Any = 1.0, density: Any = 1.0, epsilon: Any = 0.15, normalize: bool = False,
+    rescale: bool = True, lambda_: float = 1.0,
+) -> Results:  # fmt: skip
+    """See :func:`weightops.ops.della.della_linear`."""
+    for block in _dropped(blocks, draw, density, epsilon, rescale):
+        yield block.begin, weighted_sum(block.stack, weight, normalize, lambda_)
+
+
+def _dropped(blocks: Blocks, draw: Draw, density: Any, epsilon: Any, rescale: bool) -> Any:
+    shares = np.broadcast_to(np.asarray(density, np.float64), (blocks.models,))
+    widths = np.broadcast_to(np.asarray(epsilon, np.float64), (blocks.models,))
+    vector(density, blocks.models)
+    for share, width in zip(shares, widths, strict=True):
+        if 0 < share < 1 and not (share - width > 0 and share + width < 1):
+            raise WeightopsError(
+                f"della: density {share:g} and epsilon {width:g}: density - epsilon and density + epsilon must both "
+                f"lie between 0 and 1; take epsilon below {min(share, 1 - share):g}"
+            )
+    scratch = np.empty((2, blocks.row), np.uint64)
+    for block in blocks:
+        for model, line in enumerate(block.stack):
+            seed = np.uint64(key(draw.seed, draw.name, model))
+            _drop(line, blocks.row, seed, draw.offset + block.begin, shares[model], widths[model], rescale, scratch)
+        yield block
+
+
+@jit
+def _drop(
+    line: Any, row: int, seed: Any, first: int, density: float, epsilon: float, rescale: bool, scratch: Any
+) -> None:
+    """Drop entries of whole rows in place, by rank of magnitude within the row."""
+    if density <= 0:
+        line[:] = np.float32(0)
+        return
+    if density >= 1:
+        return
+    counts = np.empty((3, _BINS), np.int64)
+    for lo in range(0, len(line), row):
+        order = _ascending(line[lo : lo + row], scratch, counts)
+        for rank in range(row):
+            j = lo + np.int64(order[rank] & np.uint64(0xFFFFFFFF))
+            share = rank / (row - 1) if row > 1 else 0.5
+            probability = np.float32(density - epsilon + 2 * epsilon * share)
+            if uniform(seed, np.uint64(first + j)) < probability:
+                line[j] = line[j] / probability if rescale else line[j]
+            else:
+                line[j] = np.float32(0)
+
+
+@jit
+def _ascending(values: Any, scratch: Any, counts: Any) -> Any:
+    """Indices in the lower half of each word, from the smallest magnitude up; among equals the higher index first."""
+    bits = values.view(np.uint32)
+    source, target = scratch[0], scratch[1]
+    n = len(bits)
+    counts[:] = 0
+    for i in range(n):
+        index = n - 1 - i
+        magnitude = np.uint64(bits[index] & np.uint32(0x7FFFFFFF))
+        source[i] = (magnitude << np.uint64(32)) | np.uint64(index)
+        counts[0, magnitude & np.uint64(_BINS - 1)] += 1
+        counts[1, (magnitude >> np.uint64(_DIGIT)) & np.uint64(_BINS - 1)] += 1
+        counts[2, magnitude >> np.uint64(2 * _DIGIT)] += 1
+    for digit in range(3):
+        place = 0
+        for b in range(_BINS):
+            place, counts[digit, b] = place + counts[digit, b], place
+        shift = np.uint64(32 + digit * _DIGIT)
+        for i in range(n):
+            b = (source[i] >> shift) & np.uint64(_BINS - 1)
+            target[counts[digit, b]] = source[i]
+            counts[digit, b] += 1
+        source, target = target, source
+    return source

@@ -1,0 +1,118 @@
+"""Exact selection by magnitude over a tensor that is only seen in blocks: two histograms instead of a sort.
+
+The bits of a non-negative fp32 number are ordered as the number is. One pass counts the upper half of the bits, a
+second the lower half within the bin that holds the threshold; ties at the threshold are then taken in flat order, lower
+first, which is the order of :func:`weightops.ops.sparsify.largest`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from ..blocks import Floats
+from ..kernels import jit
+
+_LOW = 15  # lower bits of the 31 that a magnitude has
+_HIGH_BINS, _LOW_BINS = 1 << 16, 1 << _LOW
+
+
+@dataclass
+class Selection:
+    """The largest entries of one vector: all above a threshold, and of those at it the first ``ties``.
+
+    Attributes:
+        threshold: Bits of the magnitude; 1 << 31 selects nothing.
+    """
+
+    threshold: int
+    ties: int
+
+
+NOTHING, EVERYTHING = Selection(1 << 31, 0), Selection(-1, 0)
+
+
+def select(
+    passes: Callable[[], Iterable[Floats]], count: int, wanted: Sequence[Sequence[int]]
+) -> list[list[Selection]]:
+    """Find the largest entries of each row of a stack.
+
+    Args:
+        passes: Starts a pass over the stack's blocks, each [n, length].
+        count: Elements of a row.
+        wanted: For each row, how many entries to select; several numbers give several selections.
+    """
+    found: list[list[Selection | None]] = [[_trivial(number, count) for number in numbers] for numbers in wanted]
+    if all(selection is not None for row in found for selection in row):
+        return found  # type: ignore[return-value]
+    high = np.zeros((len(wanted), _HIGH_BINS), np.uint32)
+    for block in passes():
+        for row in range(len(wanted)):
+            _count_high(block[row], high[row])
+    bins = [[_bin_of(high[row], number) for number in numbers] for row, numbers in enumerate(wanted)]
+    low = np.zeros((len(wanted), max(map(len, wanted)), _LOW_BINS), np.uint32)
+    for block in passes():
+        for row, places in enumerate(bins):
+            for k, (which, _) in enumerate(places):
+                if found[row][k] is None:
+                    _count_low(block[row], which, low[row, k])
+    for row, numbers in enumerate(wanted):
+        for k, number in enumerate(numbers):
+            if found[row][k] is None:
+                which, above = bins[row][k]
+                inner, more = _bin_of(low[row, k], number - above)
+                found[row][k] = Selection((which << _LOW) | inner, number - above - more)
+    return found  # type: ignore[return-value]
+
+
+def _trivial(number: int, count: int) -> Selection | None:
+    return NOTHING if number <= 0 else EVERYTHING if number >= count else None
+
+
+def _bin_of(counts: npt.NDArray[np.uint32], number: int) -> tuple[int, int]:
+    """The bin that holds the number-th largest entry, and how many entries lie in the bins above it."""
+    above = counts[::-1].cumsum(dtype=np.int64)
+    place = int(np.searchsorted(above, max(number, 1)))
+    place = min(place, len(counts) - 1)
+    return len(counts) - 1 - place, int(above[place] - counts[::-1][place])
+
+
+@jit
+def _count_high(row: Any, counts: Any) -> None:
+    bits = row.view(np.uint32)
+    for j in range(len(bits)):
+        counts[(bits[j] & np.uint32(0x7FFFFFFF)) >> np.uint32(_LOW)] += np.uint32(1)
+
+
+@jit
+def _count_low(row: Any, which: int, counts: Any) -> None:
+    bits = row.view(np.uint32)
+    high = np.uint32(which)
+    for j in range(len(bits)):
+        magnitude = bits[j] & np.uint32(0x7FFFFFFF)
+        if magnitude >> np.uint32(_LOW) == high:
+            counts[magnitude & np.uint32(_LOW_BINS - 1)] += np.uint32(1)
+
+
+@jit
+def between(row: Any, low: int, low_ties: int, high: int, high_ties: int, out: Any) -> tuple[int, int]:
+    """Copy the entries selected by (low, low_ties) but not by (high, high_ties); zeros elsewhere.
+
+    Returns:
+        The ties left to take in the blocks that follow, for both.
+    """
+    bits = row.view(np.uint32)
+    for j in range(len(bits)):
+        magnitude = np.int64(bits[j] & np.uint32(0x7FFFFFFF))
+        first = magnitude == low and low_ties > 0
+        chosen = magnitude > low or first
+        low_ties -= first
+        top = magnitude == high and high_ties > 0
+        left_out = magnitude > high or top
+        high_ties -= top
+        out[j] = row[j] if chosen and not left_out else np.float32(0)
+    return low_ties, high_ties

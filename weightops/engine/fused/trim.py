@@ -1,0 +1,107 @@
+"""TIES and Breadcrumbs, fused: thresholds by histogram, then one pass that trims and adds."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+
+from ..blocks import Block, Blocks, Floats
+from .combine import agreeing_sum, vector, weighted_sum
+from .registry import Results, fused
+from .select import EVERYTHING, NOTHING, Selection, between, select
+
+Combine = Callable[[Floats, Any, bool, float], Floats]
+
+
+@fused("ties")
+def ties(
+    blocks: Blocks, *, weight: Any = 1.0, density: Any = 1.0, normalize: bool = True, rescale: bool = False,
+    lambda_: float = 1.0,
+) -> Results:  # fmt: skip
+    """See :func:`weightops.ops.ties.ties`."""
+    shares = _doubles(density, blocks.models)
+    wanted = [max(_kept(share, blocks.count), 1 if share > 0 else 0) for share in shares]
+    kept = _select(blocks, [[count] for count in wanted])
+    return _trimmed(blocks, [(low, NOTHING) for (low,) in kept], rescale, agreeing_sum, weight, normalize, lambda_)
+
+
+@fused("breadcrumbs")
+def breadcrumbs(
+    blocks: Blocks, *, weight: Any = 1.0, density: Any = 1.0, gamma: Any = 0.01, normalize: bool = False,
+    rescale: bool = False, lambda_: float = 1.0,
+) -> Results:  # fmt: skip
+    """See :func:`weightops.ops.breadcrumbs.breadcrumbs`."""
+    ranges = _middle(blocks, density, gamma)
+    return _trimmed(blocks, ranges, rescale, weighted_sum, weight, normalize, lambda_)
+
+
+@fused("breadcrumbs_ties")
+def breadcrumbs_ties(
+    blocks: Blocks, *, weight: Any = 1.0, density: Any = 1.0, gamma: Any = 0.01, normalize: bool = False,
+    rescale: bool = False, lambda_: float = 1.0,
+) -> Results:  # fmt: skip
+    """See :func:`weightops.ops.breadcrumbs.breadcrumbs_ties`."""
+    ranges = _middle(blocks, density, gamma)
+    return _trimmed(blocks, ranges, rescale, agreeing_sum, weight, normalize, lambda_)
+
+
+def _middle(blocks: Blocks, density: Any, gamma: Any) -> list[tuple[Selection, Selection]]:
+    """For each model, what reaches down to the density, and the largest entries that are left out."""
+    wanted = []
+    for share, top in zip(_doubles(density, blocks.models), _doubles(gamma, blocks.models), strict=True):
+        count = _kept(share, blocks.count)
+        skipped = min(int(top * blocks.count), blocks.count - count)
+        wanted.append([skipped + count, skipped])
+    return [(low, high) for low, high in _select(blocks, wanted)]
+
+
+def _select(blocks: Blocks, wanted: list[list[int]]) -> list[list[Selection]]:
+    return select(lambda: (block.stack for block in blocks), blocks.count, wanted)
+
+
+def _trimmed(
+    blocks: Blocks, ranges: list[tuple[Selection, Selection]], rescale: bool, combine: Combine, *settings: Any
+) -> Results:
+    """Trim each task vector to its range, bring it back to its L1 norm if asked, and combine."""
+    factors = _l1_factors(blocks, ranges) if rescale else np.ones(blocks.models, np.float32)
+    for block, kept in _kept_blocks(blocks, ranges):
+        if rescale:
+            kept *= factors[:, None]
+        yield block.begin, combine(kept, *settings)
+
+
+def _kept_blocks(blocks: Blocks, ranges: list[tuple[Selection, Selection]]) -> Iterator[tuple[Block, Floats]]:
+    """One pass: each block with what is kept of it."""
+    left = [(replace(low), replace(high)) for low, high in ranges]
+    for block in blocks:
+        kept = np.empty_like(block.stack)
+        for row, (low, high) in enumerate(left):
+            if low == EVERYTHING and high == NOTHING:
+                kept[row] = block.stack[row]
+            else:
+                low.ties, high.ties = between(
+                    block.stack[row], low.threshold, low.ties, high.threshold, high.ties, kept[row]
+                )
+        yield block, kept
+
+
+def _l1_factors(blocks: Blocks, ranges: list[tuple[Selection, Selection]]) -> Floats:
+    """|whole| / |kept| for each model, in fp64; 1 where nothing is kept."""
+    before, after = np.zeros(blocks.models), np.zeros(blocks.models)
+    for block, kept in _kept_blocks(blocks, ranges):
+        before += np.abs(block.stack).sum(1, dtype=np.float64)
+        after += np.abs(kept).sum(1, dtype=np.float64)
+    return np.divide(before, after, out=np.ones_like(before), where=after > 0).astype(np.float32)
+
+
+def _kept(density: float, count: int) -> int:
+    return min(max(int(density * count), 0), count)
+
+
+def _doubles(value: Any, count: int) -> list[float]:
+    """A number for each model, in double precision: a count must not depend on a rounding to fp32."""
+    vector(value, count)
+    return [float(number) for number in np.broadcast_to(np.asarray(value, np.float64), (count,))]

@@ -1,0 +1,156 @@
+"""One tensor by a merge method: fused where there is a fused path, else by the reference.
+
+Methods that are linear combinations take one pass for the Gram matrix and one to combine; elementwise ones run the
+reference on blocks; the rest get the whole tensor, whose memory the plan says.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from .. import dtypes
+from ..errors import WeightopsError
+from ..ops.draw import Draw
+from ..ops.registry import Operator, find
+from . import kernels
+from .blocks import Block, Blocks, Floats, GridDigest, memory_needed
+from .fused import FUSED
+from .jobs import Job, Merge
+from .tally import Record
+
+Results = Iterator[tuple[int, Floats]]
+Write = Callable[[int, Any], None]
+
+
+def run(job: Job, files: Mapping[Path, int], write: Write, *, memory: int, allow_nonfinite: bool) -> Record:
+    """Compute a merge job and write it, block by block.
+
+    Args:
+        write: Called with the first element of a block and its bytes.
+        memory: Bytes in which inputs may be kept between passes.
+
+    Returns:
+        The tensor's record: digests of what was read and of what was written.
+
+    Raises:
+        WeightopsError: NaN or Inf in an input or in the result, or settings that the method refuses.
+    """
+    merge = job.merge
+    if merge is None:
+        raise TypeError(f"{job.name} is no merge")
+    method, settings = find(merge.method), keywords(merge)
+    fast = FUSED.get(merge.method)
+    blocks = Blocks(
+        job,
+        files,
+        memory,
+        deltas=method.takes == "deltas",
+        rows=bool(fast and fast.rows),
+        allow_nonfinite=allow_nonfinite,
+    )
+    results = _results(job, merge, method, settings, blocks)
+    digest = GridDigest(job.dtype)
+    for begin, values in results:
+        data = kernels.narrow_from(values, job.dtype)
+        if not allow_nonfinite and kernels.holds_nonfinite(data, job.dtype):
+            raise WeightopsError(
+                f"{job.name}: {merge.method} gives NaN or Inf in {job.dtype}; check its parameters, or widen dtype"
+            )
+        digest.update(data)
+        write(begin, data)
+    return {"in": [blocks.digests.get(source.stored) for source in merge.all_inputs], "out": digest.hexdigest()}
+
+
+def keywords(merge: Merge) -> dict[str, Any]:
+    """The settings as arguments of the method's function, what the engine fills in included."""
+    method = find(merge.method)
+    given = {method.parameter(name).argument: value for name, value in merge.settings}
+    if "draw" in method.fills:
+        given["draw"] = Draw(merge.seed, merge.place.name)
+    if "place" in method.fills:
+        given["place"] = merge.place
+    return given
+
+
+def workspace(shape: tuple[int, ...], merge: Merge) -> int:
+    """Bytes that a merge needs at least: a few blocks, or, by the reference, the whole tensor several times."""
+    method = find(merge.method)
+    if merge.method in FUSED or method.combination(dict(merge.settings)) or method.reads == "elementwise":
+        return memory_needed(shape, len(merge.all_inputs))
+    copies = {"tensor": 3, "matrix": 6}.get(method.reads, 3)  # of the fp32 stack, measured on the reference methods
+    return 4 * dtypes.count(shape) * (len(merge.all_inputs) + 1) * copies
+
+
+def _results(job: Job, merge: Merge, method: Operator, settings: Mapping[str, Any], blocks: Blocks) -> Results:
+    """The merged tensor in blocks, the base added where the method takes task vectors."""
+    if fast := FUSED.get(method.name):
+        return _on_base(blocks, fast(blocks, dict(settings)), method)
+    if combine := method.combination(dict(merge.settings)):
+        return _combined(blocks, method, merge, combine)
+    if method.reads == "elementwise":
+        return _elementwise(blocks, method, settings)
+    return _reference(job, blocks, method, settings, merge.device)
+
+
+def _on_base(blocks: Blocks, results: Results, method: Operator) -> Results:
+    if method.takes != "deltas":
+        yield from results
+        return
+    for begin, values in results:
+        base = blocks.base(begin, begin + len(values))
+        yield begin, base + values
+
+
+def _combined(blocks: Blocks, method: Operator, merge: Merge, combine: Callable[[Any], Any]) -> Results:
+    """Two passes: inner products, then the linear combination that follows from them."""
+    import torch
+
+    with_base = method.needs_base and method.takes == "models"  # slerp: the base is the first vector
+    off_base = merge.base is not None and not with_base  # task vectors, by request or by the method's nature
+
+    def vectors(block: Block) -> Floats:
+        if with_base and block.base is not None:
+            return np.concatenate([block.base[None], block.stack])
+        if off_base and method.takes == "models" and block.base is not None:
+            return block.stack - block.base
+        return block.stack
+
+    gram = np.zeros((1, 1))
+    for block in blocks:
+        gram = gram + kernels.gram(vectors(block))
+    coefficients = combine(torch.from_numpy(gram)).to(torch.float32).numpy()
+    for block in blocks:
+        values = kernels.combination(vectors(block), coefficients)
+        yield block.begin, values + block.base if off_base and block.base is not None else values
+
+
+def _elementwise(blocks: Blocks, method: Operator, settings: Mapping[str, Any]) -> Results:
+    import torch
+
+    for block in blocks:
+        given = dict(settings)
+        if "draw" in given:
+            given["draw"] = given["draw"].at(block.begin)
+        if "base" in method.fills and block.base is not None:
+            given["base"] = torch.from_numpy(block.base)
+        values = method.function(torch.from_numpy(block.stack), **given).numpy()
+        yield block.begin, values + block.base if method.takes == "deltas" else values
+
+
+def _reference(job: Job, blocks: Blocks, method: Operator, settings: Mapping[str, Any], device: str) -> Results:
+    """The whole tensor at once, in torch."""
+    import torch
+
+    stack, base = blocks.whole()
+    shape = (len(stack), *job.shape)
+    given = dict(settings)
+    if "base" in method.fills and base is not None:
+        given["base"] = torch.from_numpy(base).reshape(job.shape).to(device)
+    merged = method.function(torch.from_numpy(stack).reshape(shape).to(device), **given).cpu().numpy().reshape(-1)
+    if method.takes == "deltas" and base is not None:
+        merged = merged + base
+    yield 0, np.ascontiguousarray(merged, np.float32)

@@ -1,0 +1,102 @@
+"""A model folder's tokenizer: its files and its tokens. transformers is asked only where tokenizer.json is missing."""
+
+from __future__ import annotations
+
+import importlib
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+from ..errors import WeightopsError
+from .folder import read_json
+from .quiet import quiet_transformers
+from .weights import Weights
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer
+
+TOKENIZER: Final = "tokenizer.json"
+SETTINGS: Final = "tokenizer_config.json"
+
+#: Vocabularies from before ``tokenizer.json``; beside one they say the same again.
+OLDER: Final = (
+    *("tokenizer.model", "spiece.model", "sentencepiece.bpe.model", "vocab.json", "vocab.txt", "merges.txt"),
+    *("added_tokens.json", "tekken.json"),
+)
+TEMPLATES: Final = ("chat_template.jinja", "chat_template.json", "additional_chat_templates/*.jinja")
+#: Every file that belongs to a tokenizer, as patterns.
+FILES: Final = (TOKENIZER, SETTINGS, "special_tokens_map.json", "*.tiktoken", *OLDER, *TEMPLATES)
+
+
+def tokenizer_files(folder: Path | None) -> dict[str, bytes]:
+    """The files of a folder that belong to its tokenizer, chat template included, by name."""
+    found = sorted(path for pattern in FILES for path in folder.glob(pattern)) if folder else []
+    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in found if folder and path.is_file()}
+
+
+def has_tokenizer(source: Weights) -> bool:
+    """Whether there is something that :func:`tokenizer_of` would read."""
+    folder = source.folder
+    return folder is not None and ((folder / TOKENIZER).exists() or _convertible(folder))
+
+
+def tokenizer_of(source: Weights) -> Tokenizer:
+    """The tokenizer of a model folder, with the tokens that only ``tokenizer_config.json`` adds.
+
+    Raises:
+        WeightopsError: there is none, or it cannot be read.
+    """
+    from tokenizers import Tokenizer
+
+    folder = source.folder or Path(source.spec)
+    file = folder / TOKENIZER
+    if not file.exists():
+        if _convertible(folder):
+            return _converted(folder)
+        remedy = f"save the model's tokenizer there: AutoTokenizer.from_pretrained(MODEL).save_pretrained('{folder}')"
+        raise WeightopsError(f"{file}: missing; {remedy}")
+    try:
+        tokenizer = Tokenizer.from_file(str(file))
+    except Exception as error:  # the tokenizers library raises bare Exception
+        raise WeightopsError(f"{file}: not a tokenizer ({error}); download it again") from error
+    _add_listed(tokenizer, folder)
+    return tokenizer
+
+
+def _add_listed(tokenizer: Tokenizer, folder: Path) -> None:
+    """Tokens that ``tokenizer_config.json`` lists and ``tokenizer.json`` lacks; transformers adds them on loading."""
+    listed = read_json(folder / SETTINGS).get("added_tokens_decoder")
+    if not isinstance(listed, dict):
+        return
+    from tokenizers import AddedToken
+
+    entries = [(int(number), entry) for number, entry in listed.items() if number.isdigit() and isinstance(entry, dict)]
+    for _, entry in sorted(entries, key=lambda pair: pair[0]):
+        content = entry.get("content")
+        if isinstance(content, str) and tokenizer.token_to_id(content) is None:
+            flags: dict[str, Any] = {key: bool(value) for key, value in entry.items() if key in TOKEN_FLAGS}
+            tokenizer.add_tokens([AddedToken(content, **flags)])
+
+
+#: What an added token's entry says beside its text and number.
+TOKEN_FLAGS: Final = ("single_word", "lstrip", "rstrip", "normalized", "special")
+
+
+def _convertible(folder: Path) -> bool:
+    return any((folder / name).exists() for name in OLDER[:5])
+
+
+def _converted(folder: Path) -> Tokenizer:
+    """An older vocabulary through transformers, without running a model's own code."""
+    try:
+        with quiet_transformers():
+            auto = importlib.import_module("transformers").AutoTokenizer
+            loaded = auto.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
+            tokenizer: Tokenizer | None = getattr(loaded, "backend_tokenizer", None)
+    except Exception as error:  # anything may happen in a conversion
+        said = str(error).strip().splitlines() or [type(error).__name__]
+        raise WeightopsError(f"{folder}: no {TOKENIZER}, and transformers cannot make one ({said[0]})") from error
+    if tokenizer is None:
+        raise WeightopsError(
+            f"{folder}: no {TOKENIZER}, and transformers has only a slow tokenizer for it; add the file"
+        )
+    return tokenizer

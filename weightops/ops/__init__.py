@@ -1,0 +1,14 @@
+"""Merge methods. Every module here is imported, so a new file with an ``@operator`` in it is all it takes."""
+
+import importlib
+import pkgutil
+
+from ..place import Place
+from .draw import Draw
+from .lines import lines_scale
+from .registry import Operator, Parameter, PerModel, find, methods, operator
+
+for _module in pkgutil.iter_modules(__path__):
+    importlib.import_module(f"{__name__}.{_module.name}")
+
+__all__ = ["Draw", "Operator", "Parameter", "PerModel", "Place", "find", "lines_scale", "methods", "operator"]

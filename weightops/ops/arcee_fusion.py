@@ -1,0 +1,48 @@
+"""Arcee Fusion: take over only the entries that matter most."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from .registry import operator
+
+
+@operator(reads="tensor", paper="Arcee AI, mergekit", needs_base=True, models=(1, 1))
+def arcee_fusion(models: Tensor, *, base: Tensor) -> Tensor:
+    """Take the model's entries of great importance, the base's elsewhere.
+
+    Importance is the change times how far its row (the last dimension), read as a distribution, diverged. Great is at
+    or above the median plus 1.5 times the distance between the quartiles, of all entries of the tensor.
+
+    Args:
+        models: The one model's weights, [1, ...], fp32 or fp64.
+        base: The base model's weights, [...].
+
+    Returns:
+        [...], every entry the model's or the base's, bit for bit.
+
+    >>> import torch
+    >>> arcee_fusion(torch.tensor([[0.0, 0.0, 0.0, 0.1, 5.0]]), base=torch.zeros(5))
+    tensor([0., 0., 0., 0., 5.])
+    """
+    score = importance(models[0], base)
+    return models[0].where(score >= fusion_threshold(score), base)
+
+
+def importance(model: Tensor, base: Tensor) -> Tensor:
+    """Change times the row's Kullback-Leibler divergence from the base's, in fp64: [..., row]."""
+    # A fine-tuned row's divergence is second order in its change and drowns in fp32 rounding.
+    p, q = (x.double().softmax(-1) + 1e-8 for x in (model, base))
+    return (model.double() - base.double()).abs() * (p * (p / q).log()).sum(-1, keepdim=True)
+
+
+def fusion_threshold(score: Tensor) -> Tensor:
+    """Median plus 1.5 interquartile ranges; a quantile is the sorted entry at floor(q * (numel - 1)), exactly.
+
+    >>> import torch
+    >>> fusion_threshold(torch.tensor([0.0, 1.0, 2.0, 3.0, 4.0]))
+    tensor(5.)
+    """
+    last = score.numel() - 1
+    low, median, high = (score.flatten().kthvalue(quarters * last // 4 + 1).values for quarters in (1, 2, 3))
+    return median + 1.5 * (high - low)

@@ -1,0 +1,39 @@
+"""Weighted average of the weights themselves."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from ..errors import WeightopsError
+from .registry import PerModel, operator
+from .sparsify import per_model
+
+
+@operator(reads="elementwise", paper="2203.05482")
+def linear(models: Tensor, *, weight: PerModel = 1.0, normalize: bool = True) -> Tensor:
+    """Average the models (model soups: Wortsman et al. 2022, arXiv 2203.05482, section 2).
+
+    Args:
+        models: Weights, [n, ...], fp32 or fp64.
+        weight: Coefficient of each model.
+        normalize: Divide by the sum of the weights.
+
+    Returns:
+        The weighted average, [...], the models' dtype.
+
+    Raises:
+        WeightopsError: ``normalize`` with weights that sum to zero.
+
+    >>> import torch
+    >>> linear(torch.tensor([[0.0, 4.0], [4.0, 8.0]]), weight=[1.0, 3.0])
+    tensor([3., 7.])
+    """
+    coefficient = per_model(weight, models)
+    total = (coefficient * models).sum(0)
+    if not normalize:
+        return total
+    if coefficient.sum() == 0:
+        raise WeightopsError(
+            "linear: the weights sum to 0 and cannot be normalised; change them or set normalize: false"
+        )
+    return total / coefficient.sum()

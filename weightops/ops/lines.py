@@ -1,0 +1,59 @@
+"""LiNeS: scale the task vector linearly with depth.
+
+Source: Wang et al. 2025, arXiv 2410.17146: layer l of L (from 1) is scaled by alpha + beta (l - 1) / (L - 1).
+"""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from ..place import Place
+from .registry import PerModel, operator
+from .task_arithmetic import weighted_sum
+
+
+def lines_scale(place: Place, alpha: float, beta: float) -> float:
+    """The factor for a tensor, to put on the result of any method that takes task vectors.
+
+    Outside the layers, and with one layer only, it is alpha (as in the authors' code).
+
+    >>> [lines_scale(Place("w", layer, 3), 0.5, 0.5) for layer in (0, 1, 2, None)]
+    [0.5, 0.75, 1.0, 0.5]
+    """
+    if place.layer is None or place.layers < 2:
+        return alpha
+    return alpha + beta * place.layer / (place.layers - 1)
+
+
+@operator(reads="elementwise", paper="2410.17146")
+def lines(
+    deltas: Tensor,
+    *,
+    place: Place,
+    weight: PerModel = 1.0,
+    alpha: float = 0.5,
+    beta: float = 0.5,
+    normalize: bool = False,
+    lambda_: float = 1.0,
+) -> Tensor:
+    """Add the task vectors, less in the early layers.
+
+    The defaults (ours) leave the last layer whole and halve the first.
+
+    Args:
+        deltas: Task vectors, [n, ...], fp32 or fp64.
+        place: Layer of the tensor.
+        weight: Coefficient of each model.
+        alpha: Factor of the first layer, and of what lies outside the layers.
+        beta: What the last layer gets beyond that.
+        normalize: Divide by the sum of the weights, unless that is zero.
+        lambda_: Factor on the whole.
+
+    Returns:
+        The merged task vector, [...].
+
+    >>> import torch
+    >>> lines(torch.ones(2, 1), place=Place("w", layer=0, layers=2))
+    tensor([1.])
+    """
+    return weighted_sum(deltas, weight, normalize, lambda_) * lines_scale(place, alpha, beta)

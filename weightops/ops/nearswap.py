@@ -1,0 +1,28 @@
+"""NearSwap: take over the other model where it is near."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from .registry import operator
+
+
+@operator(reads="elementwise", paper="https://huggingface.co/alchemonaut/QuartetAnemoi-70B-t0.0001", models=(1, 1))
+def nearswap(deltas: Tensor, *, t: float) -> Tensor:
+    """Move each entry toward the model, by t at most.
+
+    The published weight min(1, t / abs(delta)) times delta is delta clamped to [-t, t].
+
+    Args:
+        deltas: The one model's task vector, [1, ...], fp32 or fp64.
+        t: Longest move; up to 0 none.
+
+    Returns:
+        The task vector to add, [...].
+
+    >>> import torch
+    >>> nearswap(torch.tensor([[0.5, -3.0]]), t=1.0)
+    tensor([ 0.5000, -1.0000])
+    """
+    reach = max(t, 0.0)
+    return deltas[0].clamp(-reach, reach)

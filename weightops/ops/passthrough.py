@@ -1,0 +1,26 @@
+"""One model, copied."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from .registry import PerModel, operator
+from .sparsify import per_model
+
+
+@operator(reads="elementwise", paper="mergekit", models=(1, 1))
+def passthrough(models: Tensor, *, scale: PerModel = 1.0) -> Tensor:
+    """Copy one model's tensor, scaled if asked.
+
+    Args:
+        models: The one model's weights, [1, ...], fp32 or fp64.
+        scale: Factor; 1 copies every bit.
+
+    Returns:
+        [...], the model's dtype.
+
+    >>> import torch
+    >>> passthrough(torch.tensor([[1.0, 2.0]]), scale=0.5)
+    tensor([0.5000, 1.0000])
+    """
+    return (models * per_model(scale, models))[0]

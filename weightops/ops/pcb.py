@@ -1,0 +1,59 @@
+"""PCB-Merging: let parameters compete, within a task and between tasks.
+
+Source: Du et al. 2024, arXiv 2410.02396, in the form of the authors' code: tanh between tasks, outliers clipped. There
+the model is one long vector; here each tensor competes by itself (ours).
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from .registry import PerModel, operator
+from .sparsify import flat, per_model
+
+CLIPPED = 1e-4  # share of the smallest and of the largest magnitudes
+
+
+@operator(reads="tensor", paper="2410.02396")
+def pcb(deltas: Tensor, *, weight: PerModel = 1.0, pcb_ratio: float = 0.1, lambda_: float = 1.0) -> Tensor:
+    """Average the task vectors by scores, each entry over the tasks for which it scores high.
+
+    The score of an entry is exp(n * a) * tanh(entry * sum over tasks), a its squared clipped magnitude scaled to [0, 1]
+    within the task. Scores are cut off below, and scaled to [0, 1] from the cut to the top.
+
+    Args:
+        deltas: Task vectors, [n, ...], fp32 or fp64.
+        weight: Coefficient of each model.
+        pcb_ratio: Share of the entries of each task that scores at or above the cut.
+        lambda_: Factor on the whole.
+
+    Returns:
+        The merged task vector, [...]; zero where no task scores.
+
+    >>> pcb(torch.tensor([[4.0, 1.0, 1.0, 0.0], [4.0, 0.0, 1.0, 1.0]]), pcb_ratio=0.5)
+    tensor([4., 0., 0., 0.])
+    """
+    vectors = flat(deltas)
+    clipped = _clip(vectors)
+    scores = torch.exp(len(deltas) * _spread(clipped.abs()) ** 2) * torch.tanh(vectors * vectors.sum(0))
+    share = _spread(scores.clamp(min=_ranked(scores, int(vectors.shape[1] * (1 - pcb_ratio)))))
+    merged = (share * clipped * per_model(weight, clipped)).sum(0) / share.sum(0).clamp(min=1e-12)
+    return merged.reshape(deltas.shape[1:]) * lambda_
+
+
+def _clip(vectors: Tensor) -> Tensor:
+    """Bring the smallest and the largest magnitudes of each task to the nearest that is neither."""
+    magnitude, few = vectors.abs(), int(CLIPPED * vectors.shape[1])
+    return vectors.sign() * magnitude.clamp(_ranked(magnitude, few), _ranked(magnitude, vectors.shape[1] - 1 - few))
+
+
+def _ranked(vectors: Tensor, rank: int) -> Tensor:
+    """The entry at a rank, counted from the smallest, of each vector: [n, d] to [n, 1]."""
+    return vectors.kthvalue(min(rank, vectors.shape[1] - 1) + 1, dim=1, keepdim=True).values
+
+
+def _spread(vectors: Tensor) -> Tensor:
+    """Scale each vector to [0, 1]; a constant one is all ones (ours: every entry is as good as the best)."""
+    low, high = vectors.amin(1, keepdim=True), vectors.amax(1, keepdim=True)
+    return torch.where(high > low, (vectors - low) / (high - low), 1)

@@ -1,0 +1,58 @@
+"""RAM: what only one model changed is kept whole, what several changed is averaged over them.
+
+Source: Reinforced Agent Merging, arXiv 2601.13572.
+"""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from .registry import operator
+from .sparsify import flat, per_model
+
+
+@operator(reads="elementwise", paper="2601.13572")
+def ram(deltas: Tensor, *, epsilon: float = 1e-5) -> Tensor:
+    """Average each entry over the models that changed it.
+
+    Args:
+        deltas: Task vectors, [n, ...], fp32 or fp64.
+        epsilon: A change counts from beyond this magnitude on.
+
+    Returns:
+        The merged task vector, [...].
+
+    >>> import torch
+    >>> ram(torch.tensor([[1.0, 2.0, 0.0], [0.0, 4.0, 0.0]]))
+    tensor([1., 3., 0.])
+    """
+    changed = deltas.abs() > epsilon
+    return deltas.where(changed, 0).sum(0) / changed.sum(0).clamp(min=1)
+
+
+@operator(reads="tensor", paper="2601.13572")
+def ramplus_tl(deltas: Tensor, *, r: float = 0.1, alpha: float = 0.2, epsilon: float = 1e-5) -> Tensor:
+    """RAM, with a model's own entries scaled up by how much of the tensor it shares (tensor by tensor).
+
+    The factor is 1 + r * min(shared / own, alpha), counting the model's changed entries that others changed too and
+    those that it alone changed.
+
+    Args:
+        deltas: Task vectors, [n, ...], fp32 or fp64.
+        r: Strength of the scaling.
+        alpha: Cap on the ratio.
+        epsilon: A change counts from beyond this magnitude on.
+
+    Returns:
+        The merged task vector, [...].
+
+    >>> import torch
+    >>> ramplus_tl(torch.tensor([[1.0, 2.0, 0.0], [0.0, 4.0, 0.0]]), r=1.0, alpha=0.5)
+    tensor([1.5000, 3.0000, 0.0000])
+    """
+    changed = deltas.abs() > epsilon
+    models = changed.sum(0)
+    shared, own = (flat(changed & mask).sum(1).double() for mask in (models > 1, models == 1))
+    factor = per_model(1 + r * (shared / own.clamp(min=1)).clamp(0, alpha), deltas)
+    kept = deltas.where(changed, 0)
+    return (kept * factor.where(models == 1, 1)).sum(0) / models.clamp(min=1)

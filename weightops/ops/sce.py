@@ -1,0 +1,53 @@
+"""SCE: select by variance, calculate weights from energy, erase the minority sign.
+
+Source: Wan et al. 2024 (FuseChat), arXiv 2408.07990.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from .registry import operator
+from .sparsify import flat, largest, per_model
+from .ties import agreement
+
+
+@operator(reads="tensor", paper="2408.07990")
+def sce(deltas: Tensor, *, select_topk: float = 1.0) -> Tensor:
+    """Merge the entries on which the models differ most, each model weighted by its mean square there.
+
+    Args:
+        deltas: Task vectors, [n, ...], fp32 or fp64.
+        select_topk: Share of the entries of non-zero variance to keep, the largest variance first, among equals the
+            lower flat index (ours); 1 keeps every entry.
+
+    Returns:
+        The merged task vector, [...]; zero where nothing agrees.
+
+    >>> sce(torch.tensor([[1.0, 0.0], [1.0, 2.0]]))
+    tensor([1., 2.])
+    """
+    chosen = deltas.where(selected(deltas, select_topk), 0)
+    weights = per_model(_energy(chosen), chosen.double()) * agreement(chosen)
+    total = weights.sum(0)
+    merged = (weights * chosen).sum(0) / total.where(total > 0, 1)
+    return merged.to(deltas.dtype)
+
+
+def selected(deltas: Tensor, select_topk: float) -> Tensor:
+    """The mask of the entries to merge: [n, ...] to [...].
+
+    The variance is worked out in fp64 and rounded to the deltas' dtype, so that equal models differ by exactly zero.
+    """
+    shifted = deltas.double() - deltas[0].double()
+    variance = (shifted - shifted.mean(0)).square().mean(0).to(deltas.dtype)
+    if select_topk >= 1:
+        return torch.ones_like(variance, dtype=torch.bool)
+    return largest(variance, int(int(variance.count_nonzero()) * select_topk))
+
+
+def _energy(deltas: Tensor) -> Tensor:
+    """Each model's share of the summed squares, in fp64: the squares of fine-tuned deltas are tiny."""
+    squares = flat(deltas.double()).square().sum(1)
+    return squares / squares.sum().clamp(min=torch.finfo(torch.float64).tiny)

@@ -1,0 +1,125 @@
+"""What several methods share: a number for each model, and which entries of a task vector stay.
+
+Every choice by magnitude follows one order (ours): larger magnitude first, and among equals the lower flat index (C
+order). It does not depend on how a tensor is sliced or on the sorting routine.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..errors import WeightopsError
+from .draw import Draw
+
+
+def per_model(value: Any, stack: Tensor) -> Tensor:
+    """A number for each model, shaped to multiply the stack.
+
+    Args:
+        value: One number for all models, or a sequence of n.
+        stack: [n, ...].
+
+    Returns:
+        [n, 1, ...], the stack's dtype.
+
+    Raises:
+        WeightopsError: a sequence of another length.
+
+    >>> per_model([0.5, 2.0], torch.ones(2, 3)).shape
+    torch.Size([2, 1])
+    """
+    return numbers(value, len(stack)).to(stack.dtype).reshape(-1, *[1] * (stack.dim() - 1))
+
+
+def numbers(value: Any, count: int) -> Tensor:
+    """The same as a plain vector: [count], fp64."""
+    vector = torch.as_tensor(value, dtype=torch.float64)
+    if vector.dim() == 0:
+        return vector.repeat(count)
+    if vector.shape != (count,):
+        raise WeightopsError(f"{vector.numel()} values for {count} models; give one number, or one for each")
+    return vector
+
+
+def flat(stack: Tensor) -> Tensor:
+    """Each model's tensor as one vector: [n, ...] to [n, numel]."""
+    return stack.reshape(len(stack), -1)
+
+
+def kept_count(density: float, numel: int) -> int:
+    """How many of numel entries a density keeps: all from 1 on, else floor(density * numel) in double precision.
+
+    >>> kept_count(0.5, 5), kept_count(1.0, 5), kept_count(-1.0, 5)
+    (2, 5, 0)
+    """
+    return min(max(int(density * numel), 0), numel)
+
+
+def largest(scores: Tensor, count: int) -> Tensor:
+    """Mark the count largest scores; among equals the lower flat index wins (ours).
+
+    Written as a threshold and a number of ties to take in order, which is what a pass over slices can apply.
+
+    Args:
+        scores: [...], any real dtype, no NaN.
+        count: How many to mark.
+
+    Returns:
+        A mask, [...], with exactly min(count, numel) set.
+
+    >>> largest(torch.tensor([3.0, 1.0, 3.0, 3.0]), 2)
+    tensor([ True, False,  True, False])
+    """
+    if count <= 0:
+        return torch.zeros_like(scores, dtype=torch.bool)
+    if count >= scores.numel():
+        return torch.ones_like(scores, dtype=torch.bool)
+    line = scores.reshape(-1)
+    threshold = line.kthvalue(line.numel() - count + 1).values
+    above, ties = line > threshold, line == threshold
+    wanted = count - above.sum()
+    return (above | (ties & (ties.cumsum(0) <= wanted))).reshape(scores.shape)
+
+
+def keep_largest(deltas: Tensor, density: Any) -> Tensor:
+    """Keep the largest entries by magnitude of each task vector, zero the rest.
+
+    Exactly ``kept_count(density, numel)`` entries of each stay, but never fewer than one at a positive density.
+
+    >>> keep_largest(torch.tensor([[1.0, -3.0, 2.0, 3.0]]), 0.5)
+    tensor([[ 0., -3.,  0.,  3.]])
+    """
+    shares = numbers(density, len(deltas)).tolist()
+    return torch.stack([_keep(delta, share) for delta, share in zip(deltas, shares, strict=True)])
+
+
+def _keep(delta: Tensor, density: float) -> Tensor:
+    count = max(kept_count(density, delta.numel()), 1 if density > 0 else 0)
+    return delta.where(largest(delta.abs(), count), 0)
+
+
+def keep_random(deltas: Tensor, probability: Tensor, draw: Draw, *, rescale: bool) -> Tensor:
+    """Keep each entry by chance.
+
+    Args:
+        deltas: Task vectors, or the same slice of each, [n, ...].
+        probability: Of an entry to stay, broadcastable to [n, ...].
+        draw: Randomness of the first entry on.
+        rescale: Divide what stays by its probability, so that the expectation is the task vector.
+    """
+    uniform = torch.stack([torch.from_numpy(draw.uniform(i, d.numel())).reshape(d.shape) for i, d in enumerate(deltas)])
+    kept = deltas.where(uniform < probability, 0)
+    return kept / probability.where(probability > 0, 1) if rescale else kept
+
+
+def same_l1(sparse: Tensor, deltas: Tensor) -> Tensor:
+    """Scale each sparse task vector up to the L1 norm of the whole one (fp64 sums); an empty one stays zero.
+
+    >>> same_l1(torch.tensor([[0.0, 3.0]]), torch.tensor([[1.0, 3.0]]))
+    tensor([[0., 4.]])
+    """
+    before, after = (flat(t.abs()).sum(1, dtype=torch.float64) for t in (deltas, sparse))
+    return sparse * per_model((before / after).where(after > 0, 1), sparse)
