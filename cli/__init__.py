@@ -18,6 +18,8 @@ from ..version import __version__
 #: Name, module, and the line that ``weightops --help`` shows.
 COMMANDS = {
     "compose-guard": ("compose_guard", "Make a guard for TARGET: target + scale * (guard - base)."),
+    "merge": ("merge", "Merge models as a mergekit file says."),
+    "methods": ("methods", "List the merge methods, or explain one."),
     "inspect": ("inspect", "List a model's tensors, by part."),
     "verify": ("verify", "Check an output against its weightops.json."),
 }

@@ -15,13 +15,14 @@ from .options import (
     nonfinite_option,
     output_options,
     print_json,
+    print_plan,
     shard_size_option,
     source_options,
     table,
 )
 
 if TYPE_CHECKING:
-    from ..compose import Composition, GroupNorms
+    from ..compose import GroupNorms
 
 
 @click.command("compose-guard")
@@ -65,7 +66,9 @@ def command(
         dtype=dtype, shard_size=shard_size, allow_nonfinite=allow_nonfinite, command=command_line(),
     )  # fmt: skip
     if output.dry_run:
-        _print_plan(composition, output)
+        planned = output.plan_json(composition.plan, composition.package)
+        groups = [asdict(row) for row in composition.report()]
+        print_plan(output, planned | {"groups": groups}, _report_table(composition.report()))
         return
     saved = output.save(composition.plan, composition.package)
     report = composition.report(saved.tally)
@@ -80,26 +83,6 @@ def command(
 
 def _words(text: str | None) -> list[str]:
     return [word.strip() for word in (text or "").split(",") if word.strip()]
-
-
-def _print_plan(composition: Composition, output: Output) -> None:
-    """Print the plan; one with problems ends with exit code 1."""
-    plan = output.plan_json(composition.plan, composition.package)
-    report = composition.report()
-    if output.json:
-        print_json(plan | {"groups": [asdict(row) for row in report]})
-    else:
-        click.echo(_report_table(report))
-        click.echo(
-            f"reads {human(plan['bytes_read'])}, writes {human(plan['bytes_written'])} in {len(plan['files'])} file(s) "
-            f"to {output.out}, buffers {human(plan['peak_buffer_bytes'])}"
-        )
-        for note in plan["notes"]:
-            click.echo(f"note: {note}", err=True)
-        for problem in plan["problems"]:
-            click.echo(f"error: {problem}", err=True)
-    if plan["problems"]:
-        raise click.exceptions.Exit(1)
 
 
 def _report_table(report: list[GroupNorms]) -> str:

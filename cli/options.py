@@ -100,8 +100,13 @@ class Output:
 
 def output_options(command: Callable[..., Any]) -> Callable[..., Any]:
     """``--out`` and how to write it, given to the command as one ``output``."""
+    place = click.option("--out", type=click.Path(path_type=Path), required=True, help="Folder to make.")
+    return place(output_settings(command))
 
-    @click.option("--out", type=click.Path(path_type=Path), required=True, help="Folder to make.")
+
+def output_settings(command: Callable[..., Any]) -> Callable[..., Any]:
+    """How to write ``out``, which the command names itself; given to it as one ``output``."""
+
     @click.option("--threads", type=click.IntRange(min=1), help="Slices computed at a time.  [default: processors]")
     @click.option("--memory", type=SizeType(), default="256MiB", show_default=True, help="Most memory for buffers.")
     @click.option("--dry-run", is_flag=True, help="Print what would be read, computed and written; write nothing.")
@@ -147,6 +152,9 @@ dtype_option = click.option(
 shard_size_option = click.option(
     "--shard-size", type=SizeType(), default="5GB", show_default=True, help="Most bytes in a file of the output."
 )
+plugin_option = click.option(
+    "--plugin", type=click.Path(path_type=Path), multiple=True, help="Python file with merge methods of your own."
+)
 nonfinite_option = click.option(
     "--allow-nonfinite", is_flag=True, help="Go on where a source or the result holds NaN or Inf."
 )
@@ -175,11 +183,33 @@ def human(size: float) -> str:
     return f"{size:.3g} TB"
 
 
-def table(head: list[str], rows: list[list[str]]) -> str:
-    """Columns in line, the first to the left, numbers to the right."""
-    widths = [max(len(row[i]) for row in [head, *rows]) for i in range(len(head))]
-    lines = [
-        [cell.ljust(w) if i == 0 else cell.rjust(w) for i, (cell, w) in enumerate(zip(row, widths, strict=True))]
-        for row in [head, *rows]
+def table(head: list[str], rows: list[list[str]], *, left: bool = False) -> str:
+    """Columns in line: the first to the left, the others to the right, or all ``left``."""
+    lines = [head, *rows]
+    widths = [max(len(line[i]) for line in lines) for i in range(len(head))]
+    aligned = [
+        [
+            cell.ljust(width) if left or i == 0 else cell.rjust(width)
+            for i, (cell, width) in enumerate(zip(line, widths, strict=True))
+        ]
+        for line in lines
     ]
-    return "\n".join("  ".join(line).rstrip() for line in lines)
+    return "\n".join("  ".join(line).rstrip() for line in aligned)
+
+
+def print_plan(output: Output, plan: dict[str, Any], summary: str) -> None:
+    """Print a plan for people or for a program; one with problems ends with exit code 1."""
+    if output.json:
+        print_json(plan)
+    else:
+        click.echo(summary)
+        click.echo(
+            f"reads {human(plan['bytes_read'])}, writes {human(plan['bytes_written'])} in {len(plan['files'])} file(s) "
+            f"to {output.out}, buffers {human(plan['peak_buffer_bytes'])}"
+        )
+        for note in plan["notes"]:
+            click.echo(f"note: {note}", err=True)
+        for problem in plan["problems"]:
+            click.echo(f"error: {problem}", err=True)
+    if plan["problems"]:
+        raise click.exceptions.Exit(1)

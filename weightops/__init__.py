@@ -18,15 +18,32 @@ if TYPE_CHECKING:
     from .checkpoint import open_checkpoint as open  # the face says wo.open, as json says json.load
     from .compose import compose_guard
     from .expr import Checkpoint, Delta
+    from .ops import Draw, PerModel, Place, operator
 
-__all__ = ["Checkpoint", "Delta", "WeightopsError", "__version__", "compose_guard", "open", "open_adapter"]
+__all__ = [
+    "Checkpoint",
+    "Delta",
+    "Draw",
+    "PerModel",
+    "Place",
+    "WeightopsError",
+    "__version__",
+    "compose_guard",
+    "open",
+    "open_adapter",
+    "operator",
+]
 
 _HOMES = {
     "Checkpoint": ("expr", "Checkpoint"),
     "Delta": ("expr", "Delta"),
+    "Draw": ("ops", "Draw"),
+    "PerModel": ("ops", "PerModel"),
+    "Place": ("ops", "Place"),
     "compose_guard": ("compose", "compose_guard"),
     "open": ("checkpoint", "open_checkpoint"),
     "open_adapter": ("checkpoint", "open_adapter"),
+    "operator": ("ops", "operator"),
 }
 
 

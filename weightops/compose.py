@@ -260,7 +260,7 @@ def _measure(checkpoint: Checkpoint, name: str) -> Job | None:
     shape = min(
         (operand.shape for t in terms for operand in (t.plus, t.minus) if operand is not None), key=lambda s: s[:1]
     )
-    return Job(name, "F32", shape, None, tuple(Term(1.0, t.plus, t.minus) for t in terms))
+    return Job(name, "F32", shape, None, tuple(Term(1.0, t.plus, t.minus) for t in terms), written=False)
 
 
 def _measurable(term: Term) -> bool:

@@ -10,14 +10,14 @@ change); differences are never written out, and near-equal pairs are subtracted 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from . import dtypes
 from .engine.execute import compute
-from .engine.jobs import Job, LowRank, Term, nothing
+from .engine.jobs import Job, LowRank, Term
 from .engine.plan import DEFAULT_SHARD, Plan, make_plan
 from .errors import WeightopsError
 from .io.adapter import Adapter
@@ -43,6 +43,18 @@ class Rule:
     kind: Literal["only", "without", "scaled"]
     by: str | Callable[[str], float] | tuple[tuple[str, float], ...]
 
+    def __post_init__(self) -> None:
+        patterns = (
+            [self.by] if isinstance(self.by, str) else [p for p, _ in self.by] if isinstance(self.by, tuple) else []
+        )
+        for pattern in patterns:
+            try:
+                re.compile(pattern)
+            except (re.error, TypeError) as error:
+                raise AlgebraError(
+                    f"{pattern!r} is not a regular expression ({error}); give one, or a function"
+                ) from error
+
     def factor(self, name: str) -> float:
         """The factor for a tensor."""
         if self.kind == "scaled":
@@ -52,10 +64,12 @@ class Rule:
         accepted = re.search(self.by, name) is not None if isinstance(self.by, str) else bool(self.by(name))  # type: ignore[operator]
         return float(accepted is (self.kind == "only"))
 
-    def describe(self) -> Any:
-        """The rule as JSON values; a callable by its name."""
-        by = getattr(self.by, "__qualname__", self.by) if callable(self.by) else self.by
-        return {self.kind: [list(pair) for pair in by] if isinstance(by, tuple) else by}
+    def describe(self, names: Iterable[str]) -> Any:
+        """The rule as JSON values; a function by what it says of each of the names."""
+        if callable(self.by):
+            said = {name: self.factor(name) for name in sorted(names)}
+            return {self.kind: {"function": getattr(self.by, "__qualname__", "function"), "factors": said}}
+        return {self.kind: [list(pair) for pair in self.by] if isinstance(self.by, tuple) else self.by}
 
 
 @dataclass(frozen=True)
@@ -147,13 +161,15 @@ class Delta:
         """One tensor of the delta, computed now, fp32.
 
         Raises:
-            WeightopsError: the delta does not change that tensor.
+            WeightopsError: the delta does not change that tensor, or its operands do not fit.
         """
         raise_unknown(name, self.names)
         terms = _terms(self, name)
         if not terms:
             raise WeightopsError(f"{name}: the adapter replaces this tensor; its difference shows only on a base")
-        return _computed(Job(name, "F32", terms[0].plus.shape, nothing(name), terms))
+        job = Job(name, "F32", terms[0].plus.shape, None, terms)
+        make_plan([job], {}).check()
+        return _computed(job)
 
     def _with(self, rule: Rule) -> Delta:
         return Delta(tuple(replace(change, rules=(*change.rules, rule)) for change in self.changes))
@@ -226,7 +242,7 @@ class Checkpoint:
             shard_size: Most bytes in a file.
         """
         jobs = [lower(self, name, dtype) for name in self.source.tensors]
-        problems, notes = _misfits(self)
+        problems, notes = misfits(self)
         return make_plan(
             jobs,
             describe(self, dtype),
@@ -273,7 +289,8 @@ def describe(checkpoint: Checkpoint, dtype: str = "auto") -> dict[str, Any]:
             what: dict[str, Any] = {"adapter": part.of.spec}
         else:
             what = {"plus": part.of.minuend.spec, "minus": part.of.subtrahend.spec}
-        return what | {"coefficient": part.coefficient, "rules": [rule.describe() for rule in part.rules]}
+        rules = [rule.describe(checkpoint.names) for rule in part.rules]
+        return what | {"coefficient": part.coefficient, "rules": rules}
 
     return {
         "kind": "affine",
@@ -324,7 +341,7 @@ def _collect(changes: Any) -> tuple[Change, ...]:
     return tuple(Change(of, coefficient, rules) for (of, rules), coefficient in sums.items() if coefficient)
 
 
-def _misfits(checkpoint: Checkpoint) -> tuple[list[str], list[str]]:
+def misfits(checkpoint: Checkpoint) -> tuple[list[str], list[str]]:
     """Problems and notes where a delta names tensors that the checkpoint has not."""
     have, spec = checkpoint.source.tensors.keys(), checkpoint.source.spec
     problems, notes = [], []
@@ -366,6 +383,8 @@ def _terms(delta: Delta, name: str) -> tuple[Term, ...]:
 def _computed(job: Job) -> torch.Tensor:
     import torch
 
+    if not job.count:
+        return torch.empty(job.shape, dtype=_torch_dtype(job.dtype))
     raw = torch.from_numpy(compute(job))
     return raw.view(_torch_dtype(job.dtype)).reshape(job.shape)
 

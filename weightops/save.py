@@ -44,6 +44,7 @@ class Package:
         sources: Everything the output is made of.
         config: Keys of ``config.json`` to change.
         files: Further files, or other contents for the carried ones.
+        left_out: Files of the model that must not go out.
     """
 
     model: Weights
@@ -51,6 +52,7 @@ class Package:
     card: Card
     config: Mapping[str, Any] = field(default_factory=dict)
     files: Mapping[str, bytes] = field(default_factory=dict)
+    left_out: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -114,7 +116,7 @@ def bar(total: int, what: str, *, shown: bool = True) -> Any:
 def _files(plan: Plan, package: Package, tally: Tally) -> dict[str, bytes]:
     """Every small file of the output, by name."""
     made = record(plan, tally, package.sources)
-    files = carried_files(package.model.folder)
+    files = {n: data for n, data in carried_files(package.model.folder).items() if n not in package.left_out}
     if package.model.config:
         files["config.json"] = _json({**package.model.config, **_dtype_keys(plan, package.model), **package.config})
     if len(plan.files) > 1:

@@ -141,8 +141,9 @@ class Blocks:
     def _read(self, source: Input, row: Floats, begin: int, end: int, digest: GridDigest | None) -> None:
         stored = source.stored
         if source.rows is not None:
-            first, last = begin // self.row, end // self.row
-            source.rows.fill(row.reshape(last - first, self.row), first, last, self._read_rows)
+            width = source.rows.width
+            first, last = begin // width, end // width
+            source.rows.fill(row.reshape(last - first, width), first, last, self._read_rows)
         else:
             size = dtypes.itemsize(stored.dtype)
             raw = self._raw[: (end - begin) * size]

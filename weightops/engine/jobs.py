@@ -42,11 +42,6 @@ class LowRank:
         return dtypes.count(self.shape)
 
 
-def nothing(name: str) -> StoredTensor:
-    """An anchor without elements: a job on it is the sum of its terms."""
-    return StoredTensor(name, "F32", (0,), Path("/dev/null"), 0)
-
-
 Operand = StoredTensor | LowRank
 
 
@@ -80,6 +75,10 @@ class Rows(Protocol):
     def sources(self) -> tuple[StoredTensor, ...]:
         """Every tensor that it reads."""
 
+    @property
+    def width(self) -> int:
+        """Elements of a row."""
+
     def fill(self, out: npt.NDArray[np.float32], first: int, last: int, read: RowReader) -> None:
         """Rows first..last into ``out``, [rows, width]."""
 
@@ -105,6 +104,7 @@ class Merge:
         place: Where the tensor stands in the model.
         seed: Of random methods.
         device: Where torch runs a method that has no streaming form.
+        scale: Factor on what a method of task vectors gives, before the base is added.
         workspace: Bytes that it needs at least, whatever the memory given.
     """
 
@@ -115,6 +115,7 @@ class Merge:
     place: Place
     seed: int = 0
     device: str = "cpu"
+    scale: float = 1.0
     workspace: int = 0
 
     @property
@@ -138,10 +139,7 @@ class Job:
     terms: tuple[Term, ...] = ()
     patches: tuple[Patch, ...] = ()
     merge: Merge | None = None
-
-    @property
-    def written(self) -> bool:
-        return self.anchor is not None or self.merge is not None
+    written: bool = True
 
     @property
     def count(self) -> int:

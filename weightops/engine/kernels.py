@@ -15,11 +15,12 @@ import numba
 import numpy as np
 import numpy.typing as npt
 
+from .. import dtypes
+
 Bytes = npt.NDArray[np.uint8]
 
 #: Dtypes as the kernel knows them.
 CODES: Final = {"F16": 0, "BF16": 1, "F32": 2, "F64": 3}
-NUMPY: Final = {"F16": np.uint16, "BF16": np.uint16, "F32": np.float32, "F64": np.float64}
 
 _TILE = 2048  # three fp32 tiles of this length stay in the first-level cache
 _NONE = -1
@@ -128,9 +129,10 @@ def affine(
 
     Args:
         rows: Operands' bytes, [k, bytes]; a row's dtype is its entry in ``codes``.
-        anchor: Row of the anchor, or -1 where nothing is added to (and nothing written).
+        anchor: Row of the anchor; -1: the sum of the terms alone.
         minus: Rows subtracted, -1 where a term has none.
         begin, end: Elements of the rows to compute; the others are left alone.
+        out_code: Dtype of the result; -1: the terms are only measured.
         squares: [terms, 2], fp64; receives |plus - minus|^2 and |minus|^2 of each term, added to what is there.
         nonfinite: [k + 1]; set to 1 for each row, and in the last place for the result, that holds NaN or Inf.
     """
@@ -145,6 +147,8 @@ def affine(
             row = rows[anchor]
             _widen(codes[anchor], row.view(np.uint16), row.view(np.float32), lo, n, acc_bits, acc)
             nonfinite[anchor] |= _nonfinite(acc_bits, n)
+        else:
+            acc[:n] = np.float32(0)
         for t in range(len(plus)):
             row = rows[plus[t]]
             _widen(codes[plus[t]], row.view(np.uint16), row.view(np.float32), lo, n, one_bits, one)
@@ -157,13 +161,13 @@ def affine(
                 for j in range(n):
                     one[j] -= two[j]
             squares[t, 0] += _sum_of_squares(one, n)
-            if anchor >= 0:
+            if out_code >= 0:
                 coefficient = coefficients[t]
                 for j in range(n):
                     one[j] *= coefficient
                 for j in range(n):
                     acc[j] += one[j]
-        if anchor >= 0:
+        if out_code >= 0:
             _narrow(out_code, acc_bits, acc, two, lo, n, out16, out32)
             if out_code == 2:
                 nonfinite[-1] |= _nonfinite(acc_bits, n)
@@ -233,7 +237,7 @@ def narrow_from(values: npt.NDArray[np.float32], dtype: str) -> Bytes:
     """fp32 numbers rounded once to a dtype, as bytes."""
     if dtype == "F64":
         return narrow(values, dtype)
-    size = NUMPY[dtype]().itemsize * len(values)
+    size = dtypes.itemsize(dtype) * len(values)
     raw = np.empty(-(-size // 4) * 4, np.uint8)
     _narrow_row(CODES[dtype], values, raw)
     return raw[:size]
@@ -291,6 +295,7 @@ def widen(raw: Bytes, dtype: str) -> npt.NDArray[np.floating[Any]]:
     return cast(npt.NDArray[np.floating[Any]], raw.view(np.float32 if dtype == "F32" else np.float64))
 
 
+@np.errstate(all="ignore")
 def narrow(values: npt.NDArray[np.floating[Any]], dtype: str) -> Bytes:
     """Numbers rounded once to a dtype, as bytes (numpy; the kernel's reference)."""
     with np.errstate(over="ignore", invalid="ignore"):
@@ -315,6 +320,7 @@ def _round_to_odd(values: npt.NDArray[Any]) -> npt.NDArray[np.float32]:
     return odd.view(np.float32)
 
 
+@np.errstate(all="ignore")  # NaN and Inf are looked for afterwards
 def affine_numpy(
     operands: list[npt.NDArray[np.floating[Any]]],
     anchor: int,
@@ -325,7 +331,9 @@ def affine_numpy(
 ) -> Bytes:
     """The same arithmetic on whole arrays: fp32, or fp64 where an operand is fp64."""
     wide: Any = np.float64 if any(o.dtype == np.float64 for o in operands) else np.float32
-    result: npt.NDArray[np.floating[Any]] = operands[anchor].astype(wide)
+    result: npt.NDArray[np.floating[Any]] = (
+        np.zeros(len(operands[0]), wide) if anchor == _NONE else operands[anchor].astype(wide)
+    )
     for p, m, coefficient in zip(plus, minus, coefficients, strict=True):
         difference = operands[p].astype(wide)
         if m != _NONE:
@@ -334,6 +342,7 @@ def affine_numpy(
     return narrow(result, dtype)
 
 
+@np.errstate(all="ignore")  # NaN and Inf are looked for afterwards
 def squares_numpy(
     operands: list[npt.NDArray[np.floating[Any]]], plus: list[int], minus: list[int], lo: int, hi: int
 ) -> npt.NDArray[np.float64]:

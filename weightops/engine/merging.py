@@ -88,36 +88,37 @@ def workspace(shape: tuple[int, ...], merge: Merge) -> int:
 def _results(job: Job, merge: Merge, method: Operator, settings: Mapping[str, Any], blocks: Blocks) -> Results:
     """The merged tensor in blocks, the base added where the method takes task vectors."""
     if fast := FUSED.get(method.name):
-        return _on_base(blocks, fast(blocks, dict(settings)), method)
-    if combine := method.combination(dict(merge.settings)):
-        return _combined(blocks, method, merge, combine)
-    if method.reads == "elementwise":
-        return _elementwise(blocks, method, settings)
-    return _reference(job, blocks, method, settings, merge.device)
+        merged = fast(blocks, dict(settings))
+    elif combine := method.combination(dict(merge.settings)):
+        merged = _combined(blocks, method, merge, combine)
+    elif method.reads == "elementwise":
+        merged = _elementwise(blocks, method, settings)
+    else:
+        return _reference(job, blocks, method, settings, merge)
+    return _on_base(blocks, merged, merge.scale) if method.takes == "deltas" else merged
 
 
-def _on_base(blocks: Blocks, results: Results, method: Operator) -> Results:
-    if method.takes != "deltas":
-        yield from results
-        return
+def _on_base(blocks: Blocks, results: Results, scale: float) -> Results:
     for begin, values in results:
-        base = blocks.base(begin, begin + len(values))
-        yield begin, base + values
+        yield begin, _added(blocks.base(begin, begin + len(values)), values, scale)
+
+
+def _added(base: Floats, values: Floats, scale: float) -> Floats:
+    added: Floats = base + (values if scale == 1.0 else values * np.float32(scale))
+    return added
 
 
 def _combined(blocks: Blocks, method: Operator, merge: Merge, combine: Callable[[Any], Any]) -> Results:
     """Two passes: inner products, then the linear combination that follows from them."""
     import torch
 
-    with_base = method.needs_base and method.takes == "models"  # slerp: the base is the first vector
-    off_base = merge.base is not None and not with_base  # task vectors, by request or by the method's nature
+    base_first = method.needs_base and method.takes == "models"  # slerp: the base is one of the two vectors
+    from_base = method.takes == "models" and merge.base is not None and not base_first  # a base that may be left out
 
     def vectors(block: Block) -> Floats:
-        if with_base and block.base is not None:
+        if base_first and block.base is not None:
             return np.concatenate([block.base[None], block.stack])
-        if off_base and method.takes == "models" and block.base is not None:
-            return block.stack - block.base
-        return block.stack
+        return block.stack - block.base if from_base and block.base is not None else block.stack
 
     gram = np.zeros((1, 1))
     for block in blocks:
@@ -125,10 +126,11 @@ def _combined(blocks: Blocks, method: Operator, merge: Merge, combine: Callable[
     coefficients = combine(torch.from_numpy(gram)).to(torch.float32).numpy()
     for block in blocks:
         values = kernels.combination(vectors(block), coefficients)
-        yield block.begin, values + block.base if off_base and block.base is not None else values
+        yield block.begin, values + block.base if from_base and block.base is not None else values
 
 
 def _elementwise(blocks: Blocks, method: Operator, settings: Mapping[str, Any]) -> Results:
+    """The reference, block by block."""
     import torch
 
     for block in blocks:
@@ -137,20 +139,19 @@ def _elementwise(blocks: Blocks, method: Operator, settings: Mapping[str, Any]) 
             given["draw"] = given["draw"].at(block.begin)
         if "base" in method.fills and block.base is not None:
             given["base"] = torch.from_numpy(block.base)
-        values = method.function(torch.from_numpy(block.stack), **given).numpy()
-        yield block.begin, values + block.base if method.takes == "deltas" else values
+        yield block.begin, method.function(torch.from_numpy(block.stack), **given).numpy()
 
 
-def _reference(job: Job, blocks: Blocks, method: Operator, settings: Mapping[str, Any], device: str) -> Results:
-    """The whole tensor at once, in torch."""
+def _reference(job: Job, blocks: Blocks, method: Operator, settings: Mapping[str, Any], merge: Merge) -> Results:
+    """The reference on the whole tensor."""
     import torch
 
     stack, base = blocks.whole()
-    shape = (len(stack), *job.shape)
     given = dict(settings)
     if "base" in method.fills and base is not None:
-        given["base"] = torch.from_numpy(base).reshape(job.shape).to(device)
-    merged = method.function(torch.from_numpy(stack).reshape(shape).to(device), **given).cpu().numpy().reshape(-1)
+        given["base"] = torch.from_numpy(base).reshape(job.shape).to(merge.device)
+    models = torch.from_numpy(stack).reshape(len(stack), *job.shape).to(merge.device)
+    merged = method.function(models, **given).cpu().numpy().reshape(-1)
     if method.takes == "deltas" and base is not None:
-        merged = merged + base
+        merged = _added(base, merged, merge.scale)
     yield 0, np.ascontiguousarray(merged, np.float32)

@@ -85,10 +85,11 @@ def _affine(piece: Slice, rows: Bytes, squares: Squares) -> Sequence[object]:
     anchor, plus, minus, coefficients = _rows_by_role(job)
     codes = np.array([kernels.CODES[dtype_of(operand)] for operand in job.operands], np.int64)
     found = np.zeros(len(rows), np.uint8)
+    code = kernels.CODES[job.dtype] if job.written else -1
     for block, (lo, hi) in enumerate(piece.spans):
         kernels.affine(
             rows, codes, anchor, np.array(plus, np.int64), np.array(minus, np.int64),
-            np.array(coefficients, np.float32), lo, hi, rows[-1], kernels.CODES[job.dtype], squares[block], found,
+            np.array(coefficients, np.float32), lo, hi, rows[-1], code, squares[block], found,
         )  # fmt: skip
     return [bool(flag) for flag in found]
 

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import json
 import os
-from dataclasses import asdict, dataclass, fields
+from dataclasses import MISSING, asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
 from ..errors import WeightopsError
 
 NAME = "guard.json"
+TEXT = "{text}"
+"""Where the judged text goes in a card's template."""
 
 
 @dataclass(frozen=True)
@@ -25,6 +27,8 @@ class GuardCard:
         labels: The words it answers with: safe, unsafe.
         label_ids: The token of each label.
         threshold: From this probability on, a text is unsafe.
+        template: The whole prompt with ``{text}`` where the text goes, up to where the label is read; without one, the
+            chat template of the model around the system text and the text.
 
     Raises:
         WeightopsError: a field is not what it must be; every such field is named.
@@ -34,6 +38,7 @@ class GuardCard:
     labels: tuple[str, str]
     label_ids: tuple[int, int]
     threshold: float = 0.5
+    template: str | None = None
 
     def __post_init__(self) -> None:
         if faults := list(_faults(asdict(self))):
@@ -72,7 +77,8 @@ class GuardCard:
         if not isinstance(values, dict):
             raise WeightopsError("a guard's card is a JSON object")
         known = {field.name for field in fields(cls)}
-        wrong = [f"{key} is missing" for key in sorted(known - {"threshold"} - values.keys())]
+        needed = {field.name for field in fields(cls) if field.default is MISSING}
+        wrong = [f"{key} is missing" for key in sorted(needed - values.keys())]
         wrong += [f"unknown key {key!r}; known are {', '.join(sorted(known))}" for key in sorted(values.keys() - known)]
         if wrong:
             raise WeightopsError(*wrong)
@@ -82,8 +88,9 @@ class GuardCard:
         return cls(**pairs)
 
     def to_json(self) -> str:
-        """The card as it stands in a file."""
-        return json.dumps(asdict(self), indent=2, ensure_ascii=False) + "\n"
+        """The card as it stands in a file; a template only where there is one."""
+        values = {key: value for key, value in asdict(self).items() if value is not None}
+        return json.dumps(values, indent=2, ensure_ascii=False) + "\n"
 
     def write(self, folder: Path) -> Path:
         """Write the card into a model folder, in one step; the file written."""
@@ -94,7 +101,7 @@ class GuardCard:
 
 
 def _faults(values: dict[str, Any]) -> list[str]:
-    labels, ids, threshold = values["labels"], values["label_ids"], values["threshold"]
+    labels, ids, threshold, template = (values[key] for key in ("labels", "label_ids", "threshold", "template"))
     faults = []
     if not isinstance(values["system"], str):
         faults.append("system must be a text")
@@ -104,6 +111,8 @@ def _faults(values: dict[str, Any]) -> list[str]:
         faults.append(f"label_ids must be two different token ids; found {ids!r}")
     if type(threshold) not in (int, float) or not 0 < threshold < 1:
         faults.append(f"threshold must lie between 0 and 1; found {threshold!r}")
+    if template is not None and not (isinstance(template, str) and template.count(TEXT) == 1):
+        faults.append(f"template must be a text with {TEXT} in it once, where the judged text goes")
     return faults
 
 

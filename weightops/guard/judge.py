@@ -2,17 +2,70 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ..errors import WeightopsError
 from ..io.quiet import quiet_transformers
 from .card import GuardCard
-from .prompt import left_padded, pad_id, prompts
+from .prompt import Frame, frame_of, left_padded, pad_id
 
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
+
+
+@dataclass(frozen=True, eq=False)
+class Guard:
+    """A loaded guard: a causal language model of transformers, its tokenizer, and how it is asked."""
+
+    model: Any
+    tokenizer: Any
+    card: GuardCard
+
+    @classmethod
+    def load(
+        cls, folder: Path, card: GuardCard | Callable[[Any], GuardCard] | None = None, dtype: str = "auto"
+    ) -> Guard:
+        """Load a guard from a Hugging Face model folder.
+
+        Args:
+            folder: Where the model is.
+            card: How to ask, or what makes that from the tokenizer (a preset); the folder's ``guard.json`` otherwise.
+            dtype: Of the weights in memory; ``auto`` keeps the file's.
+
+        Raises:
+            WeightopsError: no card, a tokenizer that cannot ask so, or files that transformers does not read.
+        """
+        card = card or GuardCard.read(folder)
+        with quiet_transformers():
+            from transformers import AutoModelForCausalLM, AutoTokenizer
+
+            try:
+                tokenizer = AutoTokenizer.from_pretrained(str(folder))
+                card = card if isinstance(card, GuardCard) else card(tokenizer)
+                model: Any = AutoModelForCausalLM.from_pretrained(str(folder), dtype=dtype)
+            except (OSError, ValueError) as error:
+                said = str(error).strip().partition("\n")[0]
+                raise WeightopsError(f"{folder}: transformers cannot load it ({said}); check the folder") from error
+        model.eval()
+        return cls(model, tokenizer, card)
+
+    @cached_property
+    def frame(self) -> Frame:
+        """What is put around a text.
+
+        Raises:
+            WeightopsError: the card has no template, and the tokenizer none that shows the user's message.
+        """
+        return frame_of(self.tokenizer, self.card)
+
+    def probabilities(self, texts: Sequence[str], batch: int = 16) -> NDArray[np.float64]:
+        """The probability that each text is unsafe, [texts]: one forward pass each, ``batch`` of them together."""
+        return probabilities(self.model, self.frame.rows(texts), self.card.label_ids, pad_id(self.tokenizer), batch)
 
 
 def judge(folder: Path, texts: Sequence[str], card: GuardCard | None = None, batch: int = 16) -> NDArray[np.float64]:
@@ -30,13 +83,7 @@ def judge(folder: Path, texts: Sequence[str], card: GuardCard | None = None, bat
     Raises:
         WeightopsError: no card, or a tokenizer without a chat template.
     """
-    card = card or GuardCard.read(folder)
-    with quiet_transformers():
-        from transformers import AutoModelForCausalLM, AutoTokenizer
-
-        tokenizer = AutoTokenizer.from_pretrained(str(folder))
-        model: Any = AutoModelForCausalLM.from_pretrained(str(folder), dtype="auto")
-    return probabilities(model, prompts(tokenizer, card.system, texts), card.label_ids, pad_id(tokenizer), batch)
+    return Guard.load(folder, card).probabilities(texts, batch)
 
 
 def probabilities(
@@ -64,7 +111,7 @@ def probabilities(
     model.eval()
     with torch.inference_mode():
         for members in tqdm(batches, "judging", unit="batch", delay=1, leave=False):
-            inputs = left_padded([rows[row] for row in members], pad)
+            inputs = {k: v.to(model.device) for k, v in left_padded([rows[row] for row in members], pad).items()}
             logits = model(**inputs, logits_to_keep=1, use_cache=False).logits[:, -1, list(labels)]
-            found[members] = logits.double().softmax(-1)[:, 1].numpy()
+            found[members] = logits.double().softmax(-1)[:, 1].cpu().numpy()
     return found

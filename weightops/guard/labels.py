@@ -103,7 +103,8 @@ def label_patches(labels: Sequence[Label], guard: Weights, target: Weights) -> d
     for name in rows:
         if group_of(name) == "head" and name not in target.tensors:
             raise WeightopsError(
-                f"{name}: {guard.spec} has a head of its own, {target.spec} has one that is tied to its embedding; label "
+                f"{name}: {guard.spec} has a head of its own, {target.spec} has one that is tied to "
+                "its embedding; label "
                 "rows cannot be copied, untie the target first"
             )
     patches: dict[str, tuple[Patch, ...]] = {}

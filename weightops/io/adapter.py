@@ -16,6 +16,14 @@ from .safetensors import StoredTensor
 CONFIG = "adapter_config.json"
 WEIGHTS = "adapter_model.safetensors"
 
+#: Settings of PEFT's LoRA under which an update is more, or other, than scale * B @ A added to a weight.
+_NO_PRODUCT = (
+    *("use_dora", "use_qalora", "use_bdlora", "lora_bias", "kasa_config", "monteclora_config", "arrow_config"),
+    *("alora_invocation_tokens", "trainable_token_indices", "target_parameters", "layer_replication"),
+)
+#: Initialisations that subtract their own start from the base's weights, again whenever PEFT loads the adapter.
+_MOVES_BASE = ("pissa", "corda", "olora", "loftq")
+
 _PREFIX = re.compile(r"^base_model\.model\.")
 _FACTOR = re.compile(r"^(?P<module>.+)\.lora_(?P<embedding>embedding_)?(?P<side>[AB])(?:\.weight)?$")
 
@@ -68,11 +76,16 @@ def read_adapter(folder: Path, spec: str) -> Adapter:
         raise WeightopsError(
             f"{folder}: adapter of type {config.get('peft_type')!r}; only LORA has a delta that can be added"
         )
-    for key in ("use_dora", "use_qalora", "lora_bias"):
+    for key in _NO_PRODUCT:
         if config.get(key):
             raise WeightopsError(
                 f"{folder / CONFIG}: {key} is set, its delta is no plain product; merge it with PEFT's merge_and_unload"
             )
+    if str(config.get("init_lora_weights")).lower().startswith(_MOVES_BASE):
+        raise WeightopsError(
+            f"{folder / CONFIG}: init_lora_weights is {config['init_lora_weights']!r}, which changes the base too; merge "
+            "it with PEFT's merge_and_unload"
+        )
     factors, replaced = _sort(_tensors(folder))
     updates = {}
     for (module, embedding), sides in factors.items():
@@ -114,8 +127,14 @@ def _sort(
 
 def _update(config: Mapping[str, Any], module: str, sides: Mapping[str, StoredTensor], embedding: bool) -> Update:
     """PEFT stores A as [rank, in], B as [out, rank]; an embedding's update is (B @ A) transposed, as is a Conv1D's."""
-    rank = sides["A"].shape[0]
-    alpha = _by_pattern(config.get("alpha_pattern"), module, config.get("lora_alpha") or 8)
+    shapes = [sides[side].shape for side in "AB"]
+    if any(len(shape) != 2 for shape in shapes) or shapes[0][0] != shapes[1][1] or not shapes[0][0]:
+        raise WeightopsError(
+            f"{sides['A'].file}: {module}: lora_A of shape {shapes[0]}, lora_B of shape {shapes[1]}; only matrices of one "
+            "rank have a product, merge it with PEFT's merge_and_unload"
+        )
+    rank = shapes[0][0]
+    alpha = _by_pattern(config.get("alpha_pattern"), module, config.get("lora_alpha", 8))
     scale = alpha / (math.sqrt(rank) if config.get("use_rslora") else rank)
     return Update(sides["B"], sides["A"], scale, embedding or bool(config.get("fan_in_fan_out")))
 

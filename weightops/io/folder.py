@@ -21,9 +21,9 @@ def stored_tensors(folder: Path) -> dict[str, StoredTensor]:
         WeightopsError: no weights, a missing shard, a shard outside the folder, or a tensor that the index puts where
             it is not; all shards' problems together.
     """
-    if (folder / SINGLE).exists():
+    if _exists(folder / SINGLE):
         return tensors_of_file(plain_file(folder, SINGLE))
-    if (folder / INDEX).exists():
+    if _exists(folder / INDEX):
         return _sharded(folder)
     files = sorted(folder.glob("*.safetensors"))
     if len(files) == 1:
@@ -50,7 +50,7 @@ def plain_file(folder: Path, name: str, index: str = INDEX) -> Path:
         raise WeightopsError(
             f"{folder / index}: shard {name!r} is not a plain file name; refusing to read outside the folder"
         )
-    if not file.exists():
+    if not _exists(file):
         raise WeightopsError(f"{file}: missing, though {index} names it; download the shard again")
     target, home = file.resolve(), folder.resolve()
     blobs = home.parent.parent / "blobs" if home.parent.name == "snapshots" else home
@@ -59,6 +59,13 @@ def plain_file(folder: Path, name: str, index: str = INDEX) -> Path:
     if not target.is_file():
         raise WeightopsError(f"{file}: not a file; download the shard again")
     return file
+
+
+def _exists(file: Path) -> bool:
+    try:
+        return file.exists()
+    except OSError as error:
+        raise WeightopsError(f"{file}: cannot be read ({error.strerror}); check its permissions") from error
 
 
 def read_json(file: Path) -> dict[str, Any]:

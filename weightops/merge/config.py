@@ -22,6 +22,7 @@ from .fields import (
     items,
     mapping,
     model_name,
+    number,
     positive,
     read_key,
     refuse_unknown,
@@ -31,6 +32,7 @@ from .order import check_documents
 from .schema import (
     Condition,
     InputModel,
+    Lines,
     MergeConfig,
     Module,
     Parameters,
@@ -55,6 +57,7 @@ _SOURCES = ("models", "slices", "modules")
 _TOP = (
     *("name", "merge_method", *_SOURCES, "base_model", "parameters", "dtype", "out_dtype"),
     *("tokenizer_source", "tokenizer", "chat_template"),
+    "lines",  # ours
 )
 
 
@@ -130,6 +133,7 @@ def _document(node: Node, faults: Faults) -> MergeConfig | None:
         out_dtype=read_key(entries, "out_dtype", dtype_name, faults),
         tokenizer=_tokenizer(entries, faults),
         chat_template=read_key(entries, "chat_template", chat_template, faults),
+        layer_scaling=read_key(entries, "lines", _lines, faults),
         line=node.line,
         lines=lines,
         where=faults.where,
@@ -276,6 +280,16 @@ def _value(key: str, node: Node, faults: Faults) -> Scalar | tuple[Scalar, ...] 
 
 
 # --- tokenizer -------------------------------------------------------------------------------------------------------
+
+
+def _lines(node: Node, faults: Faults) -> Lines | None:
+    """``lines: {alpha: 0.5, beta: 0.5}``: LiNeS on top of any method of task vectors."""
+    entries = mapping(node, "lines", faults)
+    if entries is None:
+        return None
+    refuse_unknown(entries, ("alpha", "beta"), faults)
+    given = {key: read_key(entries, key, number, faults) for key in ("alpha", "beta") if key in entries}
+    return Lines(**{key: value for key, value in given.items() if value is not None})
 
 
 def _tokenizer(entries: Mapping[str, Entry], faults: Faults) -> TokenizerConfig | None:

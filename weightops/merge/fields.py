@@ -108,6 +108,13 @@ def chat_template(node: Node, faults: Faults) -> str | None:
     return template
 
 
+def number(node: Node, faults: Faults) -> float | None:
+    if isinstance(node.value, int | float) and not isinstance(node.value, bool):
+        return float(node.value)
+    faults.add(node.line, f"{_shown(node)} must be a number")
+    return None
+
+
 def flag(node: Node, faults: Faults) -> bool | None:
     if not isinstance(node.value, bool):
         faults.add(node.line, f"{_shown(node)} must be true or false")

@@ -107,6 +107,18 @@ class TokenizerConfig:
 
 
 @dataclass(frozen=True)
+class Lines:
+    """Layer-wise scaling of what a method of task vectors gives (LiNeS): alpha in the first layer, more in each next.
+
+    Attributes:
+        beta: What the last layer gets beyond alpha.
+    """
+
+    alpha: float = 0.5
+    beta: float = 0.5
+
+
+@dataclass(frozen=True)
 class MergeConfig:
     """One document of a merge file. Models are the strings the user wrote; :func:`reference` takes them apart.
 
@@ -126,6 +138,7 @@ class MergeConfig:
     out_dtype: str | None = None
     tokenizer: TokenizerConfig | None = None
     chat_template: str | None = None
+    layer_scaling: Lines | None = None
     line: int = 0
     lines: Mapping[str, int] = field(default_factory=dict)
     where: str = "config"

@@ -55,6 +55,9 @@ def extend(home: ModelTokens, others: Sequence[ModelTokens], named: Sequence[str
     Raises:
         WeightopsError: the tokenizer cannot take them.
     """
+    others = [other for other in others if other.tokenizer is not home.tokenizer]
+    if not others and all(token in home.ids for token in named):
+        return OutputTokens(home, home.ids)
     dropped = set(home.ids) - set(home.held) if others else set()
     added = {token: flags for token, flags in home.added.items() if token not in dropped}
     for other in others:
@@ -65,7 +68,7 @@ def extend(home: ModelTokens, others: Sequence[ModelTokens], named: Sequence[str
     plain: dict[str, ModelTokens] = {}
     for other in others:
         for token in other.held:
-            if token not in ids and token not in added and token not in other.added:
+            if token not in ids and token not in added:
                 plain.setdefault(token, other)
     extra = {token: _NAMED for token in named if token not in ids and token not in plain and token not in added}
     added.update(extra)

@@ -81,9 +81,10 @@ def plan_vocabulary(config: MergeConfig, models: Mapping[str, Weights], referenc
             return None
         needed = [] if len(sizes) == 1 else _needed(models, merged, reference)
     else:
-        models, needed = _with_source(config, config.tokenizer, models, merged), list(merged)
-        needed += [config.tokenizer.source] if config.tokenizer.source not in ("union", "base") else []
-    tokens = read_tokens(models, needed)
+        needed = list(merged)
+    tokens: dict[str, ModelTokens] = {}
+    for read in attempt_all((partial(read_tokens, models, needed), partial(_read_source, config, models))):
+        tokens |= read
     if reference not in tokens:  # nothing to align by, and nothing to align
         return None if config.chat_template is None else _only_template(config, models, reference)
     tokens = {**tokens, **{model: _as(tokens[reference], model, models) for model in merged if model not in tokens}}
@@ -117,17 +118,17 @@ def _same_rows(tokens: Mapping[str, ModelTokens], merged: Sequence[str]) -> bool
     return all(other.rows == first.rows and (other.ids is first.ids or other.held == first.held) for other in others)
 
 
-def _with_source(
-    config: MergeConfig, asked: TokenizerConfig, models: Mapping[str, Weights], merged: Sequence[str]
-) -> Mapping[str, Weights]:
-    """The models, with a folder that has nothing but the tokenizer that is asked for."""
-    if asked.source in ("union", "base") or asked.source in models:
-        return models
+def _read_source(config: MergeConfig, models: Mapping[str, Weights]) -> dict[str, ModelTokens]:
+    """The tokenizer that is asked for by name and is none of the merged models': another model's, or a mere folder."""
+    asked = config.tokenizer
+    if asked is None or asked.source in ("union", "base", *config.referenced_models()):
+        return {}
     try:
-        return {**models, asked.source: tokenizer_only(asked.source)}
+        source = models.get(asked.source) or tokenizer_only(asked.source)
     except WeightopsError as error:
-        hint = nearest(asked.source, (*merged, "union", "base"))
+        hint = nearest(asked.source, (*config.referenced_models(), "union", "base"))
         raise WeightopsError(config.at(asked.line, error.problems[0] + hint)) from error
+    return read_tokens({asked.source: source}, [asked.source])
 
 
 def _only_template(config: MergeConfig, models: Mapping[str, Weights], reference: str) -> Vocabulary:
@@ -135,7 +136,7 @@ def _only_template(config: MergeConfig, models: Mapping[str, Weights], reference
     rows = embedding_rows(models[reference]) or 0
     merged = config.referenced_models()
     same = Alignment(dict.fromkeys(merged, np.arange(rows)), np.zeros(rows, bool), np.ones(rows, bool), {})
-    files, notes = _with_template(config, models, {}, {}, reference)
+    files, notes = _with_template(config, models, tokenizer_files(models[reference].folder), {}, models[reference])
     return Vocabulary(rows, same, True, files, _left_out(models, reference, files), {}, notes)
 
 
@@ -160,7 +161,7 @@ def _planned(
     )
     numbers = Numbers(output, tokens[reference])
     files = {**files_of(output), **numbers.generation(models[reference])}
-    files, said = _with_template(config, models, files, output.ids, output.home.model)
+    files, said = _with_template(config, models, files, output.ids, output.home.source)
     notes = (*_notes(config, output, size, tokens, merged, unchanged), *output.notes, *said)
     changed = numbers.config(models[reference], size)
     return Vocabulary(size, alignment, unchanged, files, _left_out(models, reference, files), changed, notes)
@@ -247,13 +248,13 @@ def _with_template(
     models: Mapping[str, Weights],
     files: Mapping[str, bytes],
     ids: Mapping[str, int],
-    home: str,
+    home: Weights,
 ) -> tuple[dict[str, bytes], tuple[str, ...]]:
     merged = config.referenced_models()
     if config.chat_template is None:
         having = [model for model in merged if template_of(models[model])]
-        if having and not template_of(models[home]):
-            said = f"{home} has no chat template and {having[0]} has one: chat_template: auto takes it over"
+        if having and not template_of(home):
+            said = f"{home.spec} has no chat template and {having[0]} has one: chat_template: auto takes it over"
             return dict(files), (said,)
         return dict(files), ()
     template, note = choose_template(config.chat_template, models, merged)

@@ -9,9 +9,11 @@ import numpy as np
 import numpy.typing as npt
 
 from ..blocks import Blocks, Floats
-from ..kernels import jit
+from ..kernels import jit, jit_sum
 from .registry import Results, fused
 from .select import EVERYTHING, Selection, between, select
+
+_TILE = 2048
 
 
 @fused("sce")
@@ -68,20 +70,25 @@ def _masked(stack: Floats, score: Floats, marked: Floats) -> Floats:
 @jit
 def _variance(stack: Any, out: Any) -> None:
     n = stack.shape[0]
-    for j in range(stack.shape[1]):
-        first = np.float64(stack[0, j])
-        mean = 0.0
+    mean, total = np.empty(_TILE), np.empty(_TILE)
+    for lo in range(0, len(out), _TILE):
+        m = min(_TILE, len(out) - lo)
+        mean[:m] = 0.0
+        total[:m] = 0.0
         for i in range(n):
-            mean += np.float64(stack[i, j]) - first
-        mean /= n
-        total = 0.0
+            for j in range(m):
+                mean[j] += np.float64(stack[i, lo + j]) - np.float64(stack[0, lo + j])
+        for j in range(m):
+            mean[j] /= n
         for i in range(n):
-            shifted = np.float64(stack[i, j]) - first - mean
-            total += shifted * shifted
-        out[j] = np.float32(total / n)
+            for j in range(m):
+                shifted = np.float64(stack[i, lo + j]) - np.float64(stack[0, lo + j]) - mean[j]
+                total[j] += shifted * shifted
+        for j in range(m):
+            out[lo + j] = np.float32(total[j] / n)
 
 
-@jit
+@jit_sum
 def _add_squares(stack: Any, energy: Any) -> None:
     for i in range(stack.shape[0]):
         total = 0.0
@@ -92,16 +99,25 @@ def _add_squares(stack: Any, energy: Any) -> None:
 
 @jit
 def _merge(stack: Any, weights: Any, out: Any) -> None:
-    zero = np.float32(0)
-    for j in range(stack.shape[1]):
-        total = zero
+    """Weighted mean, in fp64, of what has the sign of the plain sum."""
+    zero, one = np.float32(0), np.float32(1)
+    elected, summed, shared = np.empty(_TILE, np.float32), np.empty(_TILE), np.empty(_TILE)
+    for lo in range(0, len(out), _TILE):
+        m = min(_TILE, len(out) - lo)
+        elected[:m] = zero
+        summed[:m] = 0.0
+        shared[:m] = 0.0
         for i in range(stack.shape[0]):
-            total += stack[i, j]
-        up = total >= zero
-        summed, shared = 0.0, 0.0
+            for j in range(m):
+                elected[j] += stack[i, lo + j]
+        for j in range(m):
+            elected[j] = one if elected[j] >= zero else -one
         for i in range(stack.shape[0]):
-            value = stack[i, j]
-            if (value > zero and up) or (value < zero and not up):
-                summed += weights[i] * np.float64(value)
-                shared += weights[i]
-        out[j] = np.float32(summed / (shared if shared > 0 else 1.0))
+            weight = weights[i]
+            for j in range(m):
+                value = stack[i, lo + j]
+                agrees = value * elected[j] > zero
+                summed[j] += weight * np.float64(value) if agrees else 0.0
+                shared[j] += weight if agrees else 0.0
+        for j in range(m):
+            out[lo + j] = np.float32(summed[j] / (shared[j] if shared[j] > 0.0 else 1.0))

@@ -1,0 +1,90 @@
+"""``weightops merge``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from .options import (
+    Output,
+    command_line,
+    human,
+    nonfinite_option,
+    output_settings,
+    print_json,
+    print_plan,
+    shard_size_option,
+)
+
+
+@click.command("merge")
+@click.argument("config", type=click.Path(path_type=Path, dir_okay=False))
+@click.argument("out", type=click.Path(path_type=Path))
+@click.option(
+    "--plugin", type=click.Path(path_type=Path), multiple=True, help="Python file with merge methods of your own."
+)
+@click.option("--device", default="cpu", show_default=True, help="Where matrix methods (tsv_m, iso_c, wudi) compute.")
+@click.option("--seed", default=0, show_default=True, help="Of the methods that draw at random.")
+@click.option(
+    "--engine",
+    type=click.Choice(["native", "mergekit"]),
+    default="native",
+    show_default=True,
+    help="mergekit runs the mergekit package instead, for what is not native (moe).",
+)
+@shard_size_option
+@nonfinite_option
+@output_settings
+def command(
+    config: Path, plugin: tuple[Path, ...], device: str, seed: int, engine: str, shard_size: int,
+    allow_nonfinite: bool, output: Output,
+) -> None:  # fmt: skip
+    """Merge models as CONFIG says, a mergekit file, and write OUT.
+
+    Arithmetic is fp32 and rounds once; every problem is found before anything is read. `weightops methods` lists the
+    merge methods. Beyond mergekit's keys, `lines: {alpha: 0.5, beta: 0.5}` scales task vectors by layer.
+
+    \b
+    weightops merge ties.yml merged
+    weightops merge ties.yml merged --dry-run
+    weightops merge mine.yml merged --plugin my_method.py
+    """
+    if engine == "mergekit":
+        from ..merge.foreign import run_mergekit
+
+        run_mergekit(config, output.out, overwrite=output.overwrite)
+        click.echo(f"wrote {output.out} (by the mergekit package)")
+        return
+    from ..merge import run
+    from ..merge.build import Options
+    from ..ops.plugin import load_plugin
+
+    for file in plugin:
+        load_plugin(file)
+    recipe = run.read(config)
+    options = Options(shard_size, allow_nonfinite, seed, device, command_line())
+    if output.dry_run:
+        if steps := run.missing_steps(recipe):
+            raise click.UsageError(f"--dry-run cannot see through documents that are not made yet: {', '.join(steps)}")
+        built = run.plan(recipe, options)
+        print_plan(output, output.plan_json(built.plan, built.package), _summary(built))
+        return
+    saved = run.merge(
+        recipe, output.out, options, overwrite=output.overwrite, threads=output.threads, memory=output.memory,
+        progress=not output.json, tell=lambda note: click.echo(f"note: {note}", err=True),
+    )  # fmt: skip
+    size = sum(file.stat().st_size for file in saved.folder.glob("*.safetensors"))
+    if output.json:
+        print_json({"out": str(saved.folder), "bytes": size, "tensors": len(saved.tally.outputs)})
+    else:
+        click.echo(f"wrote {output.out} ({human(size)}, {len(saved.tally.outputs)} tensors)")
+
+
+def _summary(built: object) -> str:
+    """How many tensors each method makes."""
+    from collections import Counter
+
+    jobs = [job for job in built.plan.jobs if job.written]  # type: ignore[attr-defined]
+    kinds = Counter(job.merge.method if job.merge else "copy" if job.copies else "linear combination" for job in jobs)
+    return "\n".join(f"{kind}: {count} tensors" for kind, count in kinds.most_common())

@@ -1,0 +1,317 @@
+"""From one document and its opened models to a plan: every output tensor as a job, and what stands around them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import partial
+from typing import Any, cast
+
+import numpy as np
+import numpy.typing as npt
+
+from .. import dtypes
+from ..engine.jobs import Input, Job, Merge, RowReader, Term
+from ..engine.merging import workspace
+from ..engine.plan import DEFAULT_SHARD, Plan, make_plan
+from ..errors import WeightopsError, attempt_all
+from ..expr import Checkpoint, lower, misfits, sources
+from ..io.safetensors import StoredTensor
+from ..modelcard import Card, Paper
+from ..ops import lines_scale
+from ..ops.registry import Operator, find
+from ..place import Place
+from ..save import Package
+from ..vocabulary import token_tensors
+from .layers import embedding_of
+from .layers_config import relayer_configs
+from .layout import Layout, ModelTensors, OutputTensor, Source, lay_out
+from .schema import MergeConfig
+from .tokens_rows import Alignment, gather_rows, mean_row
+from .vocabulary import Vocabulary, plan_vocabulary
+
+Floats = npt.NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class Options:
+    """What the command line says beside the file.
+
+    Attributes:
+        seed: Of random methods.
+        device: Where torch runs the methods that have no streaming form.
+        command: The command line, for the model card.
+        text: The file's text, for the record.
+    """
+
+    shard_size: int = DEFAULT_SHARD
+    allow_nonfinite: bool = False
+    seed: int = 0
+    device: str = "cpu"
+    command: str | None = None
+    text: str = ""
+
+
+@dataclass(frozen=True, eq=False)
+class AlignedRows:
+    """One model's embedding or head with its rows in the order of the output's vocabulary.
+
+    Attributes:
+        tensors: The tensor in every model that rows may come from.
+    """
+
+    model: str
+    alignment: Alignment
+    tensors: Mapping[str, StoredTensor]
+    _mean: dict[str, Floats] = field(default_factory=dict)
+
+    @property
+    def sources(self) -> tuple[StoredTensor, ...]:
+        return tuple(self.tensors.values())
+
+    @property
+    def width(self) -> int:
+        """Elements of a row."""
+        return dtypes.count(self.tensors[self.model].shape[1:])
+
+    def fill(self, out: Floats, first: int, last: int, read: RowReader) -> None:
+        """Rows first..last of the output, as this model gives them."""
+        shape = self.tensors[self.model].shape[1:]
+
+        def rows(model: str, wanted: range) -> Floats:
+            return read(self.tensors[model], wanted.start, wanted.stop).reshape(len(wanted), *shape)
+
+        if self.alignment.fallback.filled.any() and "row" not in self._mean:
+            self._mean["row"] = mean_row(self.alignment, self.model, rows, shape)
+        gathered = gather_rows(self.alignment, self.model, first, last, rows, shape, self._mean.get("row"))
+        out[:] = gathered.reshape(out.shape)
+
+
+@dataclass(frozen=True)
+class Built:
+    """A planned merge."""
+
+    plan: Plan
+    package: Package
+
+
+def build(config: MergeConfig, models: Mapping[str, Checkpoint], options: Options = Options()) -> Built:
+    """Plan the merge of one document; only headers, configs and tokenizers are read.
+
+    Args:
+        models: Every model that the document names, opened.
+
+    Raises:
+        WeightopsError: what is wrong with the document's layout, parameters and tokenizers, all of it together. What
+            headers show to be wrong with the models stands in ``plan.problems``.
+    """
+    weights = {name: checkpoint.source for name, checkpoint in models.items()}
+    reference = config.referenced_models()[0]
+    known = {name: _tensors(models[name]) for name in config.referenced_models()}
+    tasks: tuple[Callable[[], Any], ...] = (
+        partial(lay_out, config, known),
+        partial(plan_vocabulary, config, weights, reference),
+    )
+    found = attempt_all(tasks)
+    layout, vocabulary = cast(Layout, found[0]), cast("Vocabulary | None", found[1])
+    lowering = _Lowering(config, models, vocabulary, options)
+    jobs, problems = [], []
+    for tensor in layout.tensors:
+        try:
+            jobs.append(lowering.job(tensor))
+        except WeightopsError as error:
+            problems += [f"{tensor.name}: {problem}" for problem in error.problems]
+    notes = [*config.notes, *layout.notes, *(vocabulary.notes if vocabulary else ())]
+    for name in config.referenced_models():
+        wrong, said = misfits(models[name])
+        problems, notes = problems + wrong, notes + said
+    plan = make_plan(
+        jobs,
+        {"kind": "merge", "config": options.text, "document": config.name, "seed": options.seed},
+        problems=list(dict.fromkeys(problems)),
+        notes=notes,
+        shard_size=options.shard_size,
+        allow_nonfinite=options.allow_nonfinite,
+    )
+    return Built(plan, _package(config, models, layout, vocabulary, options))
+
+
+@dataclass(frozen=True)
+class _Lowering:
+    """Turns output tensors into jobs."""
+
+    config: MergeConfig
+    models: Mapping[str, Checkpoint]
+    vocabulary: Vocabulary | None
+    options: Options
+
+    def job(self, tensor: OutputTensor) -> Job:
+        """One output tensor: copied, an affine combination, or a merge method's."""
+        method = find(tensor.method)
+        used = (*tensor.inputs, *((tensor.base,) if tensor.base else ()))
+        stored = [self._stored(source) for source in used]
+        dtype = self._dtype(stored)
+        if dtype not in dtypes.FLOATS or not stored[0].count:
+            return Job(tensor.name, dtype, stored[0].shape, stored[0], tuple(Term(1.0, s) for s in stored[1:]))
+        rows = self._rows(tensor, used, stored)
+        if not rows and (affine := self._affine(tensor, method, dtype)):
+            return affine
+        shape = (self.vocabulary.size, *stored[0].shape[1:]) if rows and self.vocabulary else stored[0].shape
+        inputs = [self._input(source, rows.get(source.model)) for source in used]
+        base = inputs.pop() if tensor.base else None
+        merge = Merge(
+            tensor.method,
+            tuple(inputs),
+            base,
+            tuple(sorted(tensor.settings.items())),
+            _place(tensor),
+            self.options.seed,
+            self.options.device,
+            scale=self._lines(tensor, method),
+        )
+        return Job(tensor.name, dtype, shape, None, merge=replace(merge, workspace=workspace(shape, merge)))
+
+    def _stored(self, source: Source) -> StoredTensor:
+        return self.models[source.model].source.tensors[source.tensor]
+
+    def _dtype(self, stored: Sequence[StoredTensor]) -> str:
+        """``out_dtype``, else ``dtype``, else that of the first input; arithmetic is fp32 whatever it is."""
+        asked = self.config.out_dtype or self.config.dtype
+        kept = stored[0].dtype
+        return dtypes.FROM_TORCH[asked] if asked and kept in dtypes.FLOATS else kept
+
+    def _lines(self, tensor: OutputTensor, method: Operator) -> float:
+        """The factor of ``lines:`` for this layer, on what a method of task vectors gives."""
+        lines = self.config.layer_scaling
+        return lines_scale(_place(tensor), lines.alpha, lines.beta) if lines and method.takes == "deltas" else 1.0
+
+    def _affine(self, tensor: OutputTensor, method: Operator, dtype: str) -> Job | None:
+        """The methods whose coefficients are known beforehand, for the streaming kernel."""
+        settings = {p.name: p.default for p in method.parameters} | dict(tensor.settings)
+        if method.name == "passthrough":
+            factor = _numbers(settings["scale"], 1)[0]
+            if factor == 1.0:
+                return replace(
+                    lower(self.models[tensor.inputs[0].model], tensor.inputs[0].tensor), name=tensor.name, dtype=dtype
+                )
+            coefficients = [factor]
+        elif method.name in ("linear", "task_arithmetic"):
+            coefficients = _weights(method, settings, len(tensor.inputs))
+            coefficients = [c * settings.get("lambda", 1.0) * self._lines(tensor, method) for c in coefficients]
+        else:
+            return None
+        base = self._stored(tensor.base) if tensor.base else None
+        terms: list[Term] = []
+        for source, coefficient in zip(tensor.inputs, coefficients, strict=True):
+            job = lower(self.models[source.model], source.tensor)
+            terms.append(Term(coefficient, job.anchor or self._stored(source), base))
+            terms += [replace(term, coefficient=coefficient * term.coefficient) for term in job.terms]
+        if tensor.base:  # a base with an adapter of its own is taken off each model and added once
+            updates = lower(self.models[tensor.base.model], tensor.base.tensor).terms
+            share = 1.0 - sum(coefficients)
+            terms += [replace(term, coefficient=share * term.coefficient) for term in updates]
+        return Job(tensor.name, dtype, self._stored(tensor.inputs[0]).shape, base, tuple(terms))
+
+    def _input(self, source: Source, rows: AlignedRows | None) -> Input:
+        job = lower(self.models[source.model], source.tensor)
+        if rows is not None and job.terms:
+            raise WeightopsError(
+                f"{source.model} has an adapter on it and another vocabulary than the output; "
+                "write the adapted model first (a document of its own with passthrough), then merge that"
+            )
+        return Input(job.anchor or self._stored(source), job.terms, rows)
+
+    def _name_in(self, model: str, name: str) -> str:
+        """What a tensor with a row a token is called in a model: a tied head is the embedding."""
+        known = self.models[model].source.tensors
+        return name if name in known else embedding_of(known) or name
+
+    def _rows(
+        self, tensor: OutputTensor, used: Sequence[Source], stored: Sequence[StoredTensor]
+    ) -> dict[str, AlignedRows]:
+        """For a tensor with a row a token, when vocabularies are aligned: each model's rows; else nothing."""
+        if self.vocabulary is None or self.vocabulary.unchanged:
+            return {}
+        if not all(source.tensor in token_tensors(self.models[source.model].source) for source in used):
+            return {}
+        base = tensor.base.model if tensor.base else self.config.base_model
+        among = self.vocabulary.alignment.among(tuple(source.model for source in used), base)
+        tensors = {source.model: one for source, one in zip(used, stored, strict=True)}
+        for model in among.fallback.models:
+            tensors.setdefault(model, self._stored(Source(model, self._name_in(model, tensor.name))))
+        return {source.model: AlignedRows(source.model, among, tensors) for source in used}
+
+
+def _weights(method: Operator, settings: Mapping[str, Any], count: int) -> list[float]:
+    """Each model's coefficient, normalised as the method does."""
+    weights = _numbers(settings["weight"], count)
+    if not settings["normalize"]:
+        return weights
+    total = sum(weights)
+    if method.name == "linear" and total == 0:
+        raise WeightopsError("the weights sum to 0 and cannot be normalised; change them or set normalize: false")
+    return [weight / total for weight in weights] if abs(total) >= 1e-8 else weights
+
+
+def _numbers(value: Any, count: int) -> list[float]:
+    return [float(number) for number in np.broadcast_to(np.asarray(value, np.float64), (count,))]
+
+
+def _place(tensor: OutputTensor) -> Place:
+    return Place(tensor.name, tensor.layer, tensor.layers)
+
+
+def _tensors(checkpoint: Checkpoint) -> ModelTensors:
+    config = checkpoint.source.config
+    text = next((config[key] for key in ("text_config", "llm_config", "language_config") if key in config), config)
+    layers = next((text[key] for key in ("num_hidden_layers", "n_layer", "num_layers") if key in text), None)
+    shapes = {name: tensor.shape for name, tensor in checkpoint.source.tensors.items()}
+    tied = bool(config.get("tie_word_embeddings", text.get("tie_word_embeddings", False)))
+    return ModelTensors(shapes, layers, tied)
+
+
+def _overlaid(changed: Mapping[str, Any], update: Mapping[str, Any], before: Mapping[str, Any]) -> dict[str, Any]:
+    """Keys that layers changed, and keys that the vocabulary changed, also where both speak inside ``text_config``."""
+    both = dict(changed)
+    for key, value in update.items():
+        if isinstance(value, Mapping) and isinstance(changed.get(key), Mapping):
+            old = before.get(key, {})
+            both[key] = {**changed[key], **{k: v for k, v in value.items() if old.get(k) != v}}
+        else:
+            both[key] = value
+    return both
+
+
+def _package(
+    config: MergeConfig,
+    models: Mapping[str, Checkpoint],
+    layout: Layout,
+    vocabulary: Vocabulary | None,
+    options: Options,
+) -> Package:
+    """The reference's configuration and tokenizer, changed as layers and vocabulary ask."""
+    reference = models[layout.reference].source
+    changed: dict[str, Any] = {}
+    if layout.source_layers and reference.config:
+        order = list(dict.fromkeys([layout.reference, *(layer.model for layer in layout.source_layers)]))
+        stacked = [(order.index(layer.model), layer.layer) for layer in layout.source_layers]
+        changed = relayer_configs([models[name].source.config for name in order], stacked)
+    if vocabulary is not None:
+        changed = _overlaid(changed, vocabulary.config, reference.config)
+    method = find(config.merge_method)
+    papers = (Paper(method.name, method.paper),) if method.paper[:4].isdigit() else ()
+    names = ", ".join(f"`{name}`" for name in config.referenced_models())
+    return Package(
+        model=reference,
+        sources=tuple(dict.fromkeys(one for name in config.referenced_models() for one in sources(models[name]))),
+        card=Card(
+            title=f"A {config.merge_method} merge",
+            text=f"{names} merged by `{config.merge_method}`: {method.summary}\n\n```yaml\n{options.text.strip()}\n```",
+            tags=(config.merge_method,),
+            papers=papers,
+            command=options.command,
+        ),
+        config=changed,
+        files=dict(vocabulary.files) if vocabulary else {},
+        left_out=vocabulary.left_out if vocabulary else (),
+    )
