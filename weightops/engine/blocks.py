@@ -6,7 +6,8 @@ Either way the blocks are the same, so the result does not depend on memory.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+import math
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -41,8 +42,8 @@ class Block:
     base: Floats | None
 
     @property
-    def end(self) -> int:
-        return self.begin + int(self.stack.shape[1])
+    def length(self) -> int:
+        return int(self.stack.shape[1])
 
 
 class GridDigest:
@@ -104,20 +105,31 @@ class Blocks:
         inputs = len(job.merge.all_inputs)
         self._step = max(BLOCK // self.row, 1) * self.row if rows else BLOCK
         self._keep = 4 * inputs * self.count <= memory
-        self._held = np.empty((inputs, self.count if self._keep else min(self._step, self.count)), np.float32)
+        self._buffer = np.empty(0 if self._keep else inputs * min(self._step, self.count), np.float32)
+        self._held: dict[int, Floats] = {}
         self._raw = np.empty(min(self._step, self.count) * 8, np.uint8)
         self._passed = False
+        self._scratch: dict[str, Floats] = {}
+
+    def scratch(self, role: str, *shape: int) -> Floats:
+        """An array to work in, the same memory at each call for a role: fresh pages cost more than the arithmetic."""
+        size = math.prod(shape)
+        if role not in self._scratch or self._scratch[role].size < size:
+            self._scratch[role] = np.empty(size, np.float32)
+        return self._scratch[role][:size].reshape(shape)
 
     def __iter__(self) -> Iterator[Block]:
-        readers = {} if self._passed else {i: GridDigest(i.stored.dtype) for i in self._merge.all_inputs if not i.rows}
+        sources = self._merge.all_inputs
+        readers = [None if self._passed or i.rows else GridDigest(i.stored.dtype) for i in sources]
         for begin in range(0, self.count, self._step):
             end = min(begin + self._step, self.count)
-            held = self._held[:, begin:end] if self._keep else self._held[:, : end - begin]
+            held = self._block(begin, end)
             if not (self._keep and self._passed):
                 self._fill(held, begin, end, readers)
             base = held[-1] if self._merge.base is not None else None
             yield Block(begin, held[: self.models], base)
-        self.digests.update({source.stored: digest.hexdigest() for source, digest in readers.items()})
+        whole = [(source.stored, digest) for source, digest in zip(sources, readers, strict=True) if digest is not None]
+        self.digests.update({stored: digest.hexdigest() for stored, digest in whole})
         self._passed = True
 
     def whole(self) -> tuple[Floats, Floats | None]:
@@ -128,12 +140,22 @@ class Blocks:
         return stack, np.concatenate(bases) if bases else None
 
     def base(self, begin: int, end: int) -> Floats:
-        """The base's elements of the block that a pass is at, or of any block of a tensor that is kept."""
-        return self._held[-1, begin:end] if self._keep else self._held[-1, : end - begin]
+        """The base's elements of the block that a pass is at."""
+        base: Floats = self._block(begin, end)[-1]
+        return base
 
-    def _fill(self, held: Floats, begin: int, end: int, readers: Mapping[Input, GridDigest]) -> None:
-        for row, source in zip(held, self._merge.all_inputs, strict=True):
-            self._read(source, row, begin, end, readers.get(source))
+    def _block(self, begin: int, end: int) -> Floats:
+        """The memory of one block, in one piece, for kernels run over rows that lie end to end: [inputs, length]."""
+        inputs = len(self._merge.all_inputs)
+        if not self._keep:
+            return self._buffer[: inputs * (end - begin)].reshape(inputs, end - begin)
+        if begin not in self._held:
+            self._held[begin] = np.empty((inputs, end - begin), np.float32)
+        return self._held[begin]
+
+    def _fill(self, held: Floats, begin: int, end: int, readers: Sequence[GridDigest | None]) -> None:
+        for row, source, digest in zip(held, self._merge.all_inputs, readers, strict=True):
+            self._read(source, row, begin, end, digest)
         if self._deltas and self._merge.base is not None:
             for row in held[: self.models]:
                 np.subtract(row, held[-1], out=row)
@@ -150,7 +172,10 @@ class Blocks:
             read_exactly(self._files[stored.file], raw, stored.offset + begin * size, stored.file)
             if digest is not None:
                 digest.update(raw)
-            kernels.widen_into(self._raw, stored.dtype, row)
+            if stored.dtype == "F64":  # which the kernel does not know
+                row[:] = kernels.widen(raw, stored.dtype)
+            else:
+                kernels.widen_into(self._raw, stored.dtype, row)
         if not self._allow_nonfinite and kernels.holds_nonfinite(row.view(np.uint8), "F32"):
             raise WeightopsError(f"{stored.file}: {stored.name} holds NaN or Inf; repair the source before merging")
         for term in source.updates:

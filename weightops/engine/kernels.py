@@ -38,74 +38,82 @@ def jit_sum(function: F) -> F:
 
 
 @jit
-def _widen(code: int, halves: Any, singles: Any, lo: int, n: int, bits: Any, values: Any) -> None:
-    """Elements lo..lo+n of a row as fp32 in ``values``; ``bits`` is the same memory as integers."""
+def _widen(code: int, row: Any, lo: int, bits: Any, values: Any) -> None:
+    """Elements of a row from ``lo`` on as fp32 in ``values``; ``bits`` is the same memory as integers.
+
+    Slices are taken before the loops: an index that might be negative keeps the compiler from vectorising.
+    """
+    n = len(values)
+    if code == 2:
+        values[:] = row.view(np.float32)[lo : lo + n]
+        return
+    halves = row.view(np.uint16)[lo : lo + n]
     if code == 1:
         for j in range(n):
-            bits[j] = np.uint32(halves[lo + j]) << np.uint32(16)
-    elif code == 0:
-        for j in range(n):
-            bits[j] = (np.uint32(halves[lo + j]) & np.uint32(0x7FFF)) << np.uint32(13)
-        for j in range(n):  # shifts the exponent from bias 15 to 127, subnormals included
-            values[j] *= np.float32(2.0**112)
-        for j in range(n):
-            half = np.uint32(halves[lo + j])
-            special = np.uint32(0x7F800000) if half & np.uint32(0x7C00) == np.uint32(0x7C00) else np.uint32(0)
-            bits[j] |= ((half & np.uint32(0x8000)) << np.uint32(16)) | special
-    else:
-        for j in range(n):
-            values[j] = singles[lo + j]
+            bits[j] = np.uint32(halves[j]) << np.uint32(16)
+        return
+    for j in range(n):
+        bits[j] = (np.uint32(halves[j]) & np.uint32(0x7FFF)) << np.uint32(13)
+    for j in range(n):  # shifts the exponent from bias 15 to 127, subnormals included
+        values[j] *= np.float32(2.0**112)
+    for j in range(n):
+        half = np.uint32(halves[j])
+        special = np.uint32(0x7F800000) if half & np.uint32(0x7C00) == np.uint32(0x7C00) else np.uint32(0)
+        bits[j] |= ((half & np.uint32(0x8000)) << np.uint32(16)) | special
 
 
 @jit
-def _narrow(code: int, bits: Any, values: Any, spare: Any, lo: int, n: int, halves: Any, singles: Any) -> None:
-    """Round fp32 to the output's dtype: nearest, ties to even, NaN stays NaN."""
+def _narrow(code: int, bits: Any, values: Any, spare: Any, lo: int, row: Any) -> None:
+    """Round fp32 to the output's dtype, into a row from ``lo`` on: nearest, ties to even, NaN stays NaN."""
+    n = len(values)
+    if code == 2:
+        row.view(np.float32)[lo : lo + n] = values
+        return
+    halves = row.view(np.uint16)[lo : lo + n]
     if code == 1:
         for j in range(n):
             b = bits[j]
-            rounded = np.uint32(b + np.uint32(0x7FFF) + ((b >> np.uint32(16)) & np.uint32(1))) >> np.uint32(16)
-            quiet = (b >> np.uint32(16)) | np.uint32(0x40)
-            halves[lo + j] = quiet if b & np.uint32(0x7FFFFFFF) > np.uint32(0x7F800000) else rounded
-    elif code == 0:
-        for j in range(n):  # adding 0.5 lets the fp32 adder round a subnormal half
-            spare[j] = np.abs(values[j]) + np.float32(0.5)
-        small = spare.view(np.uint32)
-        for j in range(n):
-            magnitude = bits[j] & np.uint32(0x7FFFFFFF)
-            odd = (magnitude >> np.uint32(13)) & np.uint32(1)
-            half = np.uint32(magnitude - np.uint32(0x38000000) + np.uint32(0xFFF) + odd) >> np.uint32(13)
-            if magnitude < np.uint32(0x38800000):
-                half = small[j] - np.uint32(0x3F000000)
-            if magnitude >= np.uint32(0x47800000):
-                half = np.uint32(0x7E00) if magnitude > np.uint32(0x7F800000) else np.uint32(0x7C00)
-            halves[lo + j] = half | ((bits[j] >> np.uint32(16)) & np.uint32(0x8000))
-    else:
-        for j in range(n):
-            singles[lo + j] = values[j]
+            odd = (b >> np.uint32(16)) & np.uint32(1)
+            rounded = np.uint16(np.uint32(b + np.uint32(0x7FFF) + odd) >> np.uint32(16))
+            quiet = np.uint16((b >> np.uint32(16)) | np.uint32(0x40))
+            halves[j] = quiet if b & np.uint32(0x7FFFFFFF) > np.uint32(0x7F800000) else rounded
+        return
+    for j in range(n):  # adding 0.5 lets the fp32 adder round a subnormal half
+        spare[j] = np.abs(values[j]) + np.float32(0.5)
+    small = spare.view(np.uint32)
+    for j in range(n):
+        magnitude = bits[j] & np.uint32(0x7FFFFFFF)
+        odd = (magnitude >> np.uint32(13)) & np.uint32(1)
+        half = np.uint32(magnitude - np.uint32(0x38000000) + np.uint32(0xFFF) + odd) >> np.uint32(13)
+        if magnitude < np.uint32(0x38800000):
+            half = small[j] - np.uint32(0x3F000000)
+        if magnitude >= np.uint32(0x47800000):
+            half = np.uint32(0x7E00) if magnitude > np.uint32(0x7F800000) else np.uint32(0x7C00)
+        halves[j] = half | ((bits[j] >> np.uint32(16)) & np.uint32(0x8000))
 
 
 @jit
-def _nonfinite(bits: Any, n: int) -> bool:
+def _nonfinite(bits: Any) -> bool:
     found = np.uint32(0)
-    for j in range(n):
+    for j in range(len(bits)):
         found |= np.uint32(bits[j] & np.uint32(0x7F800000) == np.uint32(0x7F800000))
     return bool(found != 0)
 
 
 @jit
-def nonfinite_halves(halves: Any, top: int, begin: int, end: int) -> bool:
+def nonfinite_halves(halves: Any, top: int) -> bool:
     """Whether 16-bit floats hold NaN or Inf: every exponent bit (``top``) set."""
     mask = np.uint16(top)
     found = np.uint16(0)
-    for j in range(begin, end):
+    for j in range(len(halves)):
         found |= np.uint16(halves[j] & mask == mask)
     return bool(found != 0)
 
 
 @jit_sum
-def _sum_of_squares(values: Any, n: int) -> float:
+def _sum_of_squares(values: Any) -> float:
     total = 0.0
-    for j in range(n):
+    for j in range(len(values)):
         total += np.float64(values[j]) * np.float64(values[j])
     return total
 
@@ -136,31 +144,26 @@ def affine(
         squares: [terms, 2], fp64; receives |plus - minus|^2 and |minus|^2 of each term, added to what is there.
         nonfinite: [k + 1]; set to 1 for each row, and in the last place for the result, that holds NaN or Inf.
     """
-    acc = np.empty(_TILE, np.float32)
-    one = np.empty(_TILE, np.float32)
-    two = np.empty(_TILE, np.float32)
-    acc_bits, one_bits, two_bits = acc.view(np.uint32), one.view(np.uint32), two.view(np.uint32)
-    out16, out32 = out.view(np.uint16), out.view(np.float32)
+    accs, ones, twos = np.empty(_TILE, np.float32), np.empty(_TILE, np.float32), np.empty(_TILE, np.float32)
     for lo in range(begin, end, _TILE):
         n = min(_TILE, end - lo)
+        acc, one, two = accs[:n], ones[:n], twos[:n]
+        acc_bits, one_bits, two_bits = acc.view(np.uint32), one.view(np.uint32), two.view(np.uint32)
         if anchor >= 0:
-            row = rows[anchor]
-            _widen(codes[anchor], row.view(np.uint16), row.view(np.float32), lo, n, acc_bits, acc)
-            nonfinite[anchor] |= _nonfinite(acc_bits, n)
+            _widen(codes[anchor], rows[anchor], lo, acc_bits, acc)
+            nonfinite[anchor] |= _nonfinite(acc_bits)
         else:
-            acc[:n] = np.float32(0)
+            acc[:] = np.float32(0)
         for t in range(len(plus)):
-            row = rows[plus[t]]
-            _widen(codes[plus[t]], row.view(np.uint16), row.view(np.float32), lo, n, one_bits, one)
-            nonfinite[plus[t]] |= _nonfinite(one_bits, n)
+            _widen(codes[plus[t]], rows[plus[t]], lo, one_bits, one)
+            nonfinite[plus[t]] |= _nonfinite(one_bits)
             if minus[t] >= 0:
-                row = rows[minus[t]]
-                _widen(codes[minus[t]], row.view(np.uint16), row.view(np.float32), lo, n, two_bits, two)
-                nonfinite[minus[t]] |= _nonfinite(two_bits, n)
-                squares[t, 1] += _sum_of_squares(two, n)
+                _widen(codes[minus[t]], rows[minus[t]], lo, two_bits, two)
+                nonfinite[minus[t]] |= _nonfinite(two_bits)
+                squares[t, 1] += _sum_of_squares(two)
                 for j in range(n):
                     one[j] -= two[j]
-            squares[t, 0] += _sum_of_squares(one, n)
+            squares[t, 0] += _sum_of_squares(one)
             if out_code >= 0:
                 coefficient = coefficients[t]
                 for j in range(n):
@@ -168,11 +171,12 @@ def affine(
                 for j in range(n):
                     acc[j] += one[j]
         if out_code >= 0:
-            _narrow(out_code, acc_bits, acc, two, lo, n, out16, out32)
+            _narrow(out_code, acc_bits, acc, two, lo, out)
             if out_code == 2:
-                nonfinite[-1] |= _nonfinite(acc_bits, n)
+                nonfinite[-1] |= _nonfinite(acc_bits)
             else:  # a finite fp32 may round to an infinite half
-                nonfinite[-1] |= nonfinite_halves(out16, 0x7F80 if out_code == 1 else 0x7C00, lo, lo + n)
+                top = 0x7F80 if out_code == 1 else 0x7C00
+                nonfinite[-1] |= nonfinite_halves(out.view(np.uint16)[lo : lo + n], top)
 
 
 @jit
@@ -208,10 +212,9 @@ def low_rank(left: Any, right: Any, scale: float, transposed: bool, lo: int, out
 
 @jit
 def _widen_row(code: int, raw: Any, values: Any) -> None:
-    halves, singles, bits = raw.view(np.uint16), raw.view(np.float32), values.view(np.uint32)
     for lo in range(0, len(values), _TILE):
-        n = min(_TILE, len(values) - lo)
-        _widen(code, halves, singles, lo, n, bits[lo : lo + n], values[lo : lo + n])
+        part = values[lo : lo + _TILE]
+        _widen(code, raw, lo, part.view(np.uint32), part)
 
 
 def widen_into(raw: Bytes, dtype: str, values: npt.NDArray[np.float32]) -> None:
@@ -225,22 +228,23 @@ def widen_into(raw: Bytes, dtype: str, values: npt.NDArray[np.float32]) -> None:
 
 @jit
 def _narrow_row(code: int, values: Any, raw: Any) -> None:
-    acc, spare = np.empty(_TILE, np.float32), np.empty(_TILE, np.float32)
-    bits, halves, singles = acc.view(np.uint32), raw.view(np.uint16), raw.view(np.float32)
+    spare = np.empty(_TILE, np.float32)
     for lo in range(0, len(values), _TILE):
-        n = min(_TILE, len(values) - lo)
-        acc[:n] = values[lo : lo + n]
-        _narrow(code, bits, acc, spare, lo, n, halves, singles)
+        part = values[lo : lo + _TILE]
+        _narrow(code, part.view(np.uint32), part, spare, lo, raw)
 
 
-def narrow_from(values: npt.NDArray[np.float32], dtype: str) -> Bytes:
-    """fp32 numbers rounded once to a dtype, as bytes."""
+def narrow_into(values: npt.NDArray[np.float32], dtype: str, room: npt.NDArray[np.float32]) -> Bytes:
+    """fp32 numbers rounded once to a dtype, as bytes.
+
+    Args:
+        room: Memory for the bytes, any contents; at least twice as long as ``values``.
+    """
     if dtype == "F64":
         return narrow(values, dtype)
-    size = dtypes.itemsize(dtype) * len(values)
-    raw = np.empty(-(-size // 4) * 4, np.uint8)
+    raw = room.view(np.uint8)
     _narrow_row(CODES[dtype], values, raw)
-    return raw[:size]
+    return raw[: dtypes.itemsize(dtype) * len(values)]
 
 
 @jit_sum
@@ -264,17 +268,18 @@ def gram(stack: npt.NDArray[np.float32]) -> npt.NDArray[np.float64]:
 @jit
 def _combination(stack: Any, coefficients: Any, out: Any) -> None:
     for lo in range(0, len(out), _TILE):
-        hi = min(lo + _TILE, len(out))
-        out[lo:hi] = 0
+        mixed = out[lo : lo + _TILE]
+        mixed[:] = np.float32(0)
         for i in range(len(coefficients)):
-            factor = coefficients[i]
-            for j in range(lo, hi):
-                out[j] += factor * stack[i, j]
+            factor, row = coefficients[i], stack[i, lo : lo + _TILE]
+            for j in range(len(mixed)):
+                mixed[j] += factor * row[j]
 
 
-def combination(stack: npt.NDArray[np.float32], coefficients: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
-    """Sum of coefficient times row, in the order of the rows: [n, m] to [m]."""
-    out = np.empty(stack.shape[1], np.float32)
+def combination(
+    stack: npt.NDArray[np.float32], coefficients: npt.NDArray[np.float32], out: npt.NDArray[np.float32]
+) -> npt.NDArray[np.float32]:
+    """Sum of coefficient times row, in the order of the rows: [n, m] into out, [m]."""
     _combination(stack, coefficients, out)
     return out
 
@@ -282,7 +287,7 @@ def combination(stack: npt.NDArray[np.float32], coefficients: npt.NDArray[np.flo
 def holds_nonfinite(raw: Bytes, dtype: str) -> bool:
     """Whether a row of floats holds NaN or Inf."""
     if dtype in ("BF16", "F16"):
-        return bool(nonfinite_halves(raw.view(np.uint16), 0x7F80 if dtype == "BF16" else 0x7C00, 0, raw.nbytes // 2))
+        return bool(nonfinite_halves(raw.view(np.uint16), 0x7F80 if dtype == "BF16" else 0x7C00))
     return not bool(np.isfinite(widen(raw, dtype)).all())
 
 
@@ -295,18 +300,17 @@ def widen(raw: Bytes, dtype: str) -> npt.NDArray[np.floating[Any]]:
     return cast(npt.NDArray[np.floating[Any]], raw.view(np.float32 if dtype == "F32" else np.float64))
 
 
-@np.errstate(all="ignore")
+@np.errstate(all="ignore")  # NaN and Inf are looked for afterwards
 def narrow(values: npt.NDArray[np.floating[Any]], dtype: str) -> Bytes:
     """Numbers rounded once to a dtype, as bytes (numpy; the kernel's reference)."""
-    with np.errstate(over="ignore", invalid="ignore"):
-        if dtype != "BF16":
-            target = {"F16": np.float16, "F32": np.float32, "F64": np.float64}[dtype]
-            return np.ascontiguousarray(values.astype(target)).view(np.uint8)
-        bits = _round_to_odd(values).view(np.uint32) if values.dtype == np.float64 else values.view(np.uint32)
-        rounded = (bits.astype(np.uint64) + 0x7FFF + ((bits >> 16) & 1)) >> 16
-        quiet = (bits >> 16) | 0x40
-        halves: Bytes = np.where((bits & 0x7FFFFFFF) > 0x7F800000, quiet, rounded).astype(np.uint16).view(np.uint8)
-        return halves
+    if dtype != "BF16":
+        target = {"F16": np.float16, "F32": np.float32, "F64": np.float64}[dtype]
+        return np.ascontiguousarray(values.astype(target)).view(np.uint8)
+    bits = _round_to_odd(values).view(np.uint32) if values.dtype == np.float64 else values.view(np.uint32)
+    rounded = (bits.astype(np.uint64) + 0x7FFF + ((bits >> 16) & 1)) >> 16
+    quiet = (bits >> 16) | 0x40
+    halves: Bytes = np.where((bits & 0x7FFFFFFF) > 0x7F800000, quiet, rounded).astype(np.uint16).view(np.uint8)
+    return halves
 
 
 def _round_to_odd(values: npt.NDArray[Any]) -> npt.NDArray[np.float32]:
@@ -320,7 +324,7 @@ def _round_to_odd(values: npt.NDArray[Any]) -> npt.NDArray[np.float32]:
     return odd.view(np.float32)
 
 
-@np.errstate(all="ignore")  # NaN and Inf are looked for afterwards
+@np.errstate(all="ignore")
 def affine_numpy(
     operands: list[npt.NDArray[np.floating[Any]]],
     anchor: int,
@@ -342,7 +346,7 @@ def affine_numpy(
     return narrow(result, dtype)
 
 
-@np.errstate(all="ignore")  # NaN and Inf are looked for afterwards
+@np.errstate(all="ignore")
 def squares_numpy(
     operands: list[npt.NDArray[np.floating[Any]]], plus: list[int], minus: list[int], lo: int, hi: int
 ) -> npt.NDArray[np.float64]:

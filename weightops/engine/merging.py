@@ -55,7 +55,7 @@ def run(job: Job, files: Mapping[Path, int], write: Write, *, memory: int, allow
     results = _results(job, merge, method, settings, blocks)
     digest = GridDigest(job.dtype)
     for begin, values in results:
-        data = kernels.narrow_from(values, job.dtype)
+        data = kernels.narrow_into(values, job.dtype, blocks.scratch("bytes", -(-len(values) // 2) * 4))
         if not allow_nonfinite and kernels.holds_nonfinite(data, job.dtype):
             raise WeightopsError(
                 f"{job.name}: {merge.method} gives NaN or Inf in {job.dtype}; check its parameters, or widen dtype"
@@ -100,12 +100,14 @@ def _results(job: Job, merge: Merge, method: Operator, settings: Mapping[str, An
 
 def _on_base(blocks: Blocks, results: Results, scale: float) -> Results:
     for begin, values in results:
-        yield begin, _added(blocks.base(begin, begin + len(values)), values, scale)
+        yield begin, _add(blocks.base(begin, begin + len(values)), values, scale)
 
 
-def _added(base: Floats, values: Floats, scale: float) -> Floats:
-    added: Floats = base + (values if scale == 1.0 else values * np.float32(scale))
-    return added
+def _add(base: Floats, values: Floats, scale: float) -> Floats:
+    """The base plus scale times the values, in the values' memory."""
+    if scale != 1.0:
+        np.multiply(values, np.float32(scale), out=values)
+    return np.add(base, values, out=values)
 
 
 def _combined(blocks: Blocks, method: Operator, merge: Merge, combine: Callable[[Any], Any]) -> Results:
@@ -117,16 +119,20 @@ def _combined(blocks: Blocks, method: Operator, merge: Merge, combine: Callable[
 
     def vectors(block: Block) -> Floats:
         if base_first and block.base is not None:
-            return np.concatenate([block.base[None], block.stack])
-        return block.stack - block.base if from_base and block.base is not None else block.stack
+            pair = blocks.scratch("vectors", len(block.stack) + 1, block.length)
+            pair[0], pair[1:] = block.base, block.stack
+            return pair
+        if from_base and block.base is not None:
+            return np.subtract(block.stack, block.base, out=blocks.scratch("vectors", *block.stack.shape))
+        return block.stack
 
     gram = np.zeros((1, 1))
     for block in blocks:
         gram = gram + kernels.gram(vectors(block))
     coefficients = combine(torch.from_numpy(gram)).to(torch.float32).numpy()
     for block in blocks:
-        values = kernels.combination(vectors(block), coefficients)
-        yield block.begin, values + block.base if from_base and block.base is not None else values
+        values = kernels.combination(vectors(block), coefficients, blocks.scratch("out", block.length))
+        yield block.begin, _add(block.base, values, 1.0) if from_base and block.base is not None else values
 
 
 def _elementwise(blocks: Blocks, method: Operator, settings: Mapping[str, Any]) -> Results:
@@ -153,5 +159,5 @@ def _reference(job: Job, blocks: Blocks, method: Operator, settings: Mapping[str
     models = torch.from_numpy(stack).reshape(len(stack), *job.shape).to(merge.device)
     merged = method.function(models, **given).cpu().numpy().reshape(-1)
     if method.takes == "deltas" and base is not None:
-        merged = _added(base, merged, merge.scale)
+        merged = _add(base, merged, merge.scale)
     yield 0, np.ascontiguousarray(merged, np.float32)

@@ -19,7 +19,7 @@ from .jobs import Job, LowRank
 GIB = 1 << 30
 DEFAULT_SHARD = 5_000_000_000
 DEFAULT_MEMORY = 256 << 20
-_MOST_BLOCKS = 8  # longer slices are no faster: a slice should stay near the cache
+_MOST_BLOCKS = 2  # longer slices are no faster, and cost memory: a slice should stay near the cache
 
 
 @dataclass(frozen=True)
@@ -110,8 +110,13 @@ class Plan:
 
     def identity(self) -> dict[str, Any]:
         """What a resumed run has in common with the run it resumes: the recipe, the layout and the inputs' state."""
-        layout = hashlib.sha256(b"".join(file.name.encode() + file.head for file in self.files)).hexdigest()
-        return {"recipe": self.recipe, "layout": layout, "inputs": {str(path): _state(path) for path in self.inputs}}
+        layout = hashlib.sha256(b"".join(file.name.encode() + file.head for file in self.files))
+        layout.update(repr([job.patches for job in self.jobs]).encode())
+        return {
+            "recipe": self.recipe,
+            "layout": layout.hexdigest(),
+            "inputs": {str(path): _state(path) for path in self.inputs},
+        }
 
 
 def make_plan(

@@ -100,7 +100,7 @@ class Frame:
 
     def _plain(self, texts: list[str]) -> list[list[int]]:
         ids: list[list[int]] = self.tokenizer(
-            texts, add_special_tokens=False, split_special_tokens=True, verbose=False
+            [_whole(text) for text in texts], add_special_tokens=False, split_special_tokens=True, verbose=False
         )["input_ids"]
         return ids
 
@@ -180,6 +180,15 @@ def _around(tokenizer: Any, system: str) -> tuple[str, str]:
         return rendered_around(tokenizer, with_system)
     except jinja2.TemplateError:  # Gemma 2 and others refuse a system turn
         return rendered_around(tokenizer, without)
+
+
+def _whole(text: str) -> str:
+    """The text with U+FFFD for half a pair of surrogates, which no tokenizer takes."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+    return text
 
 
 def _special(tokenizer: Any) -> list[str]:

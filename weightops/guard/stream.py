@@ -38,6 +38,7 @@ class Stream:
         probability: That the text so far is unsafe; ``None`` before the first chunk.
         crossed_at: Where the probability first reached the threshold; it stays, whatever comes after.
         characters: How many characters have been judged.
+        closed: Whether the text has ended, or was too long.
     """
 
     def __init__(self, source: Guard | Streams) -> None:
@@ -52,7 +53,7 @@ class Stream:
         self._prompt = _Prompt(self._reader)
         self._kept = self._reader.head.copy(self._reader.head_length)
         self._valid = self._reader.head_length
-        self._closed = False
+        self.closed = False
         self.probability: float | None = None
         self.crossed_at: Crossing | None = None
         self.characters = 0
@@ -79,9 +80,9 @@ class Stream:
         Returns:
             The probability that the text is unsafe.
         """
-        if not self._closed:
+        if not self.closed:
             probability = self._streams._judge({self: self._characters.rest()})[self]
-            self._closed = True
+            self.closed = True
             self._kept = Kept()
             return probability
         assert self.probability is not None
@@ -104,7 +105,7 @@ class Stream:
         self._valid = min(self._valid, self._prompt.add(text))
         self.characters += len(text)
         if len(self._prompt.ids) > self._reader.most_tokens:
-            self._closed, self._kept = True, Kept()
+            self.closed, self._kept = True, Kept()
             raise WeightopsError(
                 f"the text so far: {len(self._prompt.ids)} tokens with what the guard asks, and the model reads "
                 f"{self._reader.most_tokens}; judge it in parts"
@@ -159,7 +160,7 @@ class Streams:
             ValueError: a stream is closed, or belongs to other streams.
         """
         for stream in news:
-            if stream._closed or stream._streams is not self:
+            if stream.closed or stream._streams is not self:
                 raise ValueError("a stream that is closed, or of other Streams; open a new one here")
         return self._judge({stream: stream._characters.take(chunk) for stream, chunk in news.items()})
 

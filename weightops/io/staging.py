@@ -43,7 +43,6 @@ class Staging:
         try:
             self.out.parent.mkdir(parents=True, exist_ok=True)
             self.folder.mkdir(exist_ok=True)
-            self.model.mkdir(exist_ok=True)
             self._lock = os.open(self.folder / _LOCK, os.O_RDWR | os.O_CREAT, 0o644)
         except OSError as error:
             raise WeightopsError(f"{self.out}: cannot be written ({error.strerror}); choose another --out") from error
@@ -144,9 +143,14 @@ class Staging:
         self._close_files()
         _sync_folder(self.model)
         displaced = self.folder / "displaced"
-        if self.out.exists():
+        if os.path.lexists(self.out):
             self.out.rename(displaced)
-        self.model.rename(self.out)
+        try:
+            self.model.rename(self.out)
+        except BaseException:
+            if os.path.lexists(displaced):
+                displaced.rename(self.out)
+            raise
         _sync_folder(self.out.parent)
         shutil.rmtree(self.folder, ignore_errors=True)
 
@@ -162,26 +166,38 @@ class Staging:
     def _adopt(self) -> None:
         """Take over what an earlier run left, if it was a run of the same plan on the same inputs."""
         displaced = self.folder / "displaced"
-        if displaced.exists() and not self.out.exists():  # killed between the two renames of commit()
+        if displaced.exists() and self.out.exists():  # killed after the renames of commit()
+            _remove(displaced)
+        elif displaced.exists():  # killed between them
             displaced.rename(self.out)
-        path = self.folder / _IDENTITY
+        left = self._left()
         if self.out.exists() and not self._overwrite:
-            if not path.exists():
+            if left is None:
                 shutil.rmtree(self.folder, ignore_errors=True)
             raise WeightopsError(exists_already(self.out))
+        if left == self._identity:
+            return
+        if left is not None and not self._overwrite:
+            raise WeightopsError(_cannot_resume(self.out, left, self._identity))
+        self._start_over()
+
+    def _left(self) -> dict[str, Any] | None:
+        """The identity of the run that was left unfinished; without its files it was put in place, and left nothing."""
+        if not self.model.exists():
+            return None
         try:
-            left = json.loads(path.read_text("utf-8"))
+            left = json.loads((self.folder / _IDENTITY).read_text("utf-8"))
         except (FileNotFoundError, ValueError):
-            left = None
-        if left != self._identity:
-            if left is not None and not self._overwrite:
-                raise WeightopsError(_cannot_resume(self.out, left, self._identity))
-            self._start_over()
+            return None
+        return left if isinstance(left, dict) else None
 
     def _start_over(self) -> None:
-        shutil.rmtree(self.model)
-        self.model.mkdir()
+        """An empty model folder under this run's name, whatever was there; killed on the way, it is done again."""
+        (self.folder / _IDENTITY).unlink(missing_ok=True)
         (self.folder / _JOURNAL).unlink(missing_ok=True)
+        if self.model.exists():
+            shutil.rmtree(self.model)
+        self.model.mkdir()
         (self.folder / _IDENTITY).write_text(json.dumps(self._identity), "utf-8")
 
     def _close_files(self) -> None:
@@ -202,9 +218,9 @@ def output_problems(out: Path, inputs: Iterable[Path], size: int, *, overwrite: 
         folder = source if source.is_dir() else source.parent
         if place == folder or (place.is_relative_to(folder) and source.is_dir()) or source.is_relative_to(place):
             problems.append(f"{out}: the output would lie in or over the input {source}; choose another --out")
-    if out.exists() and not overwrite:
+    if os.path.lexists(out) and not overwrite:
         problems.append(exists_already(out))
-    parent = next(folder for folder in place.parents if folder.exists())
+    parent = next(folder for folder in (place, *place.parents) if folder.is_dir())
     staged = place.parent / f".{place.name}.weightops" / "model"
     free = shutil.disk_usage(parent).free + sum(f.stat().st_blocks * 512 for f in staged.glob("*.safetensors"))
     if free < size:
@@ -224,6 +240,14 @@ def _cannot_resume(out: Path, left: Mapping[str, Any], now: Mapping[str, Any]) -
     changed = sorted(path for path in after if path in before and before[path] != after[path])
     why = f"its input {changed[0]} has changed since" if changed else "it was another recipe or other sources"
     return f"{out}: an unfinished run is there and cannot be resumed, {why}; --overwrite discards it and starts over"
+
+
+def _remove(path: Path) -> None:
+    """A folder with all that is in it, or a file."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink()
 
 
 def _sync_folder(folder: Path) -> None:

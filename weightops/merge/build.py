@@ -298,6 +298,7 @@ def _package(
         changed = relayer_configs([models[name].source.config for name in order], stacked)
     if vocabulary is not None:
         changed = _overlaid(changed, vocabulary.config, reference.config)
+    changed = {key: value for key, value in changed.items() if reference.config.get(key) != value}
     method = find(config.merge_method)
     papers = (Paper(method.name, method.paper),) if method.paper[:4].isdigit() else ()
     names = ", ".join(f"`{name}`" for name in config.referenced_models())

@@ -20,7 +20,7 @@ def dare_linear(
 ) -> Results:  # fmt: skip
     """See :func:`weightops.ops.dare.dare_linear`."""
     for block in _dropped(blocks, draw, density, rescale):
-        yield block.begin, weighted_sum(block.stack, weight, normalize, lambda_)
+        yield block.begin, weighted_sum(block.stack, blocks.scratch("out", block.length), weight, normalize, lambda_)
 
 
 @fused("dare_ties")
@@ -30,7 +30,7 @@ def dare_ties(
 ) -> Results:  # fmt: skip
     """See :func:`weightops.ops.dare.dare_ties`."""
     for block in _dropped(blocks, draw, density, rescale):
-        yield block.begin, agreeing_sum(block.stack, weight, normalize, lambda_)
+        yield block.begin, agreeing_sum(block.stack, blocks.scratch("out", block.length), weight, normalize, lambda_)
 
 
 def _dropped(blocks: Blocks, draw: Draw, density: Any, rescale: bool) -> Any:

@@ -25,7 +25,7 @@ def della(
 ) -> Results:  # fmt: skip
     """See :func:`weightops.ops.della.della`."""
     for block in _dropped(blocks, draw, density, epsilon, rescale):
-        yield block.begin, agreeing_sum(block.stack, weight, normalize, lambda_)
+        yield block.begin, agreeing_sum(block.stack, blocks.scratch("out", block.length), weight, normalize, lambda_)
 
 
 @fused("della_linear", rows=True)
@@ -35,7 +35,7 @@ def della_linear(
 ) -> Results:  # fmt: skip
     """See :func:`weightops.ops.della.della_linear`."""
     for block in _dropped(blocks, draw, density, epsilon, rescale):
-        yield block.begin, weighted_sum(block.stack, weight, normalize, lambda_)
+        yield block.begin, weighted_sum(block.stack, blocks.scratch("out", block.length), weight, normalize, lambda_)
 
 
 def _dropped(blocks: Blocks, draw: Draw, density: Any, epsilon: Any, rescale: bool) -> Any:
@@ -48,42 +48,47 @@ def _dropped(blocks: Blocks, draw: Draw, density: Any, epsilon: Any, rescale: bo
                 f"della: density {share:g} and epsilon {width:g}: density - epsilon and density + epsilon must both "
                 f"lie between 0 and 1; take epsilon below {min(share, 1 - share):g}"
             )
-    scratch = np.empty((2, blocks.row), np.uint64)
+    order = np.empty((2, blocks.row), np.uint64)
     for block in blocks:
+        chances = blocks.scratch("chances", block.length)
         for model, line in enumerate(block.stack):
-            seed = np.uint64(key(draw.seed, draw.name, model))
-            _drop(line, blocks.row, seed, draw.offset + block.begin, shares[model], widths[model], rescale, scratch)
+            if shares[model] < 1:
+                seed = np.uint64(key(draw.seed, draw.name, model))
+                _chances(line, blocks.row, shares[model], widths[model], order, chances)
+                _drop(line, chances, seed, draw.offset + block.begin, rescale)
         yield block
 
 
 @jit
-def _drop(
-    line: Any, row: int, seed: Any, first: int, density: float, epsilon: float, rescale: bool, scratch: Any
-) -> None:
-    """Drop entries of whole rows in place, by rank of magnitude within the row."""
+def _chances(line: Any, row: int, density: float, epsilon: float, order: Any, chances: Any) -> None:
+    """Each entry's probability to stay, by its rank of magnitude within its row."""
     if density <= 0:
-        line[:] = np.float32(0)
-        return
-    if density >= 1:
+        chances[:] = np.float32(0)
         return
     counts = np.empty((3, _BINS), np.int64)
     for lo in range(0, len(line), row):
-        order = _ascending(line[lo : lo + row], scratch, counts)
+        ascending = _ascending(line[lo : lo + row], order, counts)
+        chance = chances[lo : lo + row]
         for rank in range(row):
-            j = lo + np.int64(order[rank] & np.uint64(0xFFFFFFFF))
             share = rank / (row - 1) if row > 1 else 0.5
-            probability = np.float32(density - epsilon + 2 * epsilon * share)
-            if uniform(seed, np.uint64(first + j)) < probability:
-                line[j] = line[j] / probability if rescale else line[j]
-            else:
-                line[j] = np.float32(0)
+            chance[ascending[rank] & np.uint64(0xFFFFFFFF)] = np.float32(density - epsilon + 2 * epsilon * share)
 
 
 @jit
-def _ascending(values: Any, scratch: Any, counts: Any) -> Any:
+def _drop(line: Any, chances: Any, seed: Any, first: int, rescale: bool) -> None:
+    start, one = np.uint64(first), np.float32(1)
+    for j in range(len(line)):
+        chance = chances[j]
+        divisor = chance if rescale and chance > np.float32(0) else one
+        kept = uniform(seed, start + np.uint64(j)) < chance
+        line[j] = line[j] / divisor if kept else np.float32(0)
+
+
+@jit
+def _ascending(values: Any, order: Any, counts: Any) -> Any:
     """Indices in the lower half of each word, from the smallest magnitude up; among equals the higher index first."""
     bits = values.view(np.uint32)
-    source, target = scratch[0], scratch[1]
+    source, target = order[0], order[1]
     n = len(bits)
     counts[:] = 0
     for i in range(n):
@@ -94,10 +99,12 @@ def _ascending(values: Any, scratch: Any, counts: Any) -> Any:
         counts[1, (magnitude >> np.uint64(_DIGIT)) & np.uint64(_BINS - 1)] += 1
         counts[2, magnitude >> np.uint64(2 * _DIGIT)] += 1
     for digit in range(3):
+        shift = np.uint64(32 + digit * _DIGIT)
+        if n and counts[digit, (source[0] >> shift) & np.uint64(_BINS - 1)] == n:
+            continue  # one digit for all: the differences of 16-bit weights leave the lowest at zero
         place = 0
         for b in range(_BINS):
             place, counts[digit, b] = place + counts[digit, b], place
-        shift = np.uint64(32 + digit * _DIGIT)
         for i in range(n):
             b = (source[i] >> shift) & np.uint64(_BINS - 1)
             target[counts[digit, b]] = source[i]

@@ -6,7 +6,6 @@ from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from ..blocks import Blocks, Floats
 from ..kernels import jit, jit_sum
@@ -25,7 +24,7 @@ def sce(blocks: Blocks, *, select_topk: float = 1.0) -> Results:
         _add_squares(stack, energy)
     weights = energy / max(energy.sum(), np.finfo(np.float64).tiny)
     for begin, stack in _chosen(blocks, chosen):
-        out = np.empty(stack.shape[1], np.float32)
+        out = blocks.scratch("out", stack.shape[1])
         _merge(stack, weights, out)
         yield begin, out
 
@@ -38,12 +37,11 @@ def _most_varying(blocks: Blocks, share: float) -> Selection:
 
 def _variances(blocks: Blocks) -> Iterator[Floats]:
     for block in blocks:
-        yield variance(block.stack)
+        yield variance(block.stack, blocks.scratch("variance", block.length))
 
 
-def variance(stack: Floats) -> Floats:
-    """Variance over the models, worked out in fp64 and rounded: [n, m] to [m]."""
-    out = np.empty(stack.shape[1], np.float32)
+def variance(stack: Floats, out: Floats) -> Floats:
+    """Variance over the models, worked out in fp64 and rounded: [n, m] into out, [m]."""
     _variance(stack, out)
     return out
 
@@ -54,38 +52,45 @@ def _chosen(blocks: Blocks, selection: Selection) -> Iterator[tuple[int, Floats]
     for block in blocks:
         stack = block.stack
         if selection is not EVERYTHING:
-            score = variance(stack)
-            marked = np.empty_like(score)
-            left, _ = between(score, selection.threshold, left, 1 << 31, 0, marked)
-            stack = _masked(stack, score, marked)
+            score = variance(stack, blocks.scratch("variance", block.length))
+            left, _ = between(score, selection.threshold, left, 1 << 31, 0, score)
+            stack = blocks.scratch("chosen", *stack.shape)
+            _mask(block.stack, score, stack)
         yield block.begin, stack
 
 
-def _masked(stack: Floats, score: Floats, marked: Floats) -> Floats:
-    """The stack where the score was marked. A score of zero is never wanted, so a marked zero is not told apart."""
-    masked: npt.NDArray[np.float32] = np.where(marked != 0, stack, np.float32(0))
-    return masked
+@jit
+def _mask(stack: Any, marked: Any, out: Any) -> None:
+    """The stack where the mark is not zero; an entry without variance is never wanted, so zero can be the mark."""
+    for i in range(stack.shape[0]):
+        row, result = stack[i], out[i]
+        for j in range(len(marked)):
+            result[j] = row[j] if marked[j] != np.float32(0) else np.float32(0)
 
 
 @jit
 def _variance(stack: Any, out: Any) -> None:
     n = stack.shape[0]
-    mean, total = np.empty(_TILE), np.empty(_TILE)
+    means, totals = np.empty(_TILE), np.empty(_TILE)
     for lo in range(0, len(out), _TILE):
-        m = min(_TILE, len(out) - lo)
-        mean[:m] = 0.0
-        total[:m] = 0.0
+        result, first = out[lo : lo + _TILE], stack[0, lo : lo + _TILE]
+        m = len(result)
+        mean, total = means[:m], totals[:m]
+        mean[:] = 0.0
+        total[:] = 0.0
         for i in range(n):
+            row = stack[i, lo : lo + m]
             for j in range(m):
-                mean[j] += np.float64(stack[i, lo + j]) - np.float64(stack[0, lo + j])
+                mean[j] += np.float64(row[j]) - np.float64(first[j])
         for j in range(m):
             mean[j] /= n
         for i in range(n):
+            row = stack[i, lo : lo + m]
             for j in range(m):
-                shifted = np.float64(stack[i, lo + j]) - np.float64(stack[0, lo + j]) - mean[j]
+                shifted = np.float64(row[j]) - np.float64(first[j]) - mean[j]
                 total[j] += shifted * shifted
         for j in range(m):
-            out[lo + j] = np.float32(total[j] / n)
+            result[j] = np.float32(total[j] / n)
 
 
 @jit_sum
@@ -101,23 +106,26 @@ def _add_squares(stack: Any, energy: Any) -> None:
 def _merge(stack: Any, weights: Any, out: Any) -> None:
     """Weighted mean, in fp64, of what has the sign of the plain sum."""
     zero, one = np.float32(0), np.float32(1)
-    elected, summed, shared = np.empty(_TILE, np.float32), np.empty(_TILE), np.empty(_TILE)
+    signs, sums, shares = np.empty(_TILE, np.float32), np.empty(_TILE), np.empty(_TILE)
     for lo in range(0, len(out), _TILE):
-        m = min(_TILE, len(out) - lo)
-        elected[:m] = zero
-        summed[:m] = 0.0
-        shared[:m] = 0.0
+        result = out[lo : lo + _TILE]
+        m = len(result)
+        sign, total, share = signs[:m], sums[:m], shares[:m]
+        sign[:] = zero
+        total[:] = 0.0
+        share[:] = 0.0
         for i in range(stack.shape[0]):
+            row = stack[i, lo : lo + m]
             for j in range(m):
-                elected[j] += stack[i, lo + j]
+                sign[j] += row[j]
         for j in range(m):
-            elected[j] = one if elected[j] >= zero else -one
+            sign[j] = one if sign[j] >= zero else -one
         for i in range(stack.shape[0]):
-            weight = weights[i]
+            weight, row = weights[i], stack[i, lo : lo + m]
             for j in range(m):
-                value = stack[i, lo + j]
-                agrees = value * elected[j] > zero
-                summed[j] += weight * np.float64(value) if agrees else 0.0
-                shared[j] += weight if agrees else 0.0
+                value = np.float64(row[j])
+                agrees = row[j] * sign[j] > zero
+                total[j] += weight * value if agrees else 0.0
+                share[j] += weight if agrees else 0.0
         for j in range(m):
-            out[lo + j] = np.float32(summed[j] / (shared[j] if shared[j] > 0.0 else 1.0))
+            result[j] = np.float32(total[j] / (share[j] if share[j] > 0.0 else 1.0))

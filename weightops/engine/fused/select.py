@@ -106,13 +106,25 @@ def between(row: Any, low: int, low_ties: int, high: int, high_ties: int, out: A
         The ties left to take in the blocks that follow, for both.
     """
     bits = row.view(np.uint32)
+    at_low, at_high = 0, 0
+    for j in range(len(bits)):
+        magnitude = np.int64(bits[j] & np.uint32(0x7FFFFFFF))
+        at_low += magnitude == low
+        at_high += magnitude == high
+    if (low_ties == 0 or at_low <= low_ties) and (high_ties == 0 or at_high <= high_ties):
+        # All ties of this block share one fate, so two comparisons do.
+        least = low if low_ties and at_low else low + 1
+        most = high - 1 if high_ties and at_high else high
+        for j in range(len(bits)):
+            magnitude = np.int64(bits[j] & np.uint32(0x7FFFFFFF))
+            out[j] = row[j] if (magnitude >= least) & (magnitude <= most) else np.float32(0)
+        return low_ties - min(low_ties, at_low), high_ties - min(high_ties, at_high)
     for j in range(len(bits)):
         magnitude = np.int64(bits[j] & np.uint32(0x7FFFFFFF))
         first = magnitude == low and low_ties > 0
-        chosen = magnitude > low or first
         low_ties -= first
         top = magnitude == high and high_ties > 0
-        left_out = magnitude > high or top
         high_ties -= top
-        out[j] = row[j] if chosen and not left_out else np.float32(0)
+        chosen = (magnitude > low or first) and not (magnitude > high or top)
+        out[j] = row[j] if chosen else np.float32(0)
     return low_ties, high_ties

@@ -13,7 +13,7 @@ from .combine import agreeing_sum, vector, weighted_sum
 from .registry import Results, fused
 from .select import EVERYTHING, NOTHING, Selection, between, select
 
-Combine = Callable[[Floats, Any, bool, float], Floats]
+Combine = Callable[[Floats, Floats, Any, bool, float], Floats]
 
 
 @fused("ties")
@@ -70,14 +70,14 @@ def _trimmed(
     for block, kept in _kept_blocks(blocks, ranges):
         if rescale:
             kept *= factors[:, None]
-        yield block.begin, combine(kept, *settings)
+        yield block.begin, combine(kept, blocks.scratch("out", block.length), *settings)
 
 
 def _kept_blocks(blocks: Blocks, ranges: list[tuple[Selection, Selection]]) -> Iterator[tuple[Block, Floats]]:
     """One pass: each block with what is kept of it."""
     left = [(replace(low), replace(high)) for low, high in ranges]
     for block in blocks:
-        kept = np.empty_like(block.stack)
+        kept = blocks.scratch("kept", *block.stack.shape)
         for row, (low, high) in enumerate(left):
             if low == EVERYTHING and high == NOTHING:
                 kept[row] = block.stack[row]

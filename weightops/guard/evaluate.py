@@ -1,0 +1,329 @@
+"""How well a guard judges whole texts, and how soon and how rightly it judges them while they arrive.
+
+The measures are Guard Vector's (arXiv 2509.23381): F1 on whole texts, F1 by first crossing when growing prefixes of 100
+characters are judged, time to detect, false alarms on safe text. Bootstrap intervals and the curve are ours.
+"""
+
+from __future__ import annotations
+
+import gzip
+import importlib
+import json
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ..errors import WeightopsError
+from .judge import Guard
+from .metrics import Scores, score
+from .stream import Crossing, Stream, Streams
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+_LABELS = {"safe": False, "unsafe": True, 0: False, 1: True}
+
+
+@dataclass(frozen=True)
+class Row:
+    """A text whose label is known; ``first_unsafe_char`` is where it becomes unsafe, if that is known."""
+
+    text: str
+    unsafe: bool
+    first_unsafe_char: int | None = None
+
+
+@dataclass(frozen=True)
+class Track:
+    """What a guard said while a text arrived.
+
+    Attributes:
+        characters: The length of each prefix, [prefixes].
+        tokens: The same in tokens, [prefixes].
+        probabilities: That each prefix is unsafe, [prefixes]; the last is that of the whole text.
+    """
+
+    characters: tuple[int, ...]
+    tokens: tuple[int, ...]
+    probabilities: tuple[float, ...]
+
+    def crossing(self, threshold: float) -> Crossing | None:
+        """The first prefix that is unsafe."""
+        for characters, tokens, probability in zip(self.characters, self.tokens, self.probabilities, strict=True):
+            if probability >= threshold:
+                return Crossing(characters, tokens)
+        return None
+
+    def at(self, length: int) -> int:
+        """The index of the longest prefix of at most ``length`` characters (the first, if none is so short)."""
+        return max((at for at, characters in enumerate(self.characters) if characters <= length), default=0)
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Measures of a guard on labelled texts.
+
+    Attributes:
+        rows: The texts.
+        tracks: What the guard said of each.
+        threshold: From this probability on, a text was called unsafe.
+        step: Characters between prefixes.
+        measures: Name to value; NaN where there is nothing to measure.
+        intervals: Name to the ends of its 95 % bootstrap interval.
+        curve: For each prefix length: characters, F1 of that prefix alone, F1 by first crossing up to it.
+    """
+
+    rows: tuple[Row, ...]
+    tracks: tuple[Track, ...]
+    threshold: float
+    step: int
+    measures: Mapping[str, float]
+    intervals: Mapping[str, tuple[float, float]]
+    curve: tuple[tuple[int, float, float], ...]
+
+    def to_json(self) -> dict[str, Any]:
+        """Everything but the texts themselves, for a file; NaN is null."""
+        texts = [
+            {
+                "unsafe": row.unsafe,
+                "characters": len(row.text),
+                "first_unsafe_char": row.first_unsafe_char,
+                "crossed_at": asdict(crossed) if (crossed := track.crossing(self.threshold)) else None,
+                "probabilities": [round(probability, 6) for probability in track.probabilities],
+            }
+            for row, track in zip(self.rows, self.tracks, strict=True)
+        ]
+        measured = {
+            name: {"value": _number(value), "interval_95": [_number(end) for end in self.intervals[name]]}
+            for name, value in self.measures.items()
+        }
+        curve = [{"characters": c, "f1_prefix": _number(p), "f1_streaming": _number(s)} for c, p, s in self.curve]
+        counts = {"texts": len(self.rows), "unsafe": sum(row.unsafe for row in self.rows)}
+        head = {**counts, "threshold": self.threshold, "prefix_characters": self.step}
+        return {**head, "measures": measured, "curve": curve, "rows": texts}
+
+
+def read_rows(files: Sequence[Path]) -> list[Row]:
+    """The rows of JSON Lines files (``.gz`` too): ``text``, ``label`` and perhaps ``first_unsafe_char``.
+
+    A label is safe or unsafe, 0 or 1, false or true.
+
+    Raises:
+        WeightopsError: with every line that is not such a row, or no rows at all.
+    """
+    rows: list[Row] = []
+    faults: list[str] = []
+    for file in files:
+        for number, line in enumerate(_lines(file), 1):
+            if line.strip():
+                row = _row(line)
+                rows += [row] if isinstance(row, Row) else []
+                faults += [f"{file}, line {number}: {row}"] if isinstance(row, str) else []
+    if len(faults) > 10:
+        faults[10:] = [f"{len(faults) - 10} more lines like these; mend the data"]
+    if faults or not rows:
+        raise WeightopsError(*(faults or [f"{', '.join(map(str, files))}: no rows; name JSON Lines of text and label"]))
+    return rows
+
+
+def _lines(file: Path) -> list[str]:
+    try:
+        data = gzip.decompress(file.read_bytes()) if file.suffix == ".gz" else file.read_bytes()
+        return data.decode("utf-8").split("\n")
+    except UnicodeDecodeError as error:
+        raise WeightopsError(f"{file}: not UTF-8 (byte {error.start}); save it as UTF-8") from error
+    except (OSError, EOFError) as error:
+        said = getattr(error, "strerror", None) or error
+        raise WeightopsError(f"{file}: cannot be read ({said}); name a JSON Lines file") from error
+
+
+def _row(line: str) -> Row | str:
+    """A row, or what is wrong with the line."""
+    try:
+        values = json.loads(line)
+    except (ValueError, RecursionError):
+        return "not valid JSON"
+    if not isinstance(values, dict) or not isinstance(values.get("text"), str):
+        return "needs a text"
+    label, first = values.get("label"), values.get("first_unsafe_char")
+    if not isinstance(label, str | int) or label not in _LABELS:
+        return f"label must be safe or unsafe, 0 or 1; found {label!r}"
+    if first is not None and not (type(first) is int and 0 <= first <= len(values["text"])):
+        return f"first_unsafe_char must be a position in the text; found {first!r}"
+    return Row(values["text"], _LABELS[label], first if _LABELS[label] else None)
+
+
+def evaluate(
+    guard: Guard,
+    rows: Sequence[Row],
+    *,
+    step: int = 100,
+    batch: int = 16,
+    resamples: int = 1000,
+    seed: int = 0,
+) -> Evaluation:
+    """Judge every prefix of every text and measure.
+
+    Args:
+        guard: Who judges; its card has the threshold.
+        rows: Texts with labels.
+        step: Characters between prefixes; the whole text is always the last.
+        batch: Texts judged together.
+        resamples: Bootstrap resamples of the rows.
+        seed: Of the resampling.
+
+    Raises:
+        WeightopsError: texts longer than the model reads (all are named), or scikit-learn is missing.
+    """
+    _sklearn()
+    _check_lengths(guard, rows)
+    found = tracks(guard, [row.text for row in rows], step, batch)
+    return measure(rows, found, guard.card.threshold, step=step, resamples=resamples, seed=seed)
+
+
+def tracks(guard: Guard, texts: Sequence[str], step: int = 100, batch: int = 16) -> list[Track]:
+    """What a guard says of each prefix of each text, in the order of the texts.
+
+    Raises:
+        WeightopsError: a text is longer than the model reads.
+    """
+    from tqdm import tqdm
+
+    found: dict[int, Track] = {}
+    order = sorted(range(len(texts)), key=lambda at: len(texts[at]))
+    groups = [order[start : start + batch] for start in range(0, len(order), batch)]
+    with tqdm(total=len(texts), desc="judging prefixes", unit="text", delay=1, leave=False) as bar:
+        for group in groups:
+            found |= dict(
+                zip(group, _follow(Streams(guard, batch=batch), [texts[at] for at in group], step), strict=True)
+            )
+            bar.update(len(group))
+    return [found[at] for at in range(len(texts))]
+
+
+def _follow(streams: Streams, texts: Sequence[str], step: int) -> list[Track]:
+    opened = {streams.open(): text for text in texts}
+    said: dict[Stream, list[tuple[int, int, float]]] = {stream: [] for stream in opened}
+    for start in range(0, max(1, *map(len, texts)), step):
+        news = {s: text[start : start + step] for s, text in opened.items() if start < len(text) or start == 0}
+        for stream, probability in streams.feed(news).items():
+            said[stream].append((stream.characters, stream.tokens, probability))
+    return [Track(*zip(*prefixes, strict=True)) for prefixes in said.values()]
+
+
+def measure(
+    rows: Sequence[Row],
+    found: Sequence[Track],
+    threshold: float,
+    *,
+    step: int = 100,
+    resamples: int = 1000,
+    seed: int = 0,
+) -> Evaluation:
+    """The measures of what a guard said, with bootstrap intervals; see :class:`Evaluation`."""
+    import numpy as np
+
+    truth = np.array([row.unsafe for row in rows])
+    whole = np.array([track.probabilities[-1] for track in found])
+    crossed = [track.crossing(threshold) for track in found]
+    table = {
+        "offline": whole >= threshold,
+        "streaming": np.array([crossing is not None for crossing in crossed]),
+        "probability": whole,
+        "characters": np.array([crossing.characters if crossing else np.nan for crossing in crossed]),
+        "tokens": np.array([crossing.tokens if crossing else np.nan for crossing in crossed]),
+        "first": np.array([np.nan if row.first_unsafe_char is None else row.first_unsafe_char for row in rows]),
+    }
+    draw = np.random.default_rng(seed)
+    picks = [draw.integers(0, len(rows), len(rows)) for _ in range(resamples)]
+    samples = [_measures(truth[pick], {name: values[pick] for name, values in table.items()}) for pick in picks]
+    values = _measures(truth, table)
+    intervals = {name: _interval([sample[name] for sample in samples]) for name in values}
+    longest = max(track.characters[-1] for track in found)
+    curve = [(length, *_f1_at(truth, found, threshold, length)) for length in range(step, longest + step, step)]
+    return Evaluation(tuple(rows), tuple(found), threshold, step, values, intervals, tuple(curve))
+
+
+def _measures(truth: NDArray[np.bool_], table: Mapping[str, NDArray[Any]]) -> dict[str, float]:
+    offline, streaming = (_count(truth, table[name]) for name in ("offline", "streaming"))
+    metrics = _sklearn()
+    both = bool(truth.any() and not truth.all())
+    caught = truth & table["streaming"]
+    return {
+        "offline_f1": offline.f1,
+        "offline_precision": offline.precision,
+        "offline_recall": offline.recall,
+        "auroc": float(metrics.roc_auc_score(truth, table["probability"])) if both else math.nan,
+        "auprc": float(metrics.average_precision_score(truth, table["probability"])) if both else math.nan,
+        "streaming_f1": streaming.f1,
+        "streaming_precision": streaming.precision,
+        "streaming_recall": streaming.recall,
+        "offline_false_alarms": offline.false_alarm_rate,
+        "streaming_false_alarms": streaming.false_alarm_rate,
+        "detected_after_characters": _median(table["characters"][caught]),
+        "detected_after_tokens": _median(table["tokens"][caught]),
+        "detected_after_first_unsafe_char": _median((table["characters"] - table["first"])[caught]),
+    }
+
+
+def _count(truth: NDArray[np.bool_], alarm: NDArray[np.bool_]) -> Scores:
+    return score(truth, alarm, 0.5)
+
+
+def _median(values: NDArray[np.float64]) -> float:
+    import numpy as np
+
+    known = values[~np.isnan(values)]
+    return float(np.median(known)) if len(known) else math.nan
+
+
+def _interval(samples: Sequence[float]) -> tuple[float, float]:
+    import numpy as np
+
+    known = [sample for sample in samples if not math.isnan(sample)]
+    if not known:
+        return math.nan, math.nan
+    low, high = np.percentile(known, [2.5, 97.5])
+    return float(low), float(high)
+
+
+def _f1_at(truth: NDArray[np.bool_], found: Sequence[Track], threshold: float, length: int) -> tuple[float, float]:
+    """F1 of the prefixes of one length alone, and by first crossing up to it."""
+    import numpy as np
+
+    ends = [track.at(length) for track in found]
+    alone = [track.probabilities[end] >= threshold for track, end in zip(found, ends, strict=True)]
+    crossed = [max(track.probabilities[: end + 1]) >= threshold for track, end in zip(found, ends, strict=True)]
+    return _count(truth, np.array(alone)).f1, _count(truth, np.array(crossed)).f1
+
+
+def _check_lengths(guard: Guard, rows: Sequence[Row]) -> None:
+    most = getattr(guard.model.config.get_text_config(), "max_position_embeddings", None) or math.inf
+    lengths = [len(ids) for ids in guard.frame.rows([row.text for row in rows])]
+    faults = [f"row {at}: {length} tokens with what the guard asks, and the model reads {most}; shorten or drop it"
+              for at, length in enumerate(lengths, 1) if length > most]  # fmt: skip
+    if faults:
+        raise WeightopsError(*faults)
+
+
+def _number(value: float) -> float | None:
+    return None if math.isnan(value) else value
+
+
+def _sklearn() -> Any:
+    return needed("sklearn.metrics", "scikit-learn", "train")
+
+
+def needed(module: str, package: str, extra: str, load: Callable[[str], Any] = importlib.import_module) -> Any:
+    """A module of an extra.
+
+    Raises:
+        WeightopsError: it is not installed.
+    """
+    try:
+        return load(module)
+    except ModuleNotFoundError as error:
+        raise WeightopsError(f"{package}: not installed; pip install 'weightops[{extra}]'") from error

@@ -1,0 +1,93 @@
+"""Pictures of an evaluation: F1 as texts arrive, and the probability along some of them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from .evaluate import Evaluation, needed
+
+SAFE, UNSAFE, INK = "#0072B2", "#D55E00", "#444444"
+"""Told apart by every eye (Okabe and Ito)."""
+
+
+def chosen_rows(evaluation: Evaluation, each: int = 3) -> list[int]:
+    """The longest texts of each label."""
+    order = sorted(range(len(evaluation.rows)), key=lambda at: -len(evaluation.rows[at].text))
+    return [at for label in (True, False) for at in [at for at in order if evaluation.rows[at].unsafe is label][:each]]
+
+
+def draw(evaluation: Evaluation, file: Path, rows: Sequence[int] | None = None, title: str = "") -> Path:
+    """Write the picture.
+
+    Args:
+        evaluation: What to show.
+        file: Where to; its ending says the format.
+        rows: Texts whose probability is drawn, by index; the longest of each label otherwise.
+        title: Above the picture.
+
+    Returns:
+        The file.
+
+    Raises:
+        WeightopsError: matplotlib is missing.
+    """
+    figures = needed("matplotlib.figure", "matplotlib", "train")
+    figure: Any = figures.Figure(figsize=(11, 4.2), layout="constrained")
+    left, right = figure.subplots(1, 2)
+    _curve(left, evaluation)
+    _scores(right, evaluation, chosen_rows(evaluation) if rows is None else rows)
+    if title:
+        figure.suptitle(title, fontsize=11)
+    figure.savefig(file, dpi=150)
+    return file
+
+
+def _curve(axes: Any, evaluation: Evaluation) -> None:
+    lengths, alone, streaming = zip(*evaluation.curve, strict=True)
+    f1, interval = evaluation.measures["offline_f1"], evaluation.intervals["offline_f1"]
+    axes.axhspan(*interval, color=INK, alpha=0.12, lw=0)
+    axes.axhline(f1, color=INK, ls="--", lw=1.2, label=f"whole texts: {f1:.3f} (95 % interval)")
+    marker = "o" if len(lengths) < 15 else ""
+    axes.plot(lengths, alone, color=SAFE, marker=marker, ms=4, label="this prefix alone")
+    label = f"unsafe at any prefix so far: {evaluation.measures['streaming_f1']:.3f}"
+    axes.plot(lengths, streaming, color=UNSAFE, marker=marker, ms=4, label=label)
+    axes.set(xlabel="characters read", ylabel="F1", ylim=(-0.02, 1.02), title="F1 over prefix length")
+    axes.set_xlim(left=0)
+    _plain(axes)
+    axes.legend(frameon=False, fontsize=8.5, loc="lower right")
+
+
+def _scores(axes: Any, evaluation: Evaluation, rows: Sequence[int]) -> None:
+    for at in rows:
+        row, track = evaluation.rows[at], evaluation.tracks[at]
+        colour = UNSAFE if row.unsafe else SAFE
+        axes.plot(track.characters, track.probabilities, color=colour, lw=1.3, alpha=0.8, marker=".", ms=4)
+        if crossed := track.crossing(evaluation.threshold):
+            height = track.probabilities[track.characters.index(crossed.characters)]
+            axes.plot(crossed.characters, height, color=colour, marker="o", ms=7, mfc="white", zorder=3)
+        if row.first_unsafe_char is not None:
+            axes.axvline(row.first_unsafe_char, color=colour, ls=":", lw=1)
+    axes.axhline(evaluation.threshold, color=INK, ls="--", lw=1.2)
+    for colour, label, style in (
+        (UNSAFE, "unsafe text", {}),
+        (SAFE, "safe text", {}),
+        (INK, f"threshold {evaluation.threshold:g}", {"ls": "--"}),
+        (INK, "first crossing", {"ls": "", "marker": "o", "mfc": "white"}),
+        *(((INK, "first unsafe character", {"ls": ":"}),) if _known_first(evaluation, rows) else ()),
+    ):
+        axes.plot([], [], color=colour, label=label, **style)
+    axes.set(xlabel="characters read", ylabel="probability of unsafe", ylim=(-0.02, 1.02), title="Along some texts")
+    axes.set_xlim(left=0)
+    _plain(axes)
+    axes.legend(frameon=False, fontsize=8.5, loc="best")
+
+
+def _known_first(evaluation: Evaluation, rows: Sequence[int]) -> bool:
+    return any(evaluation.rows[at].first_unsafe_char is not None for at in rows)
+
+
+def _plain(axes: Any) -> None:
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.grid(axis="y", alpha=0.25, lw=0.6)
