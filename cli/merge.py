@@ -53,8 +53,13 @@ def command(
     if engine == "mergekit":
         from ..merge.foreign import run_mergekit
 
-        run_mergekit(config, output.out, overwrite=output.overwrite)
-        click.echo(f"wrote {output.out} (by the mergekit package)")
+        if output.dry_run or plugin:
+            raise click.UsageError("--dry-run and --plugin are of our own engine; mergekit has neither")
+        run_mergekit(config, output.out, seed=seed, overwrite=output.overwrite)
+        if output.json:
+            print_json({"out": str(output.out)})
+        else:
+            click.echo(f"wrote {output.out} (by the mergekit package)")
         return
     from ..merge import run
     from ..merge.build import Options

@@ -82,9 +82,16 @@ class Output:
         }
 
     def save(self, plan: Plan, package: Package) -> Saved:
-        """Execute the plan."""
-        from ..save import save
+        """Execute the plan.
 
+        Raises:
+            WeightopsError: one line; of several problems the first, and how many more ``--dry-run`` lists.
+        """
+        from ..save import problems, save
+
+        if found := problems(plan, package, self.out, overwrite=self.overwrite):
+            more = f" (and {len(found) - 1} more; --dry-run lists them)" if len(found) > 1 else ""
+            raise WeightopsError(found[0] + more)
         for note in plan.notes:
             click.echo(f"note: {note}", err=True)
         return save(

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 
@@ -32,9 +33,12 @@ def open_checkpoint(spec: str | Path) -> Checkpoint:
         WeightopsError: nothing is there, it cannot be read, or its weights are quantised.
     """
     text = str(spec)
-    if "+" in text and not Path(text).expanduser().exists():
-        base, adapter = text.split("+", 1)
-        return open_checkpoint(base) + open_adapter(adapter)
+    if "+" in text:
+        with _reading(text):
+            combined = not Path(text).expanduser().exists()
+        if combined:
+            base, adapter = text.split("+", 1)
+            return open_checkpoint(base) + open_adapter(adapter)
     return Checkpoint(open_weights(text))
 
 
@@ -56,22 +60,36 @@ def open_adapter(spec: str | Path) -> Delta:
     Raises:
         WeightopsError: nothing is there, or it is no LoRA adapter.
     """
-    folder, _ = _locate(str(spec))
-    if not (folder / ADAPTER_CONFIG).exists():
-        raise WeightopsError(f"{spec}: no {ADAPTER_CONFIG}; after the + stands a PEFT adapter folder")
-    return Delta((Change(read_adapter(folder, str(spec))),))
+    with _reading(str(spec)):
+        folder, _ = _locate(str(spec))
+        if not (folder / ADAPTER_CONFIG).exists():
+            raise WeightopsError(f"{spec}: no {ADAPTER_CONFIG}; after the + stands a PEFT adapter folder")
+        return Delta((Change(read_adapter(folder, str(spec))),))
 
 
 def open_weights(spec: str) -> Weights:
     """Open a source without an adapter; see :func:`open_checkpoint`."""
-    place, revision = _locate(spec)
-    if place.is_dir() and is_adapter(place):
-        base = folders.read_json(place / ADAPTER_CONFIG).get("base_model_name_or_path") or "BASE"
-        raise WeightopsError(f"{spec}: a LoRA adapter, not a model; name it with its base: {base}+{spec}")
-    if place.is_file() and place.suffix == ".safetensors":
-        return _sound(Weights(spec, folders.tensors_of_file(place)))
-    config = folders.read_json(place / "config.json")
-    return _sound(Weights(spec, folders.stored_tensors(place), place, revision, config))
+    with _reading(spec):
+        place, revision = _locate(spec)
+        if place.is_dir() and is_adapter(place):
+            base = folders.read_json(place / ADAPTER_CONFIG).get("base_model_name_or_path") or "BASE"
+            raise WeightopsError(f"{spec}: a LoRA adapter, not a model; name it with its base: {base}+{spec}")
+        if place.is_file() and place.suffix == ".safetensors":
+            return _sound(Weights(spec, folders.tensors_of_file(place)))
+        config = folders.read_json(place / "config.json")
+        return _sound(Weights(spec, folders.stored_tensors(place), place, revision, config))
+
+
+@contextmanager
+def _reading(spec: str) -> Iterator[None]:
+    """What the system says no to, as a problem line."""
+    try:
+        yield
+    except OSError as error:
+        where = error.filename or spec
+        raise WeightopsError(
+            f"{where}: cannot be read ({error.strerror}); check the path and its permissions"
+        ) from error
 
 
 def _locate(spec: str) -> tuple[Path, str | None]:
@@ -79,16 +97,14 @@ def _locate(spec: str) -> tuple[Path, str | None]:
     if spec in ALIASES:
         return dequantised(alias_file(spec), spec), None
     place = Path(spec).expanduser()
-    try:
-        if place.is_dir():
-            return _converted_if_pickled(place), None
-        if place.exists():
-            return _from_file(place), None
-    except PermissionError as error:
-        raise WeightopsError(f"{spec}: cannot be read ({error.strerror}); check its permissions") from error
+    if spec and place.is_dir():
+        return _converted_if_pickled(place), None
+    if spec and place.exists():
+        return _from_file(place), None
     if not is_hub_id(spec):
         raise WeightopsError(
-            f"{spec}: no such file or folder; a hub model is written org/name, an alias is {', '.join(ALIASES)}"
+            f"{spec or repr(spec)}: no such file or folder; a hub model is written org/name, an alias "
+            f"is {', '.join(ALIASES)}"
         )
     folder = download(spec)
     return _converted_if_pickled(folder), folder.name

@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from math import fsum, sqrt
 from typing import Any
 
-from .dtypes import FLOATS
+from .dtypes import FLOATS, QUANTISED_FLOATS
 from .engine.jobs import Job, Term
 from .engine.plan import DEFAULT_SHARD, Plan, make_plan
 from .engine.tally import Tally
@@ -163,7 +163,8 @@ def _label_rows(
     named = list(words) or list(card.labels if card else ())
     if not named:
         return _Rows(jobs, (_unnamed_note(guard, base),) if _vocabulary_moved(guard, base) else (), {}, {})
-    labels = find_labels(named, guard.source, base.source, target.source)
+    known = dict(zip(card.labels, card.label_ids, strict=True)) if card else {}
+    labels = find_labels(named, guard.source, base.source, target.source, known)
     lost = changed_rows(labels, guard.source, base.source)
     if not words:
         return _Rows(jobs, tuple(_lost_note(lost, named)), {}, _guard_file(card, labels))
@@ -264,9 +265,10 @@ def _measure(checkpoint: Checkpoint, name: str) -> Job | None:
 
 
 def _measurable(term: Term) -> bool:
-    """Whether a term's norm has a meaning: floats, in rows of one width."""
+    """Whether a term's norm has a meaning: floats, in rows of one width. Quantised ones are for the plan to refuse."""
     operands = [operand for operand in (term.plus, term.minus) if operand is not None]
-    floats = all(not isinstance(operand, StoredTensor) or operand.dtype in FLOATS for operand in operands)
+    kinds = {operand.dtype for operand in operands if isinstance(operand, StoredTensor)}
+    floats = kinds <= {*FLOATS, *QUANTISED_FLOATS}
     return floats and len({operand.shape[1:] for operand in operands}) == 1
 
 

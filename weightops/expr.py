@@ -9,6 +9,7 @@ change); differences are never written out, and near-equal pairs are subtracted 
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
@@ -127,6 +128,8 @@ class Delta:
     def __mul__(self, scale: Scale) -> Delta:
         """Scale by a number, or tensor by tensor: a function of the name, or {regex: factor} (first match, else 1)."""
         if isinstance(scale, int | float):
+            if not math.isfinite(scale):
+                raise AlgebraError(f"a delta times {scale} has no meaning; scale it by a finite number")
             return Delta(_collect(replace(change, coefficient=change.coefficient * scale) for change in self.changes))
         if not (isinstance(scale, Mapping) or callable(scale)):
             raise AlgebraError(

@@ -23,4 +23,4 @@ def group_of(name: str) -> str:
     >>> group_of("model.layers.0.self_attn.q_norm.weight"), group_of("model.layers.0.mlp.up_proj.weight")
     ('norm', 'mlp')
     """
-    return next((group for group, pattern in _PATTERNS if re.search(pattern, name)), "other")
+    return next((group for group, pattern in _PATTERNS if re.search(pattern, name, re.IGNORECASE)), "other")

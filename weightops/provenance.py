@@ -23,18 +23,23 @@ RECORD = "weightops.json"
 
 
 def record(plan: Plan, tally: Tally, sources: Iterable[Weights | Adapter]) -> dict[str, Any]:
-    """The record of a finished run, as JSON values: recipe, sources with revision and content, output digests."""
+    """The record of a finished run, as JSON values: recipe, sources with revision and content, outputs with digests."""
+    jobs = {job.name: job for job in plan.jobs if job.written}
     return {
         "weightops": __version__,
         "recipe": dict(plan.recipe),
         "sources": [_source(source, tally.inputs) for source in sources],
-        "outputs": dict(sorted(tally.outputs.items())),
+        "outputs": {name: _as_written(job.dtype, job.shape, tally.outputs[name]) for name, job in sorted(jobs.items())},
     }
+
+
+def _as_written(dtype: str, shape: tuple[int, ...], digest: str) -> str:
+    return f"{dtype} {list(shape)} {digest}"
 
 
 def content(digests: Mapping[StoredTensor, str]) -> str:
     """One digest for a set of tensors: BLAKE3 of a line for each, ``name dtype shape digest``, in order of name."""
-    lines = sorted(f"{t.name} {t.dtype} {list(t.shape)} {digest}\n" for t, digest in digests.items())
+    lines = sorted(f"{t.name} {_as_written(t.dtype, t.shape, digest)}\n" for t, digest in digests.items())
     return "blake3:" + blake3("".join(lines).encode()).hexdigest()
 
 
@@ -54,14 +59,15 @@ def verify(folder: Path) -> list[str]:
     faults = [f"{name}: in the record, not in the folder" for name in sorted(written.keys() - found.keys())]
     faults += [f"{name}: in the folder, not in the record" for name in sorted(found.keys() - written.keys())]
     for name in sorted(written.keys() & found.keys()):
-        if tensor_digest(found[name]) != written[name]:
-            faults.append(f"{found[name].file}: {name}: its bytes have changed since it was written")
+        tensor = found[name]
+        if _as_written(tensor.dtype, tensor.shape, tensor_digest(tensor)) != written[name]:
+            faults.append(f"{tensor.file}: {name}: its bytes, dtype or shape have changed since it was written")
     return faults
 
 
 def tensor_digest(tensor: StoredTensor) -> str:
     """The content digest of one stored tensor, as execution computes it."""
-    total, step = blake3(), BLOCK * dtypes.itemsize(tensor.dtype)
+    total, step = blake3(), BLOCK * dtypes.BITS[tensor.dtype] // 8
     with open(tensor.file, "rb") as stream:
         stream.seek(tensor.offset)
         for begin in range(0, tensor.nbytes, step):
@@ -78,8 +84,10 @@ def read_row(tensor: StoredTensor, row: int) -> bytes:
 
 
 def _source(source: Weights | Adapter, digests: Mapping[StoredTensor, str]) -> dict[str, Any]:
-    stored = source.tensors.values() if isinstance(source, Weights) else _adapter_tensors(source)
-    read = {tensor: digests[tensor] for tensor in stored if tensor in digests}
+    if isinstance(source, Weights):
+        read = {tensor: digests[tensor] for tensor in source.tensors.values() if tensor in digests}
+    else:  # small, and its factors are read again for every slice
+        read = {tensor: digests.get(tensor) or tensor_digest(tensor) for tensor in _adapter_tensors(source)}
     entry: dict[str, Any] = {"name": source.spec, "content": content(read), "tensors": len(read)}
     if isinstance(source, Weights) and source.revision:
         entry["revision"] = source.revision

@@ -177,7 +177,9 @@ class Blocks:
             else:
                 kernels.widen_into(self._raw, stored.dtype, row)
         if not self._allow_nonfinite and kernels.holds_nonfinite(row.view(np.uint8), "F32"):
-            raise WeightopsError(f"{stored.file}: {stored.name} holds NaN or Inf; repair the source before merging")
+            raise WeightopsError(
+                f"{stored.file}: {stored.name} holds NaN or Inf; repair the source, or go on with --allow-nonfinite"
+            )
         for term in source.updates:
             row += np.float32(term.coefficient) * self._update(term.plus, begin, end)
 

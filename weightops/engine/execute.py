@@ -168,8 +168,9 @@ def _in_order(
     with ThreadPoolExecutor(threads) as pool:
         try:
             for piece in pieces:
-                known = [done[key] for i in range(piece.blocks) if (key := (piece.number, piece.block + i)) in done]
-                waiting.append((piece, known if len(known) == piece.blocks else pool.submit(work, piece)))
+                records = 1 if piece.job.whole else piece.blocks  # a job done as a whole leaves one
+                known = [done[key] for i in range(records) if (key := (piece.number, piece.block + i)) in done]
+                waiting.append((piece, known if len(known) == records else pool.submit(work, piece)))
                 if len(waiting) > 2 * threads:
                     yield head()
             while waiting:

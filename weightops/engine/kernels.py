@@ -29,12 +29,20 @@ F = TypeVar("F", bound=Callable[..., Any])
 
 
 def jit(function: F) -> F:
-    return cast(F, numba.njit(nogil=True, cache=True, error_model="numpy")(function))
+    return _compiled(function)
 
 
 def jit_sum(function: F) -> F:
     """Sums of squares are measurements, printed to a few digits: their order is the compiler's to choose."""
-    return cast(F, numba.njit(nogil=True, cache=True, error_model="numpy", fastmath={"reassoc", "nsz"})(function))
+    return _compiled(function, fastmath={"reassoc", "nsz"})
+
+
+def _compiled(function: F, **options: Any) -> F:
+    options |= {"nogil": True, "error_model": "numpy"}
+    try:
+        return cast(F, numba.njit(cache=True, **options)(function))
+    except RuntimeError:  # nowhere to keep it: a read-only installation, and no home folder to write to
+        return cast(F, numba.njit(**options)(function))
 
 
 @jit

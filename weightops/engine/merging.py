@@ -155,8 +155,9 @@ def _reference(job: Job, blocks: Blocks, method: Operator, settings: Mapping[str
     stack, base = blocks.whole()
     given = dict(settings)
     if "base" in method.fills and base is not None:
-        given["base"] = torch.from_numpy(base).reshape(job.shape).to(merge.device)
-    models = torch.from_numpy(stack).reshape(len(stack), *job.shape).to(merge.device)
+        given["base"] = torch.tensor(base, device=merge.device).reshape(job.shape)
+    # torch's own memory: the last bits of a product of matrices depend on how its operands are aligned
+    models = torch.tensor(stack, device=merge.device).reshape(len(stack), *job.shape)
     merged = method.function(models, **given).cpu().numpy().reshape(-1)
     if method.takes == "deltas" and base is not None:
         merged = _add(base, merged, merge.scale)

@@ -61,7 +61,7 @@ def compute(piece: Slice, rows: Bytes, files: Mapping[Path, int], *, allow_nonfi
     if not allow_nonfinite:
         _refuse_nonfinite(job, flags)
     for patch in job.patches:
-        _apply_patch(piece, patch, result, files)
+        _apply_patch(piece, patch, result, files, allow_nonfinite=allow_nonfinite)
     return result, squares
 
 
@@ -84,12 +84,14 @@ def _affine(piece: Slice, rows: Bytes, squares: Squares) -> Sequence[object]:
     job = piece.job
     anchor, plus, minus, coefficients = _rows_by_role(job)
     codes = np.array([kernels.CODES[dtype_of(operand)] for operand in job.operands], np.int64)
+    with np.errstate(over="ignore"):  # a scale that fp32 cannot hold shows in the result
+        factors = np.array(coefficients, np.float32)
     found = np.zeros(len(rows), np.uint8)
     code = kernels.CODES[job.dtype] if job.written else -1
     for block, (lo, hi) in enumerate(piece.spans):
         kernels.affine(
             rows, codes, anchor, np.array(plus, np.int64), np.array(minus, np.int64),
-            np.array(coefficients, np.float32), lo, hi, rows[-1], code, squares[block], found,
+            factors, lo, hi, rows[-1], code, squares[block], found,
         )  # fmt: skip
     return [bool(flag) for flag in found]
 
@@ -124,15 +126,20 @@ def _refuse_nonfinite(job: Job, found: Sequence[object]) -> None:
     """Name whoever holds NaN or Inf: an operand, or, last, the result."""
     for operand, bad in zip(job.operands, found, strict=False):
         if bad:
-            raise WeightopsError(
-                f"{file_of(operand)}: {operand.name} holds NaN or Inf; repair the source, or go on "
-                "with --allow-nonfinite"
-            )
+            raise WeightopsError(_nonfinite(operand))
     if any(found):
-        raise WeightopsError(
-            f"{job.name}: the result does not fit {job.dtype} (NaN or Inf); lower the scale, widen --dtype, "
-            "or go on with --allow-nonfinite"
-        )
+        raise WeightopsError(_too_large(job))
+
+
+def _too_large(job: Job) -> str:
+    return (
+        f"{job.name}: the result does not fit {job.dtype} (NaN or Inf); lower the scale, widen --dtype, "
+        "or go on with --allow-nonfinite"
+    )
+
+
+def _nonfinite(operand: Operand) -> str:
+    return f"{file_of(operand)}: {operand.name} holds NaN or Inf; repair the source, or go on with --allow-nonfinite"
 
 
 def file_of(operand: Operand) -> Path:
@@ -160,15 +167,21 @@ def factor(tensor: StoredTensor, files: Mapping[Path, int]) -> npt.NDArray[np.fl
     return kernels.widen(raw, tensor.dtype).astype(np.float32).reshape(tensor.shape)
 
 
-def _apply_patch(piece: Slice, patch: Patch, result: Bytes, files: Mapping[Path, int]) -> None:
+def _apply_patch(
+    piece: Slice, patch: Patch, result: Bytes, files: Mapping[Path, int], *, allow_nonfinite: bool
+) -> None:
     lo, hi = max(piece.begin, patch.at), min(piece.end, patch.at + patch.count)
     if lo >= hi:
         return
     source, size = patch.source, dtypes.itemsize(patch.source.dtype)
     raw = np.empty((hi - lo) * size, np.uint8)
     read_exactly(files[source.file], raw, source.offset + (patch.begin + lo - patch.at) * size, source.file)
+    if not allow_nonfinite and source.dtype in dtypes.FLOATS and kernels.holds_nonfinite(raw, source.dtype):
+        raise WeightopsError(_nonfinite(source))
     if source.dtype != piece.job.dtype:
         raw = kernels.narrow(kernels.widen(raw, source.dtype), piece.job.dtype)
+        if not allow_nonfinite and kernels.holds_nonfinite(raw, piece.job.dtype):
+            raise WeightopsError(_too_large(piece.job))
     size = dtypes.itemsize(piece.job.dtype)
     result[(lo - piece.begin) * size : (hi - piece.begin) * size] = raw
 
@@ -188,8 +201,9 @@ def read_exactly(descriptor: int, into: Bytes, offset: int, file: Path) -> None:
 
 
 def write_all(descriptor: int, data: Bytes, offset: int) -> None:
-    """Write an array into a file."""
-    view = memoryview(data.data)
+    """Write an array into a file, and start it on its way to the disk, so that fsync finds little left."""
+    view, at = memoryview(data.data), offset
     while len(view):
-        written = os.pwrite(descriptor, view, offset)
-        view, offset = view[written:], offset + written
+        written = os.pwrite(descriptor, view, at)
+        view, at = view[written:], at + written
+    os.posix_fadvise(descriptor, offset, data.nbytes, os.POSIX_FADV_DONTNEED)

@@ -1,1 +1,7 @@
 """Guards: models that say with one token whether a text is safe."""
+
+from .card import GuardCard
+from .judge import Guard, judge
+from .stream import Crossing, Stream, Streams
+
+__all__ = ["Crossing", "Guard", "GuardCard", "Stream", "Streams", "judge"]

@@ -45,22 +45,34 @@ class Label:
     target: int | None
 
 
-def find_labels(words: Sequence[str], guard: Weights, base: Weights, target: Weights) -> list[Label]:
-    """Each label's token in the three vocabularies.
+def find_labels(
+    words: Sequence[str], guard: Weights, base: Weights, target: Weights, known: Mapping[str, int] | None = None
+) -> list[Label]:
+    """Each label's token in the three vocabularies: the guard's own token, by its spelling, before the bare word.
+
+    Args:
+        known: The guard's token of a word, where its card says which.
 
     Raises:
         WeightopsError: a tokenizer is missing, or a word is not one token of the guard.
     """
-    tokenizers = [tokenizer_of(source) for source in (guard, base, target)]
+    asked, *others = [tokenizer_of(source) for source in (guard, base, target)]
     labels = []
     for word in words:
-        in_guard, in_base, in_target = (token_of(tokenizer, word) for tokenizer in tokenizers)
-        if in_guard is None:
+        in_guard = (known or {}).get(word, token_of(asked, word))
+        if in_guard is None or asked.id_to_token(in_guard) is None:
             raise WeightopsError(
                 f"label {word!r} is not one token of {guard.spec}; name the labels as the guard was trained with them"
             )
+        spelling = asked.id_to_token(in_guard)
+        in_base, in_target = (_same_token(other, spelling, word) for other in others)
         labels.append(Label(word, in_guard, in_base, in_target))
     return labels
+
+
+def _same_token(tokenizer: Tokenizer, spelling: str | None, word: str) -> int | None:
+    known = None if spelling is None else tokenizer.token_to_id(spelling)
+    return token_of(tokenizer, word) if known is None else int(known)
 
 
 def token_of(tokenizer: Tokenizer, word: str) -> int | None:

@@ -8,7 +8,7 @@ from typing import Any
 
 from .evaluate import Evaluation, needed
 
-SAFE, UNSAFE, INK = "#0072B2", "#D55E00", "#444444"
+SAFE, UNSAFE, ALONE, STREAMING, INK = "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#444444"
 """Told apart by every eye (Okabe and Ito)."""
 
 
@@ -50,9 +50,9 @@ def _curve(axes: Any, evaluation: Evaluation) -> None:
     axes.axhspan(*interval, color=INK, alpha=0.12, lw=0)
     axes.axhline(f1, color=INK, ls="--", lw=1.2, label=f"whole texts: {f1:.3f} (95 % interval)")
     marker = "o" if len(lengths) < 15 else ""
-    axes.plot(lengths, alone, color=SAFE, marker=marker, ms=4, label="this prefix alone")
+    axes.plot(lengths, alone, color=ALONE, marker=marker, ms=4, label="this prefix alone")
     label = f"unsafe at any prefix so far: {evaluation.measures['streaming_f1']:.3f}"
-    axes.plot(lengths, streaming, color=UNSAFE, marker=marker, ms=4, label=label)
+    axes.plot(lengths, streaming, color=STREAMING, marker=marker, ms=4, label=label)
     axes.set(xlabel="characters read", ylabel="F1", ylim=(-0.02, 1.02), title="F1 over prefix length")
     axes.set_xlim(left=0)
     _plain(axes)
@@ -60,6 +60,8 @@ def _curve(axes: Any, evaluation: Evaluation) -> None:
 
 
 def _scores(axes: Any, evaluation: Evaluation, rows: Sequence[int]) -> None:
+    import numpy as np
+
     for at in rows:
         row, track = evaluation.rows[at], evaluation.tracks[at]
         colour = UNSAFE if row.unsafe else SAFE
@@ -68,14 +70,19 @@ def _scores(axes: Any, evaluation: Evaluation, rows: Sequence[int]) -> None:
             height = track.probabilities[track.characters.index(crossed.characters)]
             axes.plot(crossed.characters, height, color=colour, marker="o", ms=7, mfc="white", zorder=3)
         if row.first_unsafe_char is not None:
-            axes.axvline(row.first_unsafe_char, color=colour, ls=":", lw=1)
+            height = np.interp(row.first_unsafe_char, track.characters, track.probabilities)
+            axes.plot(row.first_unsafe_char, height, color=colour, marker="|", ms=14, mew=2, zorder=3)
     axes.axhline(evaluation.threshold, color=INK, ls="--", lw=1.2)
     for colour, label, style in (
         (UNSAFE, "unsafe text", {}),
         (SAFE, "safe text", {}),
         (INK, f"threshold {evaluation.threshold:g}", {"ls": "--"}),
         (INK, "first crossing", {"ls": "", "marker": "o", "mfc": "white"}),
-        *(((INK, "first unsafe character", {"ls": ":"}),) if _known_first(evaluation, rows) else ()),
+        *(
+            ((INK, "first unsafe character", {"ls": "", "marker": "|", "mew": 2}),)
+            if _known_first(evaluation, rows)
+            else ()
+        ),
     ):
         axes.plot([], [], color=colour, label=label, **style)
     axes.set(xlabel="characters read", ylabel="probability of unsafe", ylim=(-0.02, 1.02), title="Along some texts")

@@ -28,7 +28,7 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from ..errors import WeightopsError
 from .judge import Guard
-from .serve_batch import Batcher, Busy, Counts, Session, Verdict
+from .serve_batch import Batcher, BusyError, Counts, Session, Verdict
 
 __all__ = ["Limits", "application", "protocol", "serve"]
 
@@ -43,6 +43,7 @@ class Limits:
         texts: In one request.
         streams: Open at once.
         waiting: Chunks that may wait to be judged.
+        kept_bytes: Memory for what is kept of open texts.
         request_seconds: For the head of a request to arrive, and again for its body.
         idle_seconds: Between two chunks of a stream, and for a client to take an event.
         batch: Chunks in one forward pass.
@@ -53,12 +54,13 @@ class Limits:
     texts: int = 64
     streams: int = 64
     waiting: int = 256
+    kept_bytes: int = 2 << 30
     request_seconds: float = 10.0
     idle_seconds: float = 60.0
     batch: int = 16
 
 
-class _Refused(Exception):
+class _RefusedError(Exception):
     """A request that is answered with an error."""
 
     def __init__(self, status: int, message: str) -> None:
@@ -81,7 +83,7 @@ def application(guard: Guard, name: str, limits: Limits | None = None) -> FastAP
         limits: What a client may ask for.
     """
     limits = limits or Limits()
-    batcher = Batcher(guard, limits.batch, limits.waiting)
+    batcher = Batcher(guard, limits.batch, limits.waiting, limits.kept_bytes)
     counts = Counts()
 
     @asynccontextmanager
@@ -94,8 +96,8 @@ def application(guard: Guard, name: str, limits: Limits | None = None) -> FastAP
         _Counted, counts=counts, paths={"/v1/moderations", "/v1/moderations/stream", "/health", "/metrics"}
     )
 
-    @app.exception_handler(_Refused)
-    async def refused(_: Request, error: _Refused) -> JSONResponse:
+    @app.exception_handler(_RefusedError)
+    async def refused(_: Request, error: _RefusedError) -> JSONResponse:
         headers = {"connection": "close"} if error.status in (408, 413) else None
         return JSONResponse(_error(error.status, error.message), error.status, headers)
 
@@ -114,10 +116,10 @@ def application(guard: Guard, name: str, limits: Limits | None = None) -> FastAP
         texts = _inputs(await _json(request, limits), limits)
         try:
             verdicts = await asyncio.gather(*(batcher.judge(Session(), text, last=True) for text in texts))
-        except Busy as error:
-            raise _Refused(503, str(error)) from error
+        except BusyError as error:
+            raise _RefusedError(503, str(error)) from error
         except WeightopsError as error:
-            raise _Refused(400, str(error)) from error
+            raise _RefusedError(400, str(error)) from error
         for verdict in verdicts:
             counts.text(verdict)
         return JSONResponse(
@@ -128,7 +130,7 @@ def application(guard: Guard, name: str, limits: Limits | None = None) -> FastAP
     async def stream() -> Response:
         """Judge a text while it arrives."""
         if counts.streams >= limits.streams:
-            raise _Refused(503, f"{counts.streams} streams are open, which is the most; try again in a moment")
+            raise _RefusedError(503, f"{counts.streams} streams are open, which is the most; try again in a moment")
         return _EventStream(batcher, counts, limits)
 
     @app.get("/health")
@@ -160,20 +162,20 @@ async def _json(request: Request, limits: Limits) -> Any:
     """The body, decoded, if it is not too long and not too slow."""
     said = request.headers.get("content-length", "")
     if said.isdigit() and int(said) > limits.body_bytes:
-        raise _Refused(413, f"a body of {said} bytes; at most {limits.body_bytes}")
+        raise _RefusedError(413, f"a body of {said} bytes; at most {limits.body_bytes}")
     body = bytearray()
     try:
         async with asyncio.timeout(limits.request_seconds):
             async for chunk in request.stream():
                 body += chunk
                 if len(body) > limits.body_bytes:
-                    raise _Refused(413, f"a body of more than {limits.body_bytes} bytes")
+                    raise _RefusedError(413, f"a body of more than {limits.body_bytes} bytes")
     except TimeoutError as error:
-        raise _Refused(408, f"the body did not arrive within {limits.request_seconds:g} s") from error
+        raise _RefusedError(408, f"the body did not arrive within {limits.request_seconds:g} s") from error
     try:
         return json.loads(body)
     except (ValueError, RecursionError) as error:
-        raise _Refused(400, "the body is not valid JSON") from error
+        raise _RefusedError(400, "the body is not valid JSON") from error
 
 
 def _inputs(body: Any, limits: Limits) -> list[str]:
@@ -186,11 +188,13 @@ def _inputs(body: Any, limits: Limits) -> list[str]:
     elif isinstance(given, list) and given and all(_is_part(item) for item in given):
         texts = ["\n".join(item["text"] for item in given)]
     else:
-        raise _Refused(400, "input must be a text, or a list of texts or of parts {type: text, text: ...}, not empty")
+        raise _RefusedError(
+            400, "input must be a text, or a list of texts or of parts {type: text, text: ...}, not empty"
+        )
     if len(texts) > limits.texts:
-        raise _Refused(400, f"{len(texts)} texts; at most {limits.texts} in a request")
+        raise _RefusedError(400, f"{len(texts)} texts; at most {limits.texts} in a request")
     if (longest := max(map(len, texts))) > limits.text_characters:
-        raise _Refused(400, f"a text of {longest} characters; at most {limits.text_characters}")
+        raise _RefusedError(400, f"a text of {longest} characters; at most {limits.text_characters}")
     return texts
 
 
@@ -234,7 +238,7 @@ class _EventStream(Response):
                 continue
             try:
                 verdict = await self.batcher.judge(session, chunk, last)
-            except Busy as error:
+            except BusyError as error:
                 await self._event(send, "error", _error(503, str(error)))
                 return
             except WeightopsError as error:

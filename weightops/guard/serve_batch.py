@@ -6,7 +6,9 @@ import asyncio
 import queue
 import threading
 import time
+import weakref
 from collections.abc import Iterable
+from contextlib import suppress
 from dataclasses import dataclass, field
 
 from ..errors import WeightopsError
@@ -14,7 +16,7 @@ from .judge import Guard
 from .stream import Crossing, Stream, Streams
 
 
-class Busy(Exception):
+class BusyError(Exception):
     """More waits than the server takes on."""
 
 
@@ -77,16 +79,19 @@ class Batcher:
         tally: What was done so far.
     """
 
-    def __init__(self, guard: Guard, batch: int = 16, most_waiting: int = 256) -> None:
+    def __init__(self, guard: Guard, batch: int = 16, most_waiting: int = 256, kept_bytes: int = 2 << 30) -> None:
         """Start the thread.
 
         Args:
             guard: Who is asked; nobody else may ask it meanwhile.
             batch: Most chunks in one forward pass.
             most_waiting: Chunks that may wait; one more is refused.
+            kept_bytes: Memory for what is kept of open texts; over it, the next chunk is refused and its text let go.
         """
         self.guard, self.tally, self.waiting = guard, Tally(), 0
-        self._batch, self._most = batch, most_waiting
+        self._batch, self._most, self._kept_bytes = batch, most_waiting, kept_bytes
+        self._open: weakref.WeakSet[Stream] = weakref.WeakSet()
+        self._lock = threading.Lock()
         self._streams = Streams(guard, batch=batch)
         self._queue: queue.SimpleQueue[_Job | None] = queue.SimpleQueue()
         self._thread = threading.Thread(target=self._run, name="guard", daemon=True)
@@ -96,6 +101,12 @@ class Batcher:
     def alive(self) -> bool:
         """Whether the thread still runs."""
         return self._thread.is_alive()
+
+    @property
+    def kept(self) -> int:
+        """Bytes kept of open texts."""
+        with self._lock:
+            return sum(stream.kept_bytes for stream in self._open)
 
     def stop(self) -> None:
         """End the thread after what it is doing."""
@@ -111,11 +122,11 @@ class Batcher:
             last: Whether the text ends here.
 
         Raises:
-            Busy: too much waits already.
+            BusyError: too much waits already.
             WeightopsError: the text is longer than the model reads.
         """
         if self.waiting >= self._most:
-            raise Busy(f"{self.waiting} texts wait to be judged; try again in a moment")
+            raise BusyError(f"{self.waiting} texts wait to be judged; try again in a moment")
         loop = asyncio.get_running_loop()
         job = _Job(session, chunk, last, loop, loop.create_future())
         self.waiting += 1
@@ -153,24 +164,40 @@ class Batcher:
             self.tally.seconds += time.perf_counter() - start
 
     def _feed(self, jobs: list[_Job]) -> None:
+        jobs = [job for job in jobs if self._room_for(job)]
         news: dict[Stream, str | bytes] = {}
         for job in jobs:
-            job.session.stream = job.session.stream or self._streams.open()
-            news[job.session.stream] = job.chunk
-        too_long: WeightopsError | None = None
-        try:
+            news[self._stream_of(job.session)] = job.chunk
+        with suppress(WeightopsError):  # each stream knows its own
             self._streams.feed(news)
-        except WeightopsError as error:
-            too_long = error
         for job in jobs:
             stream = job.session.stream
             assert stream is not None
-            if stream.closed:
-                job.done(too_long or WeightopsError("the text is closed; begin another"))
+            if stream.problem is not None:
+                job.done(stream.problem)
                 continue
             if job.last:
                 stream.close()
             job.done(_verdict(stream))
+
+    def _stream_of(self, session: Session) -> Stream:
+        if session.stream is None:
+            session.stream = self._streams.open()
+            with self._lock:
+                self._open.add(session.stream)
+        return session.stream
+
+    def _room_for(self, job: _Job) -> bool:
+        """Whether there is memory left; if not, the job is refused and its text let go."""
+        kept = self.kept
+        if kept <= self._kept_bytes:
+            return True
+        if job.session.stream is not None:
+            with self._lock:
+                self._open.discard(job.session.stream)
+            job.session.stream = None
+        job.done(BusyError(f"open texts keep {kept} bytes, which is the most; try again in a moment"))
+        return False
 
 
 def _verdict(stream: Stream) -> Verdict:
@@ -211,6 +238,7 @@ class Counts:
             ("texts_flagged_total", "counter", "Texts that were unsafe at some point.", self.flagged),
             ("characters_total", "counter", "Characters of the texts judged to their end.", self.characters),
             ("streams_open", "gauge", "Texts that are arriving.", self.streams),
+            ("kept_bytes", "gauge", "Memory of what is kept of texts that are arriving.", batcher.kept),
             ("chunks_waiting", "gauge", "Chunks that wait or are being judged.", batcher.waiting),
             ("chunks_judged_total", "counter", "Chunks judged.", tally.chunks),
             ("passes_total", "counter", "Rounds of judging; chunks per round is the batching.", tally.passes),

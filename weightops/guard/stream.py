@@ -21,6 +21,8 @@ from .stream_kept import Kept, can_keep, label_logits
 
 _AHEAD = 64
 """Characters that must follow a place before the tokens up to it are taken to be settled."""
+_BLOCK = 512
+"""Most new tokens of a stream in one forward pass; its mask is this times the length of the text."""
 
 
 @dataclass(frozen=True)
@@ -39,6 +41,7 @@ class Stream:
         crossed_at: Where the probability first reached the threshold; it stays, whatever comes after.
         characters: How many characters have been judged.
         closed: Whether the text has ended, or was too long.
+        problem: Why the text was closed before its end.
     """
 
     def __init__(self, source: Guard | Streams) -> None:
@@ -56,6 +59,7 @@ class Stream:
         self.closed = False
         self.probability: float | None = None
         self.crossed_at: Crossing | None = None
+        self.problem: WeightopsError | None = None
         self.characters = 0
 
     def feed(self, chunk: str | bytes) -> float:
@@ -98,6 +102,11 @@ class Stream:
         """How many tokens the text has."""
         return len(self._prompt.ids) - self._reader.empty_length
 
+    @property
+    def kept_bytes(self) -> int:
+        """The memory of what is kept of the text."""
+        return self._kept.nbytes
+
     def _add(self, text: str) -> bool:
         """Take in characters; whether the model must be asked."""
         if not text and self.probability is not None:
@@ -106,10 +115,11 @@ class Stream:
         self.characters += len(text)
         if len(self._prompt.ids) > self._reader.most_tokens:
             self.closed, self._kept = True, Kept()
-            raise WeightopsError(
+            self.problem = WeightopsError(
                 f"the text so far: {len(self._prompt.ids)} tokens with what the guard asks, and the model reads "
                 f"{self._reader.most_tokens}; judge it in parts"
             )
+            raise self.problem
         return True
 
     def _answer(self, probability: float) -> None:
@@ -222,8 +232,10 @@ class _Reader:
             return [float(p) for p in probabilities(self.guard.model, rows, labels, pad, len(rows))]
         starts = [min(stream._valid, len(row) - 1) for stream, row in zip(streams, rows, strict=True)]
         news = [row[start:] for row, start in zip(rows, starts, strict=True)]
-        for stream in streams:
-            stream._valid = min(stream._valid, self.head_length)  # until the pass has ended well
+        for at, stream in enumerate(streams):
+            while len(news[at]) > _BLOCK:
+                label_logits(self.guard.model, [stream._kept], [starts[at]], [news[at][:_BLOCK]], labels)
+                starts[at], news[at] = starts[at] + _BLOCK, news[at][_BLOCK:]
         logits = label_logits(self.guard.model, [stream._kept for stream in streams], starts, news, labels)
         return [float(p) for p in logits.softmax(-1)[:, 1]]
 

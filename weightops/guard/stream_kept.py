@@ -3,7 +3,8 @@
 transformers' own caches are of one length for a whole batch, and copy when they grow. Here each stream has buffers of
 its own, doubled when full; a batch of streams of different lengths is one forward pass in which column j of the keys is
 position j of every row, so that one comparison masks what a row may not see. Because every key stays, a sliding window
-is only a mask, and a model with one (Gemma, Mistral) can be cut back too, which its usual cache cannot (ours).
+is only a mask, and a model with one (Gemma, Mistral) can be cut back too, which its usual cache cannot (ours). One
+stream alone is read where it lies; several are laid side by side for each pass, no more than attention reads anyway.
 """
 
 from __future__ import annotations
@@ -22,6 +23,11 @@ class Kept:
 
     def __init__(self) -> None:
         self.layers: dict[int, tuple[Tensor, Tensor]] = {}
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the buffers."""
+        return sum(part.nbytes for pair in self.layers.values() for part in pair)
 
     def copy(self, length: int) -> Kept:
         """Another stream that begins with the first ``length`` tokens of this one."""

@@ -83,7 +83,8 @@ def read_adapter(folder: Path, spec: str) -> Adapter:
             )
     if str(config.get("init_lora_weights")).lower().startswith(_MOVES_BASE):
         raise WeightopsError(
-            f"{folder / CONFIG}: init_lora_weights is {config['init_lora_weights']!r}, which changes the base too; merge "
+            f"{folder / CONFIG}: init_lora_weights is {config['init_lora_weights']!r}, which changes "
+            "the base too; merge "
             "it with PEFT's merge_and_unload"
         )
     factors, replaced = _sort(_tensors(folder))
@@ -130,7 +131,8 @@ def _update(config: Mapping[str, Any], module: str, sides: Mapping[str, StoredTe
     shapes = [sides[side].shape for side in "AB"]
     if any(len(shape) != 2 for shape in shapes) or shapes[0][0] != shapes[1][1] or not shapes[0][0]:
         raise WeightopsError(
-            f"{sides['A'].file}: {module}: lora_A of shape {shapes[0]}, lora_B of shape {shapes[1]}; only matrices of one "
+            f"{sides['A'].file}: {module}: lora_A of shape {shapes[0]}, lora_B of shape {shapes[1]}; "
+            "only matrices of one "
             "rank have a product, merge it with PEFT's merge_and_unload"
         )
     rank = shapes[0][0]

