@@ -1,0 +1,155 @@
+"""``weightops guard``: what goes in and what comes out; the arithmetic has its own tests."""
+
+import json
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from click.testing import CliRunner
+from tiny_chat import write_chat_model
+
+from weightops.cli.guard import command
+from weightops.errors import WeightopsError
+from weightops.guard.card import GuardCard
+from weightops.guard.judge import judge
+from weightops.guard.presets import PRESETS
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    folder = write_chat_model(tmp_path_factory.mktemp("guard"))
+    from transformers import AutoTokenizer
+
+    PRESETS["guard-vector"].card(AutoTokenizer.from_pretrained(folder)).write(folder)
+    return folder
+
+
+TEXTS = ["is this safe", "unsafe\nor\x1b[31m not", "日本語"]
+
+
+def run(*args, code=0, **more):
+    result = CliRunner().invoke(command, [str(arg) for arg in args], **more)
+    assert result.exit_code == code, result.output + str(result.exception)
+    return result
+
+
+def test_score_prints_probability_label_and_text_in_one_line_each(model):
+    lines = run("score", model, *TEXTS).stdout.splitlines()
+    found = judge(model, TEXTS)
+    assert [line.split()[0] for line in lines] == [f"{p:.4f}" for p in found]
+    assert [line.split()[1] for line in lines] == ["unsafe" if p >= 0.5 else "safe" for p in found]
+    assert lines[1].endswith("unsafe or [31m not")  # a text cannot steer the terminal
+    between = float(np.sort(found)[0] / 2 + np.sort(found)[1] / 2)
+    lines = run("score", model, *TEXTS, "--threshold", between).stdout.splitlines()
+    assert [line.split()[1] for line in lines].count("unsafe") == 2
+
+
+def test_score_reads_arguments_lines_and_json_lines_alike(model, tmp_path):
+    wanted = json.loads(run("score", model, "one", "two three", "--json").stdout)
+    assert [row["text"] for row in wanted] == ["one", "two three"]
+    file = tmp_path / "texts.jsonl"
+    file.write_text('{"text": "one"}\n\n{"text": "two three", "label": "safe"}\n')
+    ways = [
+        (("score", model, "--json"), "one\r\ntwo three\n"),
+        (("score", model, "--json", "--jsonl", file), None),
+        (("score", model, "--json", "--jsonl", "-"), file.read_text()),
+        (("score", model, "one", "--json", "--jsonl", "-"), '{"text": "two three"}'),
+    ]
+    for args, stdin in ways:
+        found = json.loads(run(*args, input=stdin).stdout)
+        assert [row["text"] for row in found] == ["one", "two three"]
+        assert [row["label"] for row in found] == [row["label"] for row in wanted]
+        assert [r["probability"] for r in found] == pytest.approx([r["probability"] for r in wanted], abs=0.01)
+
+
+@pytest.mark.parametrize("text", ["\\ud800", "\\u0000", ""])
+def test_any_text_of_json_is_judged(model, tmp_path, text):
+    file = tmp_path / "texts.jsonl"
+    file.write_text(f'{{"text": "{text}"}}\n')
+    assert run("score", model, "--jsonl", file).stdout.count("safe") == 1
+
+
+@pytest.mark.parametrize("line", ["{", '{"texts": "a"}', '{"text": 1}', "[]", '"text"'])
+def test_score_names_a_line_without_a_text(model, tmp_path, line):
+    file = tmp_path / "texts.jsonl"
+    file.write_text('{"text": "a"}\n' + line)
+    result = run("score", model, "--jsonl", file, code=1)
+    assert isinstance(result.exception, WeightopsError)
+    assert str(result.exception).startswith(f"{file}, line 2:")
+
+
+def test_a_model_without_a_card_needs_a_preset(tmp_path):
+    folder = write_chat_model(tmp_path / "plain")
+    result = run("score", folder, "a", code=1)
+    assert isinstance(result.exception, WeightopsError)
+    assert "guard-vector" in str(result.exception)
+    found = json.loads(run("score", folder, "a", "--preset", "guard-vector", "--json").stdout)
+    from transformers import AutoTokenizer
+
+    card = PRESETS["guard-vector"].card(AutoTokenizer.from_pretrained(folder))
+    assert found[0]["probability"] == pytest.approx(judge(folder, ["a"], card)[0], abs=1e-6)
+    wrong = run("score", folder, "a", "--preset", "nothing", code=1)
+    assert "not a preset" in str(wrong.exception)
+
+
+def test_a_models_name_says_its_preset(tmp_path):
+    folder = write_chat_model(tmp_path / "Llama-Guard-3-tiny")
+    found = json.loads(run("score", folder, "is this", "--json").stdout)
+    from transformers import AutoTokenizer
+
+    card = PRESETS["llama-guard-3"].card(AutoTokenizer.from_pretrained(folder))
+    assert found[0]["probability"] == pytest.approx(judge(folder, ["is this"], card)[0], abs=1e-6)
+
+
+@pytest.fixture
+def data(tmp_path):
+    file = tmp_path / "rows.jsonl"
+    rows = [{"text": "is this safe " * (at + 1), "label": "unsafe" if at % 2 else "safe"} for at in range(6)]
+    rows[3]["first_unsafe_char"] = 10
+    file.write_text("\n".join(map(json.dumps, rows)))
+    return file
+
+
+def test_eval_prints_the_measures_and_writes_json_and_a_picture(model, data, tmp_path):
+    out = tmp_path / "some" / "report"
+    args = ("eval", model, data, "--prefix-chars", "20", "--resamples", "20", "--seed", "3")
+    printed = run(*args, "--out", out).stdout
+    report = json.loads((out / "evaluation.json").read_text())
+    assert (out / "evaluation.png").read_bytes().startswith(b"\x89PNG")
+    assert report["texts"] == 6
+    assert report["unsafe"] == 3
+    assert report["model"] == str(model)
+    assert [len(row["probabilities"]) for row in report["rows"]] == [1, 2, 2, 3, 4, 4]  # 13, 26, ..., 78 characters
+    for name, value in report["measures"].items():
+        line = next(line for line in printed.splitlines() if line.startswith(name.replace("_", " ") + " "))
+        said = line.removeprefix(name.replace("_", " ")).split()[0]
+        assert said == ("nan" if value["value"] is None else f"{value['value']:.4g}")
+    again = json.loads(run(*args, "--json").stdout)
+    assert again["measures"] == report["measures"]
+
+
+def test_eval_finds_wrong_data_before_it_loads_the_model(tmp_path, data):
+    bad = tmp_path / "bad.jsonl"
+    bad.write_text("{")
+    for args, said in (((bad,), "line 1: not valid JSON"), ((data, "--rows", 7), "--rows 7: there are 6 texts")):
+        result = run("eval", tmp_path / "no-such-model", *args, code=1)
+        assert said in str(result.exception)
+
+
+def test_help_imports_neither_torch_nor_transformers_nor_fastapi():
+    code = (
+        "import sys, weightops.cli.guard as g\n"
+        "for args in (['--help'], ['score', '--help'], ['eval', '--help'], ['serve', '--help']):\n"
+        "    g.command.main(args, standalone_mode=False)\n"
+        "sys.exit(bool({'torch', 'transformers', 'fastapi', 'sklearn', 'matplotlib'} & sys.modules.keys()))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("Usage") == 4
+
+
+def test_a_threshold_outside_its_bounds_is_a_usage_error(model):
+    for wrong in ("0", "1", "x"):
+        run("score", model, "a", "--threshold", wrong, code=2)
+    assert GuardCard.read(model).threshold == 0.5

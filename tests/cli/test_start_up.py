@@ -1,0 +1,81 @@
+"""Heavy imports are off the path: the command line answers before they are made."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import tiny_models as tiny
+
+from weightops.version import __version__
+
+HEAVY = ["torch", "transformers", "numba", "huggingface_hub", "peft", "tokenizers", "yaml", "numpy"]
+
+CODE = """
+import json, sys
+from weightops.cli import main
+try:
+    main(sys.argv[1:], prog_name="weightops")
+except SystemExit as end:
+    code = end.code
+print()
+print(json.dumps({"code": code, "modules": sorted(m for m in sys.modules if "." not in m)}))
+"""
+
+
+def imported(*args: str, code: int = 0, **environment: str) -> set[str]:
+    """The top-level modules that a command has imported when it ends."""
+    done = subprocess.run(
+        [sys.executable, "-c", CODE, *args], capture_output=True, text=True, timeout=120, check=True,
+        env=os.environ | environment,
+    )  # fmt: skip
+    ended = json.loads(done.stdout.splitlines()[-1])
+    assert ended["code"] == code, done.stderr
+    return set(ended["modules"])
+
+
+@pytest.mark.parametrize("args", [["--help"], ["--version"], ["compose-guard", "--help"], ["verify", "--help"]])
+def test_help_and_version_import_nothing_heavy(args):
+    assert not imported(*args) & set(HEAVY)
+
+
+def test_completion_imports_nothing_heavy():
+    words = {"COMP_WORDS": "weightops compose-guard --guard smol", "COMP_CWORD": "3"}
+    assert not imported(_WEIGHTOPS_COMPLETE="bash_complete", **words) & set(HEAVY)
+
+
+def test_compose_guard_imports_neither_torch_nor_transformers(tmp_path: Path):
+    base = tiny.llama(0)
+    args = []
+    for seed, name in enumerate(("guard", "base", "target")):
+        args += [f"--{name}", str(tiny.write(tmp_path / name, tiny.perturbed(base, seed), shards=2))]
+    modules = imported("compose-guard", *args, "--out", str(tmp_path / "out"))
+    assert (tmp_path / "out/model.safetensors").exists()
+    assert not modules & {"torch", "transformers", "huggingface_hub", "peft", "tokenizers"}
+    assert "torch" not in imported("verify", str(tmp_path / "out"))
+    assert not imported("inspect", str(tmp_path / "out")) & {"torch", "transformers"}
+
+
+def test_compose_guard_copies_label_rows_without_torch_and_transformers(tmp_path: Path):
+    base = tiny.llama(0)
+    args = []
+    for seed, name in enumerate(("guard", "base", "target")):
+        args += [f"--{name}", str(tiny.write(tmp_path / name, tiny.perturbed(base, seed)))]
+        tiny.tokenizer(tmp_path / name)
+    modules = imported("compose-guard", *args, "--labels", "safe,unsafe", "--out", str(tmp_path / "out"))
+    assert not modules & {"torch", "transformers"}
+
+
+def test_the_version_is_the_packages():
+    done = subprocess.run([sys.executable, "-c", CODE, "--version"], capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines()[0] == f"weightops, version {__version__}"
+
+
+def test_importing_the_package_imports_nothing_heavy():
+    code = "import sys, weightops; print(*sorted(m for m in sys.modules if '.' not in m))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert not set(done.stdout.split()) & {*HEAVY, "click"}
