@@ -8,6 +8,7 @@
 from __future__ import annotations
 
 import importlib
+import importlib.util
 from typing import TYPE_CHECKING, Any
 
 from .errors import WeightopsError
@@ -48,8 +49,13 @@ _HOMES = {
 
 
 def __getattr__(name: str) -> Any:
-    """Import what is asked for when it is asked for: the command line answers before numba is loaded."""
+    """Import what is asked for when it is asked for: the command line answers before numba is loaded.
+
+    A merge method of task vectors is a function under its own name: ``wo.ties([a - base], density=0.3).on(base)``.
+    """
     if name not in _HOMES:
-        raise AttributeError(f"module 'weightops' has no attribute {name!r}")
+        if name.startswith("_") or importlib.util.find_spec(f"{__name__}.{name}"):  # a module of ours, not yet loaded
+            raise AttributeError(f"module 'weightops' has no attribute {name!r}")
+        return importlib.import_module(".merged", __name__).function(name)
     module, attribute = _HOMES[name]
     return getattr(importlib.import_module(f".{module}", __name__), attribute)

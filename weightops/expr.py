@@ -10,11 +10,10 @@ change); differences are never written out, and near-equal pairs are subtracted 
 from __future__ import annotations
 
 import math
-import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 from . import dtypes
 from .engine.execute import compute
@@ -24,53 +23,11 @@ from .errors import WeightopsError
 from .io.adapter import Adapter
 from .io.weights import Weights
 from .modelcard import Card
+from .rules import AlgebraError, Rule, Scale, Selector
 from .save import Package, save
 
 if TYPE_CHECKING:
     import torch
-
-Selector = str | Callable[[str], bool]
-Scale = float | Mapping[str, float] | Callable[[str], float]
-
-
-class AlgebraError(WeightopsError, TypeError):
-    """An operation that has no meaning in weight space."""
-
-
-@dataclass(frozen=True)
-class Rule:
-    """What a change is multiplied by, tensor by tensor; 0 leaves the tensor out."""
-
-    kind: Literal["only", "without", "scaled"]
-    by: str | Callable[[str], float] | tuple[tuple[str, float], ...]
-
-    def __post_init__(self) -> None:
-        patterns = (
-            [self.by] if isinstance(self.by, str) else [p for p, _ in self.by] if isinstance(self.by, tuple) else []
-        )
-        for pattern in patterns:
-            try:
-                re.compile(pattern)
-            except (re.error, TypeError) as error:
-                raise AlgebraError(
-                    f"{pattern!r} is not a regular expression ({error}); give one, or a function"
-                ) from error
-
-    def factor(self, name: str) -> float:
-        """The factor for a tensor."""
-        if self.kind == "scaled":
-            if isinstance(self.by, tuple):
-                return next((factor for pattern, factor in self.by if re.search(pattern, name)), 1.0)
-            return float(self.by(name))  # type: ignore[operator]
-        accepted = re.search(self.by, name) is not None if isinstance(self.by, str) else bool(self.by(name))  # type: ignore[operator]
-        return float(accepted is (self.kind == "only"))
-
-    def describe(self, names: Iterable[str]) -> Any:
-        """The rule as JSON values; a function by what it says of each of the names."""
-        if callable(self.by):
-            said = {name: self.factor(name) for name in sorted(names)}
-            return {self.kind: {"function": getattr(self.by, "__qualname__", "function"), "factors": said}}
-        return {self.kind: [list(pair) for pair in self.by] if isinstance(self.by, tuple) else self.by}
 
 
 @dataclass(frozen=True)
@@ -172,7 +129,7 @@ class Delta:
             raise WeightopsError(f"{name}: the adapter replaces this tensor; its difference shows only on a base")
         job = Job(name, "F32", terms[0].plus.shape, None, terms)
         make_plan([job], {}).check()
-        return _computed(job)
+        return computed(job)
 
     def _with(self, rule: Rule) -> Delta:
         return Delta(tuple(replace(change, rules=(*change.rules, rule)) for change in self.changes))
@@ -229,7 +186,7 @@ class Checkpoint:
         raise_unknown(name, self.source.tensors)
         job = lower(self, name)
         make_plan([job], {}).check()
-        return _computed(job)
+        return computed(job)
 
     def plan(
         self,
@@ -383,7 +340,8 @@ def _terms(delta: Delta, name: str) -> tuple[Term, ...]:
     return tuple(terms)
 
 
-def _computed(job: Job) -> torch.Tensor:
+def computed(job: Job) -> torch.Tensor:
+    """A job's result as a tensor."""
     import torch
 
     if not job.count:

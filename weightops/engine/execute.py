@@ -73,6 +73,14 @@ def compute(job: Job) -> slices.Bytes:
     buffer = np.empty(plan.buffer_bytes(1, DEFAULT_MEMORY), np.uint8)
     with ExitStack() as stack:
         files = _open_inputs(plan, stack)
+        if job.whole:
+            from . import merging
+
+            def place(element: int, data: slices.Bytes) -> None:
+                out[element * size : element * size + len(data)] = data
+
+            merging.run(job, files, place, memory=DEFAULT_MEMORY, allow_nonfinite=False)
+            return out
         for piece in _pieces(plan, plan.slice_blocks(1, DEFAULT_MEMORY)):
             result, _ = slices.compute(piece, slices.rows_of(piece, buffer), files, allow_nonfinite=False)
             out[piece.begin * size : piece.end * size] = result
