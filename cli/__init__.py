@@ -20,6 +20,9 @@ COMMANDS = {
     "compose-guard": ("compose_guard", "Make a guard for TARGET: target + scale * (guard - base)."),
     "merge": ("merge", "Merge models as a mergekit file says."),
     "methods": ("methods", "List the merge methods, or explain one."),
+    "train": ("train", "Train as a recipe says: a guard, a target."),
+    "recipes": ("recipes", "List, show, copy and check training recipes."),
+    "guard": ("guard", "Ask guards: score texts, evaluate, serve."),
     "inspect": ("inspect", "List a model's tensors, by part."),
     "verify": ("verify", "Check an output against its weightops.json."),
 }

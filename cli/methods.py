@@ -31,12 +31,7 @@ def command(ctx: click.Context, plugin: tuple[Path, ...], as_json: bool) -> None
     from ..ops import methods
 
     if as_json:
-        print_json(
-            [
-                {"name": m.name, "paper": m.paper, "summary": m.summary, "parameters": [p.name for p in m.parameters]}
-                for m in methods()
-            ]
-        )
+        print_json([_described(method) for method in methods()])
         return
     rows = [[m.name, ", ".join(map(_short, m.parameters)) or "-", m.summary] for m in methods()]
     click.echo(table(["method", "parameters (* may differ from model to model)", "what it does"], rows, left=True))
@@ -75,8 +70,12 @@ def _load(plugins: tuple[Path, ...]) -> None:
 
 
 def _described(method: Operator) -> dict[str, object]:
-    parameters = [{"name": p.name, "type": p.kind, "per_model": p.per_model, "help": p.help} for p in method.parameters]
-    return {"name": method.name, "source": method.paper, "summary": method.summary, "parameters": parameters}
+    parameters = [
+        {"name": p.name, "type": p.kind, "per_model": p.per_model, "required": p.required, "help": p.help}
+        | ({} if p.required else {"default": p.default})
+        for p in method.parameters
+    ]
+    return {"name": method.name, "paper": method.paper, "summary": method.summary, "parameters": parameters}
 
 
 def _names() -> list[str]:

@@ -40,10 +40,12 @@ class SizeType(click.ParamType):
     name = "size"
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        if isinstance(value, int) or (ctx is not None and ctx.resilient_parsing):  # completion wants no number
+            return value  # type: ignore[no-any-return]
         from ..engine.plan import parse_size
 
         try:
-            return value if isinstance(value, int) else parse_size(value)
+            return parse_size(value)
         except WeightopsError as error:
             self.fail(str(error), param, ctx)
 

@@ -121,11 +121,11 @@ def transformer(folder: Path, family: str, *, tied: bool, seed: int = 0, vocab: 
     """A random model of a family, saved by transformers, fp32, with a tokenizer."""
     import transformers as tf
 
-    shape = dict(
-        vocab_size=vocab, hidden_size=16, intermediate_size=32, num_hidden_layers=2, num_attention_heads=4,
-        num_key_value_heads=2, head_dim=8, max_position_embeddings=64, tie_word_embeddings=tied,
-        bos_token_id=1, eos_token_id=2, pad_token_id=0,
-    )  # fmt: skip
+    shape: dict[str, Any] = {
+        "vocab_size": vocab, "hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2,
+        "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 8, "max_position_embeddings": 64,
+        "tie_word_embeddings": tied, "bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0,
+    }  # fmt: skip
     if family == "llama":
         model: Any = tf.LlamaForCausalLM(tf.LlamaConfig(**shape))
     elif family == "qwen3":

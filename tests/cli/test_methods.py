@@ -31,7 +31,9 @@ def test_for_a_program_the_list_is_json():
     found = {entry["name"]: entry for entry in json.loads(run("--json"))}
     assert set(found) == {method.name for method in methods()}
     assert found["ties"]["paper"] == "2306.01708"
-    assert "density" in str(found["ties"]["parameters"])
+    density = {"name": "density", "type": "float", "per_model": True, "required": False, "default": 1.0}
+    assert density.items() < found["ties"]["parameters"][1].items()
+    assert found["slerp"]["parameters"][0]["required"] is True
 
 
 @pytest.mark.parametrize("name", sorted(m.name for m in methods()))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import tracemalloc
 from dataclasses import replace
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -110,7 +111,7 @@ def test_a_grid_digest_does_not_depend_on_the_pieces(data, cuts, block):
         patch.setattr(blocks, "BLOCK", block)
         digest = GridDigest("BF16")
         edges = [0, *sorted(min(cut, len(data)) for cut in cuts), len(data)]
-        for begin, end in zip(edges, edges[1:], strict=False):
+        for begin, end in pairwise(edges):
             digest.update(data[begin:end])
         grid = [data[i : i + 2 * block] for i in range(0, len(data), 2 * block)]
         assert digest.hexdigest() == blake3(b"".join(blake3(piece).digest() for piece in grid)).hexdigest()

@@ -15,7 +15,7 @@ from weightops.engine import blocks, merging
 from weightops.engine.blocks import GridDigest, memory_needed
 from weightops.engine.jobs import Input, LowRank, Term
 from weightops.errors import WeightopsError
-from weightops.ops import Draw, find, methods
+from weightops.ops import Draw, find, methods, operator, registry
 from weightops.provenance import tensor_digest
 
 DELTAS = [m.name for m in methods() if m.takes == "deltas"]
@@ -124,3 +124,16 @@ def test_fp64_models_merge_to_the_fp32_formula(dtype):
     stack, base = [normal(i, 50, dtype=torch.float64) for i in (1, 2)], normal(0, 50, dtype=torch.float64)
     with merge_job("ties", stack, base, {"density": 0.5}, dtype) as job:
         assert run(job)[0] == raw(reference("ties", stack, base, {"density": 0.5}, dtype))
+
+
+def test_a_random_method_of_a_users_own_draws_by_element_whatever_the_blocks(monkeypatch):
+    def noise(deltas: torch.Tensor, *, draw: Draw) -> torch.Tensor:
+        """Numbers in [0, 1)."""
+        return torch.from_numpy(draw.uniform(0, deltas[0].numel())).reshape(deltas.shape[1:])
+
+    monkeypatch.setattr(registry, "_REGISTRY", dict(registry._REGISTRY))
+    operator(reads="elementwise", paper="none", name="noise")(noise)
+    with merge_job("noise", [normal(0, 90)], torch.zeros(90), {}, seed=5) as job:
+        for block in (7, 64, 1000):
+            monkeypatch.setattr(blocks, "BLOCK", block)
+            assert run(job)[0] == Draw(5, PLACE.name).uniform(0, 90).tobytes()

@@ -16,7 +16,7 @@ from weightops.compose import compose_guard
 from weightops.errors import WeightopsError
 from weightops.save import save
 
-pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")  # PEFT's advice
+pytestmark = pytest.mark.filterwarnings("ignore::UserWarning", "ignore::FutureWarning")  # PEFT's advice
 
 LLAMA = ["q_proj", "v_proj", "down_proj"]
 

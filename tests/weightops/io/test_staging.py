@@ -85,6 +85,39 @@ def test_a_line_of_the_journal_that_a_kill_cut_short_is_dropped_and_the_next_one
         assert again.done() == [{"job": 0}, {"job": 2}]
 
 
+def test_data_reach_the_disk_before_the_note_that_calls_them_done_and_before_the_rename(tmp_path, monkeypatch):
+    calls: list[tuple[str, str]] = []
+
+    def watched(name: str) -> None:
+        call = getattr(os, name)
+
+        def watching(what, *rest, **named):  # type: ignore[no-untyped-def]
+            path = os.readlink(f"/proc/self/fd/{what}") if isinstance(what, int) else os.fspath(what)
+            calls.append((name, Path(path).name))
+            return call(what, *rest, **named)
+
+        monkeypatch.setattr(os, name, watching)
+
+    for name in ("fsync", "fdatasync", "rename", "pwrite"):
+        watched(name)
+    with Staging(tmp_path / "out", PLAN) as staging:
+        os.pwrite(staging.allocate("model.safetensors", b"head", 8), b"data", 4)
+        staging.record({"job": 0})
+        assert ("fsync", "journal.jsonl") not in calls
+        staging.flush()
+        assert calls[-2:] == [("fdatasync", "model.safetensors"), ("fsync", "journal.jsonl")]
+        staging.write("config.json", b"{}")
+        staging.commit()
+    last = [call for call in calls if call[0] != "pwrite"][-5:]
+    assert last == [
+        ("fsync", "config.json"),
+        ("fsync", "model.safetensors"),
+        ("fsync", "model"),
+        ("rename", "model"),
+        ("fsync", tmp_path.name),
+    ]
+
+
 def test_a_weightops_error_leaves_nothing_behind(tmp_path):
     with pytest.raises(WeightopsError, match="stop"), Staging(tmp_path / "out", PLAN) as staging:
         staging.allocate("model.safetensors", b"head", 8)

@@ -1,0 +1,1 @@
+"""Short trainings that make the models weightops combines."""

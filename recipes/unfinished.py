@@ -1,0 +1,113 @@
+"""Where a training lies until it is finished: ``.OUT.training`` beside ``OUT``, with its checkpoints.
+
+A stamp of what is trained on what lies with them, so that only the same training goes on from them.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from weightops.errors import WeightopsError
+
+STAMP = "stamp"
+
+
+def check_free(out: Path, overwrite: bool) -> None:
+    """Refuse an output that exists, before anything is loaded.
+
+    Raises:
+        WeightopsError: it exists, and is not to be replaced.
+    """
+    if out.exists() and not overwrite:
+        raise WeightopsError(f"{out}: exists already; name another folder, or add --overwrite")
+
+
+@dataclass(frozen=True)
+class Unfinished:
+    """The folder of a training that runs, or was interrupted.
+
+    Attributes:
+        out: Where the model goes at the end.
+        stamp: Of everything that decides the weights.
+        overwrite: Whether what is in the way is replaced.
+    """
+
+    out: Path
+    stamp: str
+    overwrite: bool
+
+    @classmethod
+    def of(cls, out: Path, overwrite: bool, model: Any, rows: Any, objective: Any, training: Any) -> Unfinished:
+        """The folder for a training to ``out``.
+
+        Raises:
+            WeightopsError: the output exists, or an unfinished run of another training is in the way.
+        """
+        check_free(out, overwrite)
+        found = cls(out, _stamp(model, rows, objective, training), overwrite)
+        if found.checkpoint() is not None and not found._same() and not overwrite:
+            raise WeightopsError(
+                f"{found.folder}: an unfinished run of another training; finish that one, or add --overwrite to drop it"
+            )
+        return found
+
+    @property
+    def folder(self) -> Path:
+        """Where checkpoints are written."""
+        return self.out.absolute().parent / f".{self.out.absolute().name}.training"
+
+    def begin(self) -> None:
+        """Make the folder; what another training left in it goes."""
+        if self.folder.exists() and not self._same():
+            shutil.rmtree(self.folder)
+        self.folder.mkdir(parents=True, exist_ok=True)
+        (self.folder / STAMP).write_text(self.stamp)
+
+    def checkpoint(self) -> Path | None:
+        """The last checkpoint that was written whole: the Trainer writes its state file last."""
+        found = [folder for folder in self.folder.glob("checkpoint-*") if _whole(folder)]
+        return max(found, key=lambda folder: int(folder.name.rpartition("-")[2]), default=None)
+
+    @contextmanager
+    def finish(self) -> Iterator[Path]:
+        """A folder to fill, which then takes its place at ``out`` in one step; the checkpoints go."""
+        made = self.folder / "model"
+        shutil.rmtree(made, ignore_errors=True)
+        made.mkdir()
+        yield made
+        for file in made.iterdir():
+            with file.open("rb") as stream:
+                os.fsync(stream.fileno())
+        if self.overwrite and self.out.exists():
+            os.rename(self.out, self.folder / "replaced")
+        os.rename(made, self.out)
+        shutil.rmtree(self.folder)
+
+    def _same(self) -> bool:
+        try:
+            return (self.folder / STAMP).read_text() == self.stamp
+        except OSError:
+            return False
+
+
+def _whole(checkpoint: Path) -> bool:
+    try:
+        json.loads((checkpoint / "trainer_state.json").read_text())
+    except (OSError, ValueError):
+        return False
+    return True
+
+
+def _stamp(model: Any, rows: Any, objective: Any, training: Any) -> str:
+    digest = hashlib.sha256(repr((rows, objective, training)).encode())
+    for name, parameter in model.named_parameters():
+        digest.update(f"{name} {tuple(parameter.shape)} {parameter.detach().flatten()[:64].tolist()}".encode())
+    return digest.hexdigest()
