@@ -127,11 +127,15 @@ def _files(plan: Plan, package: Package, tally: Tally) -> dict[str, bytes]:
     return files
 
 
+def _is_carried(name: str) -> bool:
+    return name not in _LEFT and (name.endswith(_CARRIED) or name.upper().startswith(("LICENSE", "NOTICE")))
+
+
 def carried_files(folder: Path | None) -> dict[str, bytes]:
-    """A model folder's small files: configuration, tokenizer, templates, its own code."""
+    """A model folder's small files: configuration, tokenizer, templates, its own code, its licence."""
     if folder is None:
         return {}
-    files = [path for path in sorted(folder.iterdir()) if path.suffix in _CARRIED and path.name not in _LEFT]
+    files = [path for path in sorted(folder.iterdir()) if _is_carried(path.name)]
     files += sorted((folder / "additional_chat_templates").glob("*.jinja"))
     return {str(path.relative_to(folder)): path.read_bytes() for path in files if path.is_file()}
 

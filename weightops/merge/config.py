@@ -79,7 +79,8 @@ def load(source: str | os.PathLike[str], where: str | None = None) -> tuple[Merg
     try:
         text = Path(source).read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
-        raise WeightopsError(f"{os.fspath(source)}: cannot read the merge file: {error}") from error
+        why = error.strerror if isinstance(error, OSError) else "it is not UTF-8 text"
+        raise WeightopsError(f"{os.fspath(source)}: cannot read the merge file ({why}); check the path") from error
     return parse(text, where or os.fspath(source))
 
 
