@@ -143,30 +143,3 @@ def _check_tokenizer(config: MergeConfig, faults: Faults) -> None:
         if source.model is not None and source.model not in referenced:
             hint = nearest(source.model, referenced)
             faults.add(source.line, f"token {token!r} comes from {source.model!r}, which is not merged here{hint}")
-
-
-def tokenizers_read(config: MergeConfig) -> tuple[str, ...]:
-    """The models whose tokenizer a merge reads: all of them once vocabularies are aligned, else the one it copies."""
-    referenced = config.referenced_models()
-    if config.tokenizer is None:
-        return referenced[:1]
-    named = () if config.tokenizer.source in ("union", "base") else (config.tokenizer.source,)
-    return tuple(dict.fromkeys((*referenced, *named)))
-
-
-def require_tokenizers(config: MergeConfig, present: frozenset[str] | set[str]) -> None:
-    """Refuse a merge that aligns vocabularies while a model has no tokenizer to align by.
-
-    Args:
-        config: The document.
-        present: The models, as written in the file, that have a tokenizer.
-
-    Raises:
-        WeightopsError: one problem for each model that lacks one.
-    """
-    if config.tokenizer is None:
-        return
-    lacking = [model for model in tokenizers_read(config) if model not in present]
-    if lacking:
-        said = "has no tokenizer to align vocabularies by; add one to it, or leave tokenizer out"
-        raise WeightopsError(*(config.at(config.tokenizer.line, f"{model} {said}") for model in lacking))

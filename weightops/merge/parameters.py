@@ -14,7 +14,7 @@ from typing import Any
 
 from ..errors import WeightopsError
 from ..ops.registry import Operator, Parameter
-from .schema import Condition, Group, MergeConfig, Parameters, Scalar, Setting
+from .schema import Condition, Group, MergeConfig, Parameters, Scalar
 
 _TRUE = frozenset(("1", "on", "t", "true", "y", "yes"))
 _FALSE = frozenset(("0", "off", "f", "false", "n", "no"))
@@ -52,25 +52,6 @@ RANGES = {
     "r": Range(0),
     "alpha": Range(0),
 }
-
-
-def evaluate(setting: Setting, name: str, t: float | None, parameter: Parameter) -> Scalar | None:
-    """The value of one setting for a tensor, or ``None`` where no filter covers it.
-
-    Args:
-        setting: Conditions in file order; the first that covers the name decides.
-        name: The tensor's name.
-        t: Position in the layers, 0 at the first and 1 at the last; ``None`` outside them, where a gradient gives its
-            first point.
-        parameter: What the value is for; its kind decides whether points are interpolated or picked.
-
-    Raises:
-        WeightopsError: a point is not of the parameter's kind, or not in its range.
-    """
-    for condition in setting:
-        if condition.covers(name):
-            return value_at(condition, t, parameter)
-    return None
 
 
 def value_at(condition: Condition, t: float | None, parameter: Parameter) -> Scalar:

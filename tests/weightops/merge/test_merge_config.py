@@ -6,7 +6,6 @@ from mergekit.config import MergeConfiguration
 from mergekit.scripts.multimerge import load_config
 
 from weightops.errors import WeightopsError
-from weightops.merge.check import require_tokenizers, tokenizers_read
 from weightops.merge.config import load, parse
 from weightops.merge.order import final, in_order
 from weightops.merge.schema import Condition, ModelReference, TokenSource, reference
@@ -362,16 +361,6 @@ def test_tokenizer_faults():
     assert problems(SLICES.replace('token: "<s>"', "")) == [
         "c.yml:19: model_token needs a model and either token or token_id"
     ]
-
-
-def test_a_tokenizer_that_is_missing():
-    (config,) = parse(SLICES.replace("source: org/a\n", "source: org/c\n"), "c.yml")
-    assert tokenizers_read(config) == ("org/a", "org/b", "org/c")
-    with pytest.raises(WeightopsError) as caught:
-        require_tokenizers(config, {"org/a"})
-    assert [problem.split(" has no")[0] for problem in caught.value.problems] == ["c.yml:15: org/b", "c.yml:15: org/c"]
-    require_tokenizers(config, {"org/a", "org/b", "org/c"})
-    require_tokenizers(parse(LINEAR)[0], set())
 
 
 @pytest.mark.parametrize(("key", "tool"), [("experts: []", "mergekit-moe"), ("genome: {}", "mergekit-evolve")])

@@ -11,8 +11,8 @@ from mergekit.parameter_resolver import resolve_parameter
 
 from weightops.errors import WeightopsError
 from weightops.merge.config import parse
-from weightops.merge.parameters import Range, as_kind, evaluate, levels, settings_for
-from weightops.merge.schema import Condition
+from weightops.merge.parameters import Range, as_kind, deciding, levels, settings_for, value_at
+from weightops.merge.schema import Condition, Parameters
 from weightops.ops import registry
 from weightops.ops.registry import Parameter, PerModel, operator
 
@@ -34,6 +34,12 @@ def fake(monkeypatch):
 
 def parameter(kind: str = "float", name: str = "x", **more) -> Parameter:
     return Parameter(name, None, kind, False, **more)
+
+
+def evaluate(setting, name, t, read: Parameter):
+    """The value of one setting for a tensor: what decides it, at its place in the layers."""
+    found = deciding(read, [Parameters({read.name: setting})], name)
+    return None if found is None else value_at(found, t, read)
 
 
 numbers = st.floats(-10, 10) | st.integers(-5, 5) | st.sampled_from(["1e-5", "0.5", "-2"])
