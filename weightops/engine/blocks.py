@@ -46,6 +46,19 @@ class Block:
         return int(self.stack.shape[1])
 
 
+class Room:
+    """A thread's memory for merges, kept from tensor to tensor: fresh pages cost more than the arithmetic."""
+
+    def __init__(self) -> None:
+        self._arrays: dict[str, Floats] = {}
+
+    def take(self, role: str, size: int) -> Floats:
+        """The memory for a role, any contents; the same at each call unless it must grow: [size]."""
+        if role not in self._arrays or self._arrays[role].size < size:
+            self._arrays[role] = np.empty(size, np.float32)
+        return self._arrays[role][:size]
+
+
 class GridDigest:
     """The content digest of bytes that come in pieces of any size: BLAKE3 of the digests of blocks."""
 
@@ -88,6 +101,7 @@ class Blocks:
         job: Job,
         files: Mapping[Path, int],
         memory: int,
+        room: Room | None = None,
         *,
         deltas: bool,
         rows: bool = False,
@@ -105,18 +119,14 @@ class Blocks:
         inputs = len(job.merge.all_inputs)
         self._step = max(BLOCK // self.row, 1) * self.row if rows else BLOCK
         self._keep = 4 * inputs * self.count <= memory
-        self._buffer = np.empty(0 if self._keep else inputs * min(self._step, self.count), np.float32)
-        self._held: dict[int, Floats] = {}
-        self._raw = np.empty(min(self._step, self.count) * 8, np.uint8)
+        self._room = room or Room()
+        self._held = self._room.take("held", inputs * (self.count if self._keep else min(self._step, self.count)))
+        self._raw = self._room.take("raw", min(self._step, self.count) * 2).view(np.uint8)
         self._passed = False
-        self._scratch: dict[str, Floats] = {}
 
     def scratch(self, role: str, *shape: int) -> Floats:
-        """An array to work in, the same memory at each call for a role: fresh pages cost more than the arithmetic."""
-        size = math.prod(shape)
-        if role not in self._scratch or self._scratch[role].size < size:
-            self._scratch[role] = np.empty(size, np.float32)
-        return self._scratch[role][:size].reshape(shape)
+        """An array to work in, the same memory at each call for a role."""
+        return self._room.take(role, math.prod(shape)).reshape(shape)
 
     def __iter__(self) -> Iterator[Block]:
         sources = self._merge.all_inputs
@@ -147,11 +157,8 @@ class Blocks:
     def _block(self, begin: int, end: int) -> Floats:
         """The memory of one block, in one piece, for kernels run over rows that lie end to end: [inputs, length]."""
         inputs = len(self._merge.all_inputs)
-        if not self._keep:
-            return self._buffer[: inputs * (end - begin)].reshape(inputs, end - begin)
-        if begin not in self._held:
-            self._held[begin] = np.empty((inputs, end - begin), np.float32)
-        return self._held[begin]
+        first = inputs * begin if self._keep else 0
+        return self._held[first : first + inputs * (end - begin)].reshape(inputs, end - begin)
 
     def _fill(self, held: Floats, begin: int, end: int, readers: Sequence[GridDigest | None]) -> None:
         for row, source, digest in zip(held, self._merge.all_inputs, readers, strict=True):

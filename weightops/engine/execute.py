@@ -22,6 +22,7 @@ from ..errors import WeightopsError
 from ..io.safetensors import StoredTensor
 from ..io.staging import Staging
 from . import slices
+from .blocks import Room
 from .jobs import Job, Slice
 from .plan import DEFAULT_MEMORY, Plan, stored
 from .tally import Gather, Record, Tally, block_digest, owned_operands
@@ -102,6 +103,10 @@ def _worker(
     for _ in range(threads):
         spare.put(np.empty(plan.buffer_bytes(threads, memory), np.uint8))
 
+    rooms: SimpleQueue[Room] = SimpleQueue()
+    for _ in range(threads):
+        rooms.put(Room())
+
     def writer(job: Job) -> Callable[[int, slices.Bytes], None]:
         descriptor, begin = outputs[job.name]
         size = dtypes.itemsize(job.dtype)
@@ -111,9 +116,12 @@ def _worker(
         if piece.job.whole:
             from . import merging  # torch is wanted only where a method is
 
-            return [
-                merging.run(piece.job, files, writer(piece.job), memory=share, allow_nonfinite=plan.allow_nonfinite)
-            ]
+            room = rooms.get()
+            try:
+                write, nonfinite = writer(piece.job), plan.allow_nonfinite
+                return [merging.run(piece.job, files, write, memory=share, allow_nonfinite=nonfinite, room=room)]
+            finally:
+                rooms.put(room)
         buffer = spare.get()
         try:
             rows = slices.rows_of(piece, buffer)

@@ -17,7 +17,7 @@ from ..errors import WeightopsError
 from ..ops.draw import Draw
 from ..ops.registry import Operator, find
 from . import kernels
-from .blocks import Block, Blocks, Floats, GridDigest, memory_needed
+from .blocks import Block, Blocks, Floats, GridDigest, Room, memory_needed
 from .fused import FUSED
 from .jobs import Job, Merge
 from .tally import Record
@@ -26,12 +26,21 @@ Results = Iterator[tuple[int, Floats]]
 Write = Callable[[int, Any], None]
 
 
-def run(job: Job, files: Mapping[Path, int], write: Write, *, memory: int, allow_nonfinite: bool) -> Record:
+def run(
+    job: Job,
+    files: Mapping[Path, int],
+    write: Write,
+    *,
+    memory: int,
+    allow_nonfinite: bool,
+    room: Room | None = None,
+) -> Record:
     """Compute a merge job and write it, block by block.
 
     Args:
         write: Called with the first element of a block and its bytes.
         memory: Bytes in which inputs may be kept between passes.
+        room: The thread's memory, to be used again for the next job.
 
     Returns:
         The tensor's record: digests of what was read and of what was written.
@@ -48,6 +57,7 @@ def run(job: Job, files: Mapping[Path, int], write: Write, *, memory: int, allow
         job,
         files,
         memory,
+        room,
         deltas=method.takes == "deltas",
         rows=bool(fast and fast.rows),
         allow_nonfinite=allow_nonfinite,
