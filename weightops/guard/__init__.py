@@ -1,7 +1,7 @@
 """Guards: models that say with one token whether a text is safe."""
 
 from .card import GuardCard
-from .judge import Guard, judge
+from .judge import Guard
 from .stream import Crossing, Stream, Streams
 
-__all__ = ["Crossing", "Guard", "GuardCard", "Stream", "Streams", "judge"]
+__all__ = ["Crossing", "Guard", "GuardCard", "Stream", "Streams"]
