@@ -27,12 +27,11 @@ from .guard.labels import (
     changed_rows,
     find_labels,
     label_patches,
-    vocabulary_tensors,
-    with_vocabulary,
 )
 from .io.safetensors import StoredTensor
 from .modelcard import Card, Paper
 from .save import Package
+from .vocabulary import vocabulary_tensors, with_vocabulary
 
 #: Left out by default: what lets the target's vocabulary differ, and what the paper leaves out.
 LEFT_OUT = ("embedding", "norm", "head")

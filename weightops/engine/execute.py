@@ -51,7 +51,7 @@ def execute(
     gather = Gather(owned)
     gather.begin(plan)
     with ExitStack() as stack:
-        work = _worker(plan, _open_inputs(plan, stack), _allocate(plan, staging), threads, memory)
+        work = _worker(plan, owned, _open_inputs(plan, stack), _allocate(plan, staging), threads, memory)
         for piece, records, fresh in _in_order(_pieces(plan, blocks), _done(staging), work, threads):
             gather.add(piece, records)
             if fresh:
@@ -94,10 +94,14 @@ def default_threads() -> int:
 
 
 def _worker(
-    plan: Plan, files: Mapping[Path, int], outputs: Mapping[str, tuple[int, int]], threads: int, memory: int
+    plan: Plan,
+    owned: list[list[StoredTensor]],
+    files: Mapping[Path, int],
+    outputs: Mapping[str, tuple[int, int]],
+    threads: int,
+    memory: int,
 ) -> Work:
     """The function that threads run on a slice, with a buffer for each of them."""
-    owned = owned_operands(plan)
     share = memory // threads
     spare: SimpleQueue[slices.Bytes] = SimpleQueue()
     for _ in range(threads):
@@ -141,8 +145,7 @@ def _worker(
                     record["squares"] = squares[block].tolist()
                 records.append(record)
             if job.written:
-                descriptor, begin = outputs[job.name]
-                slices.write_all(descriptor, result, begin + piece.begin * size)
+                writer(job)(piece.begin, result)
             return records
         finally:
             spare.put(buffer)

@@ -17,22 +17,10 @@ from ..io.safetensors import StoredTensor
 from ..io.tokenizer import tokenizer_of
 from ..io.weights import Weights
 from ..provenance import read_row
-from ..vocabulary import vocabulary_tensors, with_vocabulary
+from ..vocabulary import vocabulary_tensors
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
-
-__all__ = [
-    "Label",
-    "add_missing",
-    "changed_rows",
-    "find_labels",
-    "label_patches",
-    "token_of",
-    "tokenizer_of",
-    "vocabulary_tensors",
-    "with_vocabulary",
-]
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,8 @@ from weightops.checkpoint import open_all
 from weightops.compose import Composition
 from weightops.errors import WeightopsError
 from weightops.guard.card import GuardCard
-from weightops.guard.labels import find_labels, token_of, tokenizer_of
+from weightops.guard.labels import find_labels, token_of
+from weightops.io.tokenizer import tokenizer_of
 from weightops.provenance import content, tensor_digest
 from weightops.save import save
 
