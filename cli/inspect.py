@@ -13,16 +13,23 @@ from .options import SourceType, human, print_json, table
 def command(model: str, as_json: bool) -> None:
     """List MODEL's tensors by part: how many, of which dtypes, parameters and bytes. Only headers are read.
 
+    Of BASE+ADAPTER the tensors are the base's, with how many the adapter changes.
+
     \b
     weightops inspect smollm2-135m-instruct
+    weightops inspect smollm2-135m-instruct+examples/guard
     """
-    from ..checkpoint import open_weights
+    from ..checkpoint import open_checkpoint
     from ..groups import GROUPS, group_of
 
-    weights = open_weights(model)
+    checkpoint = open_checkpoint(model)
+    weights, changed = checkpoint.source, checkpoint.delta.names
     if as_json:
         print_json(
-            {t.name: {"dtype": t.dtype, "shape": t.shape, "file": str(t.file)} for t in weights.tensors.values()}
+            {
+                t.name: {"dtype": t.dtype, "shape": t.shape, "file": str(t.file), "changed": t.name in changed}
+                for t in weights.tensors.values()
+            }
         )
         return
     rows = []
@@ -37,6 +44,8 @@ def command(model: str, as_json: bool) -> None:
                     f"{sum(t.count for t in members):,}",
                     human(sum(t.nbytes for t in members)),
                     kinds,
+                    *([str(sum(tensor.name in changed for tensor in members))] if changed else []),
                 ]
             )
-    click.echo(table(["part", "tensors", "parameters", "bytes", "dtype"], rows))
+    head = ["part", "tensors", "parameters", "bytes", "dtype", *(["changed"] if changed else [])]
+    click.echo(table(head, rows))

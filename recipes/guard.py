@@ -84,10 +84,11 @@ def train(recipe: GuardRecipe, rows: Sequence[Example], out: Path, overwrite: bo
     learnt, held_out = split(list(rows), recipe.data.held_out, recipe.training.seed)
     onset: FirstUnsafe = (lambda text: None) if recipe.teacher is None else teacher_onset(recipe)
     asked = prefixes(learnt, recipe.prefix_chars, onset)
-    from .model import load
+    from weightops.loading import load
+
     from .trainer import fit
 
-    model, tokenizer = load(recipe.base)
+    model, tokenizer = load(recipe.base, "float32")
     if recipe.new_labels:
         add_labels(model, tokenizer, recipe.labels)
     system = system_text(recipe.labels)

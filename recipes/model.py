@@ -1,45 +1,18 @@
-"""A model to train: loaded in fp32, with what trains and what stays as it is."""
+"""A model to train: what of it trains, and what stays as it is."""
 
 from __future__ import annotations
 
 import re
-from pathlib import Path
 from typing import Any
 
 import torch
 
 from weightops.errors import WeightopsError
-from weightops.io.quiet import quiet_transformers
 
 from .settings import Training
 
 ROWS = "trained_rows"
 """Attribute of a parameter of which only these rows train."""
-
-
-def load(spec: str | Path) -> tuple[Any, Any]:
-    """A causal language model in fp32 and its tokenizer.
-
-    Args:
-        spec: A folder, ``org/name``, or an alias, as for :func:`weightops.open`.
-
-    Raises:
-        WeightopsError: no such model, or one that transformers does not read.
-    """
-    from weightops.checkpoint import open_weights
-
-    folder = open_weights(str(spec)).folder
-    if folder is None:
-        raise WeightopsError(f"{spec}: a bare file has no configuration and no tokenizer; name the model's folder")
-    with quiet_transformers():
-        from transformers import AutoModelForCausalLM, AutoTokenizer
-
-        try:
-            tokenizer = AutoTokenizer.from_pretrained(str(folder))
-            return AutoModelForCausalLM.from_pretrained(str(folder), dtype=torch.float32), tokenizer
-        except (OSError, ValueError) as error:
-            said = str(error).strip().partition("\n")[0]
-            raise WeightopsError(f"{spec}: transformers cannot load it ({said}); check the folder") from error
 
 
 def prepare(model: Any, training: Training) -> Any:

@@ -67,10 +67,11 @@ def run(recipe: TargetRecipe, out: Path, overwrite: bool = False) -> Fitted:
     """
     check(recipe)
     check_free(out, overwrite)
-    from .model import load
+    from weightops.loading import load
+
     from .trainer import fit
 
-    model, tokenizer = load(recipe.base)
+    model, tokenizer = load(recipe.base, "float32")
     texts = python_texts() if recipe.data is None else row_texts(tokenizer, recipe.data)
     rows = [{"input_ids": piece} for piece in blocks(tokenizer, texts, recipe)]
     if not rows:

@@ -251,9 +251,13 @@ def arguments(training: Training, folder: Path) -> Any:
 
 
 def _write(model: Any, tokenizer: Any, weights: dict[str, torch.Tensor], training: Training, folder: Path) -> None:
-    more = {"save_embedding_layers": False} if training.lora else {}
-    model.save_pretrained(folder, state_dict=weights, **more)
+    if training.lora:  # its tokenizer is the base's; the card that PEFT writes beside it has nothing filled in
+        for config in model.peft_config.values():
+            config.target_modules = sorted(config.target_modules)  # a set, in another order each time
+        model.save_pretrained(folder, state_dict=weights, save_embedding_layers=False)
+        (folder / "README.md").unlink(missing_ok=True)
+        return
+    model.save_pretrained(folder, state_dict=weights)
     tokenizer.save_pretrained(folder)
-    if not training.lora:  # save_pretrained notes the dtype of the model in memory
-        config = json.loads((folder / "config.json").read_text())
-        (folder / "config.json").write_text(json.dumps({**config, "dtype": training.save_dtype}, indent=2) + "\n")
+    config = json.loads((folder / "config.json").read_text())  # save_pretrained notes the dtype of the model in memory
+    (folder / "config.json").write_text(json.dumps({**config, "dtype": training.save_dtype}, indent=2) + "\n")

@@ -84,6 +84,7 @@ class Unfinished:
         made.mkdir()
         yield made
         for file in made.iterdir():
+            file.chmod(made.stat().st_mode & 0o666)  # safetensors lets nobody else read; the user's umask decides
             with file.open("rb") as stream:
                 os.fsync(stream.fileno())
         if self.overwrite and self.out.exists():

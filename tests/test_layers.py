@@ -14,7 +14,7 @@ ROOT = Path(__file__).parents[1]
 LEVELS = (
     ("cli",),
     ("recipes",),
-    ("merged", "compose", "merge", "guard"),
+    ("merged", "compose", "merge", "guard", "loading"),
     ("checkpoint",),
     ("expr",),
     ("save",),

@@ -20,7 +20,7 @@ from .errors import WeightopsError
 from .expr import Checkpoint, lower, sources
 from .groups import GROUPS, group_of
 from .guard.card import NAME as GUARD_CARD
-from .guard.card import GuardCard
+from .guard.card import GuardCard, card_folder
 from .guard.labels import (
     Label,
     add_missing,
@@ -119,9 +119,9 @@ def compose_guard(
         [*rows.jobs.values(), *measured],
         {
             "kind": "compose-guard",
-            "guard": guard.source.spec,
-            "base": base.source.spec,
-            "target": target.source.spec,
+            "guard": guard.spec,
+            "base": base.spec,
+            "target": target.spec,
             "scale": scale,
             "include": list(include),
             "exclude": list(exclude),
@@ -157,8 +157,8 @@ def _label_rows(
     guard: Checkpoint, base: Checkpoint, target: Checkpoint, words: Sequence[str], jobs: Mapping[str, Job]
 ) -> _Rows:
     """Copy label rows where asked; else say which label rows are dropped with the embeddings and the head."""
-    folder = guard.source.folder
-    card = GuardCard.read(folder) if folder is not None and (folder / GUARD_CARD).exists() else None
+    folder = card_folder(guard)
+    card = None if folder is None else GuardCard.read(folder)
     named = list(words) or list(card.labels if card else ())
     if not named:
         return _Rows(jobs, (_unnamed_note(guard, base),) if _vocabulary_moved(guard, base) else (), {}, {})
@@ -167,6 +167,11 @@ def _label_rows(
     lost = changed_rows(labels, guard.source, base.source)
     if not words:
         return _Rows(jobs, tuple(_lost_note(lost, named)), {}, _guard_file(card, labels))
+    if moved := sorted(guard.delta.names & {tensor.name for tensor in vocabulary_tensors(guard.source)}):
+        raise WeightopsError(
+            f"--labels: an adapter of {guard.spec} changes {moved[0]}, and rows are copied from files; write the guard "
+            "first, by weightops.open(...).save(FOLDER), and name the folder"
+        )
     labels, files, rows = add_missing(labels, target.source)
     patches = label_patches(labels, guard.source, target.source)
     changed = {name: _patched(jobs[name], rows, patch) for name, patch in patches.items()}
@@ -213,7 +218,7 @@ def _vocabulary_moved(guard: Checkpoint, base: Checkpoint) -> bool:
 
 def _unnamed_note(guard: Checkpoint, base: Checkpoint) -> str:
     return (
-        f"{guard.source.spec} has another vocabulary than {base.source.spec} and its new rows are dropped; "
+        f"{guard.spec} has another vocabulary than {base.spec} and its new rows are dropped; "
         "if its labels are new tokens, name them with --labels SAFE,UNSAFE"
     )
 
@@ -283,11 +288,11 @@ def _norms(
 
 def _card(guard: Checkpoint, base: Checkpoint, target: Checkpoint, scale: float, command: str | None) -> Card:
     return Card(
-        title=f"{target.source.spec}, with the guard of {guard.source.spec}",
+        title=f"{target.spec}, with the guard of {guard.spec}",
         text=(
-            f"`{target.source.spec}` plus {scale:g} times the difference between the guard "
-            f"`{guard.source.spec}` and its base "
-            f"`{base.source.spec}`: a guard made by task arithmetic, without training data. Measure "
+            f"`{target.spec}` plus {scale:g} times the difference between the guard "
+            f"`{guard.spec}` and its base "
+            f"`{base.spec}`: a guard made by task arithmetic, without training data. Measure "
             "it on your own data "
             "before you rely on it."
         ),

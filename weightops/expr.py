@@ -24,7 +24,7 @@ from .io.adapter import Adapter
 from .io.weights import Weights
 from .modelcard import Card
 from .rules import AlgebraError, Rule, Scale, Selector
-from .save import Package, save
+from .save import GUARD_CARD, Package, save
 
 if TYPE_CHECKING:
     import torch
@@ -172,6 +172,18 @@ class Checkpoint:
         """The names of its tensors."""
         return tuple(self.source.tensors)
 
+    @property
+    def spec(self) -> str:
+        """The name it was opened by, its adapters' with it."""
+        adapters = [change.of.spec for change in self.delta.changes if isinstance(change.of, Adapter)]
+        return "+".join([self.source.spec, *adapters])
+
+    @property
+    def folders(self) -> tuple[Path, ...]:
+        """Where files beside the weights may lie: the folders of its adapters, the last added first, then its own."""
+        adapters = [change.of.folder for change in reversed(self.delta.changes) if isinstance(change.of, Adapter)]
+        return (*adapters, *([] if self.source.folder is None else [self.source.folder]))
+
     def shape(self, name: str) -> tuple[int, ...]:
         """A tensor's shape."""
         raise_unknown(name, self.source.tensors)
@@ -272,12 +284,25 @@ def sources(checkpoint: Checkpoint) -> tuple[Weights | Adapter, ...]:
 
 
 def package(checkpoint: Checkpoint) -> Package:
-    """What stands around the weights of a checkpoint: its source's configuration and tokenizer, and a card."""
+    """What stands around the weights of a checkpoint: its source's configuration and tokenizer, and a card.
+
+    A guard that is a base and its adapter, as they are, keeps the adapter's ``guard.json``.
+    """
     card = Card(
         "A checkpoint made by weight arithmetic",
         f"Made from `{checkpoint.source.spec}` by adding differences of other checkpoints.",
     )
-    return Package(checkpoint.source, sources(checkpoint), card)
+    return Package(checkpoint.source, sources(checkpoint), card, files=_adapter_files(checkpoint.delta))
+
+
+def _adapter_files(delta: Delta) -> dict[str, bytes]:
+    if len(delta.changes) != 1:
+        return {}
+    change = delta.changes[0]
+    if not isinstance(change.of, Adapter) or change.coefficient != 1 or change.rules:
+        return {}
+    file = change.of.folder / GUARD_CARD
+    return {GUARD_CARD: file.read_bytes()} if file.exists() else {}
 
 
 def raise_unknown(name: str, known: Any) -> None:

@@ -24,11 +24,13 @@ from .provenance import RECORD, record
 
 #: Small files that go with a model whatever they are called.
 _CARRIED = (".json", ".txt", ".model", ".jinja", ".tiktoken", ".py", ".bpe", ".spm")
+GUARD_CARD = "guard.json"
+"""How a guard is asked; what arithmetic makes of a guard is another model, so it does not go along by itself."""
 _LEFT = (
     INDEX,
     RECORD,
     "pytorch_model.bin.index.json",
-    "guard.json",
+    GUARD_CARD,
     "trainer_state.json",
     "training_args.json",
     "adapter_config.json",

@@ -4,13 +4,13 @@ import pytest
 import torch
 from tiny_chat import write_chat_model
 
-from weightops.recipes.model import load
+from weightops.loading import load
 from weightops.recipes.objective import LabelDecision, NextToken
 
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory):
-    return load(write_chat_model(tmp_path_factory.mktemp("chat")))[0].eval()
+    return load(write_chat_model(tmp_path_factory.mktemp("chat")), "float32")[0].eval()
 
 
 class Even:

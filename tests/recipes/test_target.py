@@ -4,7 +4,7 @@ import pytest
 from tiny_chat import write_chat_model
 
 from weightops.errors import WeightopsError
-from weightops.recipes.model import load
+from weightops.loading import load
 from weightops.recipes.settings import Data, Training
 from weightops.recipes.target import TargetRecipe, blocks, python_texts, row_texts, run
 
@@ -15,7 +15,7 @@ def chat_model(tmp_path_factory):
 
 
 def test_blocks_are_pieces_of_the_texts_each_once_and_of_one_length(chat_model):
-    _, tokenizer = load(chat_model)
+    _, tokenizer = load(chat_model, "float32")
     texts = [f"{number * 7919} is text {number}, with more to say {number**3}" for number in range(40)]
     recipe = TargetRecipe(str(chat_model), blocks=10, tokens=16)
     made = blocks(tokenizer, texts, recipe)
@@ -44,7 +44,7 @@ def test_a_target_learns_its_text(chat_model, tmp_path):
 
 
 def test_messages_go_through_the_models_chat_template(chat_model, tmp_path):
-    _, tokenizer = load(chat_model)
+    _, tokenizer = load(chat_model, "float32")
     file = tmp_path / "rows.jsonl"
     file.write_text(json.dumps({"messages": [{"role": "user", "content": "hi"}]}) + '\n{"text": "plain"}\n')
     assert row_texts(tokenizer, Data((str(file),))) == ["<|im_start|>user\nhi<|im_end|>\n", "plain"]

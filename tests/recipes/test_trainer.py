@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -13,7 +14,7 @@ from tiny_chat import write_chat_model
 from transformers import AutoModelForCausalLM
 
 from weightops.errors import WeightopsError
-from weightops.recipes.model import load
+from weightops.loading import load
 from weightops.recipes.objective import NextToken
 from weightops.recipes.settings import Lora, Training
 from weightops.recipes.trainer import fit
@@ -35,7 +36,7 @@ SHORT = Training(lr=1e-2, epochs=1, precision="fp32", save_dtype="float32", chec
 
 
 def trained(chat_model, out, training=SHORT, rows=ROWS, objective=None, **more):
-    return fit(*load(chat_model), rows, objective or NextToken(2), training, out, **more)
+    return fit(*load(chat_model, "float32"), rows, objective or NextToken(2), training, out, **more)
 
 
 def weights(folder):
@@ -101,7 +102,7 @@ torch.set_num_threads(1)
 from pathlib import Path
 import weightops
 from weightops.recipes import trainer
-from weightops.recipes.model import load
+from weightops.loading import load
 from weightops.recipes.objective import NextToken
 from weightops.recipes.settings import Training, Lora
 base, out, lora, kill = sys.argv[1:]
@@ -112,7 +113,7 @@ trainer._Watch.on_step_end = on_step_end
 rows = json.loads(sys.stdin.read())
 lora = Lora(rank=2, dropout=0.2) if lora == "True" else None
 training = Training(lr=1e-2, epochs=3, checkpoint_every=2, lora=lora)
-trainer.fit(*load(base), rows, NextToken(2), training, Path(out))
+trainer.fit(*load(base, "float32"), rows, NextToken(2), training, Path(out))
 """
 
 
@@ -145,8 +146,9 @@ def test_two_processes_give_the_losses_of_one(chat_model, tmp_path):
     text = KILLED.replace("rows = json.loads(sys.stdin.read())", there)
     script.write_text(text.replace("checkpoint_every=2", "checkpoint_every=0, precision='fp32'"))
     (tmp_path / "rows.json").write_text(json.dumps(ROWS))
-    # `accelerate launch --cpu` starts one process unless mpirun is there; torchrun is what it calls otherwise
-    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", str(script)]
+    # `--cpu` would start one process unless mpirun is there; what --multi_gpu starts keeps to the CPU when told so
+    accelerate = str(Path(sys.executable).with_name("accelerate"))
+    launch = [accelerate, "launch", "--multi_gpu", "--num_machines", "1", "--num_processes", "2", str(script)]
     done = subprocess.run(
         [*launch, str(chat_model), str(tmp_path / "two"), "False", "-1"],
         capture_output=True,
@@ -201,7 +203,7 @@ def test_an_adapter_changes_the_answers_and_leaves_the_base_alone(chat_model, tm
     held = ROWS[:4]
     lora = replace(SHORT, epochs=4, lora=Lora(rank=4))
     done = trained(chat_model, tmp_path / "out", lora, held_out=held)
-    base, _ = load(chat_model)
+    base, _ = load(chat_model, "float32")
     objective = NextToken(2)
     batch = objective.batch(held)
     assert done.measured["loss"] < 0.95 * objective.loss(base.eval(), batch).item() / objective.items(batch)

@@ -8,7 +8,9 @@ from dataclasses import MISSING, asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
+from ..checkpoint import open_checkpoint
 from ..errors import WeightopsError
+from ..expr import Checkpoint
 
 NAME = "guard.json"
 TEXT = "{text}"
@@ -68,6 +70,18 @@ class GuardCard:
             raise WeightopsError(*(f"{file}: {problem}" for problem in error.problems)) from error
 
     @classmethod
+    def of(cls, spec: str | Path) -> GuardCard:
+        """The card of a model by the name a user gives it: of ``BASE+ADAPTER``, the adapter's before the base's.
+
+        Raises:
+            WeightopsError: no such model, or it has no card.
+        """
+        found = card_folder(open_checkpoint(spec))
+        if found is None:
+            raise WeightopsError(f"{spec}: has no {NAME}, so it is not a guard; train one, or say how to ask it")
+        return cls.read(found)
+
+    @classmethod
     def parse(cls, values: Any) -> GuardCard:
         """The card in a decoded JSON value.
 
@@ -98,6 +112,11 @@ class GuardCard:
         beside.write_text(self.to_json(), "utf-8")
         os.replace(beside, file)
         return file
+
+
+def card_folder(checkpoint: Checkpoint) -> Path | None:
+    """The folder, of a model's own and its adapters', whose card says how it is asked."""
+    return next((folder for folder in checkpoint.folders if (folder / NAME).exists()), None)
 
 
 def _faults(values: dict[str, Any]) -> list[str]:

@@ -8,8 +8,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..errors import WeightopsError
-from ..io.quiet import quiet_transformers
+from ..loading import load
 from .card import GuardCard
 from .prompt import Frame, frame_of, left_padded, pad_id
 
@@ -28,31 +27,22 @@ class Guard:
 
     @classmethod
     def load(
-        cls, folder: Path, card: GuardCard | Callable[[Any], GuardCard] | None = None, dtype: str = "auto"
+        cls, spec: str | Path, card: GuardCard | Callable[[Any], GuardCard] | None = None, dtype: str = "auto"
     ) -> Guard:
-        """Load a guard from a Hugging Face model folder.
+        """Load a guard.
 
         Args:
-            folder: Where the model is.
-            card: How to ask, or what makes that from the tokenizer (a preset); the folder's ``guard.json`` otherwise.
+            spec: A Hugging Face model folder, or what else :func:`weightops.open` takes.
+            card: How to ask, or what makes that from the tokenizer (a preset); otherwise the model's ``guard.json``.
             dtype: Of the weights in memory; ``auto`` keeps the file's.
 
         Raises:
             WeightopsError: no card, a tokenizer that cannot ask so, or files that transformers does not read.
         """
-        card = card or GuardCard.read(folder)
-        with quiet_transformers():
-            from transformers import AutoModelForCausalLM, AutoTokenizer
-
-            try:
-                tokenizer = AutoTokenizer.from_pretrained(str(folder))
-                card = card if isinstance(card, GuardCard) else card(tokenizer)
-                model: Any = AutoModelForCausalLM.from_pretrained(str(folder), dtype=dtype)
-            except (OSError, ValueError) as error:
-                said = str(error).strip().partition("\n")[0]
-                raise WeightopsError(f"{folder}: transformers cannot load it ({said}); check the folder") from error
+        card = card or GuardCard.of(spec)
+        model, tokenizer = load(spec, dtype)
         model.eval()
-        return cls(model, tokenizer, card)
+        return cls(model, tokenizer, card if isinstance(card, GuardCard) else card(tokenizer))
 
     @cached_property
     def frame(self) -> Frame:
@@ -68,13 +58,15 @@ class Guard:
         return probabilities(self.model, self.frame.rows(texts), self.card.label_ids, pad_id(self.tokenizer), batch)
 
 
-def judge(folder: Path, texts: Sequence[str], card: GuardCard | None = None, batch: int = 16) -> NDArray[np.float64]:
+def judge(
+    spec: str | Path, texts: Sequence[str], card: GuardCard | None = None, batch: int = 16
+) -> NDArray[np.float64]:
     """The probability that each text is unsafe.
 
     Args:
-        folder: A Hugging Face model folder.
+        spec: A Hugging Face model folder, or what else :func:`weightops.open` takes.
         texts: What to judge.
-        card: How to ask; the folder's ``guard.json`` otherwise.
+        card: How to ask; otherwise the model's ``guard.json``.
         batch: Texts in one forward pass.
 
     Returns:
@@ -83,7 +75,7 @@ def judge(folder: Path, texts: Sequence[str], card: GuardCard | None = None, bat
     Raises:
         WeightopsError: no card, or a tokenizer without a chat template.
     """
-    return Guard.load(folder, card).probabilities(texts, batch)
+    return Guard.load(spec, card).probabilities(texts, batch)
 
 
 def probabilities(
@@ -110,7 +102,7 @@ def probabilities(
     batches = [order[start : start + batch] for start in range(0, len(order), batch)]
     model.eval()
     with torch.inference_mode():
-        for members in tqdm(batches, "judging", unit="batch", delay=1, leave=False):
+        for members in tqdm(batches, "judging", unit="batch", delay=1, leave=False, disable=len(batches) < 2):
             inputs = {k: v.to(model.device) for k, v in left_padded([rows[row] for row in members], pad).items()}
             logits = model(**inputs, logits_to_keep=1, use_cache=False).logits[:, -1, list(labels)]
             found[members] = logits.double().softmax(-1)[:, 1].cpu().numpy()

@@ -23,9 +23,9 @@ from dataclasses import dataclass, field, replace
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
-from ..checkpoint import open_weights
+from ..checkpoint import open_checkpoint
 from ..errors import WeightopsError
-from .card import NAME, TEXT, GuardCard
+from .card import NAME, TEXT, GuardCard, card_folder
 from .judge import Guard
 from .prompt import label_ids, rendered_around, system_text
 
@@ -216,7 +216,7 @@ def open_guard(spec: str, preset: str | None = None, threshold: float | None = N
     """Load a guard: by its own ``guard.json``, or as a preset says.
 
     Args:
-        spec: A folder, hub id, file or alias, as for :func:`weightops.open`.
+        spec: A folder, hub id, alias or BASE+ADAPTER, as for :func:`weightops.open`.
         preset: A name in :data:`PRESETS`; otherwise the model's card, and without one the preset for its name.
         threshold: From this probability on, a text is unsafe; the card's unless given.
         dtype: Of the weights in memory; ``auto`` keeps the file's.
@@ -226,14 +226,12 @@ def open_guard(spec: str, preset: str | None = None, threshold: float | None = N
     """
     if preset is not None and preset not in PRESETS:
         raise WeightopsError(f"{preset}: not a preset; there is {', '.join(PRESETS)}")
-    folder = open_weights(spec).folder
-    if folder is None:
-        raise WeightopsError(f"{spec}: a bare file has no tokenizer; name the model's folder")
-    name = preset or (None if (folder / NAME).exists() else find(spec))
-    if name is None and not (folder / NAME).exists():
+    has_card = card_folder(open_checkpoint(spec)) is not None
+    name = preset or (None if has_card else find(spec))
+    if name is None and not has_card:
         raise WeightopsError(
             f"{spec}: has no {NAME}, and no preset is for that name; train a guard, or say how to ask it with a "
             f"preset: {', '.join(PRESETS)}"
         )
-    guard = Guard.load(folder, PRESETS[name].card if name else None, dtype)
+    guard = Guard.load(spec, PRESETS[name].card if name else None, dtype)
     return guard if threshold is None else replace(guard, card=replace(guard.card, threshold=threshold))

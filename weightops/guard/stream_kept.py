@@ -134,8 +134,8 @@ def can_keep(model: Any, rows: Sequence[Sequence[int]], labels: Sequence[int]) -
     """Whether a model judges the same from kept keys and values as from the whole text at once.
 
     Known kinds of attention only (full, sliding); and a trial on ``rows``, run in two pieces and as one batch, must
-    give the label logits of plain forward passes within 5 % of their spread (ours). Everything else, chunked attention,
-    state spaces and convolutions among them, is read anew for each answer.
+    give the label logits of plain forward passes within 5 % of their spread and two roundings in the model's dtype
+    (ours). Everything else, chunked attention, state spaces and convolutions among them, is read anew for each answer.
     """
     import torch
 
@@ -160,4 +160,5 @@ def can_keep(model: Any, rows: Sequence[Sequence[int]], labels: Sequence[int]) -
         ]
     spread = max(float(logits.double().std()) for logits in plain)
     wanted = torch.stack([logits[list(labels)].double().cpu() for logits in plain])
-    return bool((found - wanted).abs().max() <= 0.05 * spread + 1e-6)
+    roundings = 2 * torch.finfo(model.dtype).eps * float(wanted.abs().max())
+    return bool((found - wanted).abs().max() <= 0.05 * spread + roundings)

@@ -1,3 +1,5 @@
+import shutil
+
 import numpy as np
 import pytest
 import torch
@@ -51,10 +53,7 @@ def test_padding_and_batching_change_no_answer(chat_model, tokenizer, card):
 
 
 def test_the_folders_own_card_is_used(chat_model, tmp_path, card):
-    folder = tmp_path / "guard"
-    folder.mkdir()
-    for file in chat_model.iterdir():
-        (folder / file.name).symlink_to(file)
+    folder = shutil.copytree(chat_model, tmp_path / "guard")
     with pytest.raises(WeightopsError, match="not a guard"):
         judge(folder, TEXTS)
     GuardCard(card.system, ("unsafe", "safe"), card.label_ids[::-1]).write(folder)

@@ -1,0 +1,49 @@
+"""``weightops inspect``: the table and JSON, of a model and of one with an adapter."""
+
+import json
+
+import pytest
+import torch
+from click.testing import CliRunner
+from safetensors.torch import save_file
+from tiny_chat import write_chat_model
+
+from weightops.cli.inspect import command
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory):
+    return write_chat_model(tmp_path_factory.mktemp("inspect"))
+
+
+@pytest.fixture(scope="module")
+def adapter(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("adapter")
+    (folder / "adapter_config.json").write_text(json.dumps({"peft_type": "LORA", "lora_alpha": 1, "r": 1}))
+    at = "base_model.model.model.layers.0.self_attn.q_proj"
+    factors = {f"{at}.lora_A.weight": torch.ones(1, 32), f"{at}.lora_B.weight": torch.ones(32, 1)}
+    save_file(factors, folder / "adapter_model.safetensors")
+    return folder
+
+
+def run(*args):
+    result = CliRunner().invoke(command, [str(arg) for arg in args])
+    assert result.exit_code == 0, result.output
+    return result.output
+
+
+def test_parts_are_counted_by_tensors_parameters_and_bytes(base):
+    rows = {line.split()[0]: line.split()[1:] for line in run(base).splitlines()[1:]}
+    assert rows["norm"] == ["5", "160", "320", "B", "BF16"]
+    assert rows["attention"][0] == "8"
+    assert rows["mlp"][:2] == ["6", f"{2 * 3 * 32 * 64:,}"]
+
+
+def test_of_base_plus_adapter_it_says_what_the_adapter_changes(base, adapter):
+    head, *lines = run(f"{base}+{adapter}").splitlines()
+    assert head.split()[-1] == "changed"
+    assert {line.split()[0]: line.split()[-1] for line in lines} == {
+        "attention": "1", "mlp": "0", "norm": "0", "embedding": "0",
+    }  # fmt: skip
+    tensors = json.loads(run(f"{base}+{adapter}", "--json"))
+    assert [name for name, said in tensors.items() if said["changed"]] == ["model.layers.0.self_attn.q_proj.weight"]
