@@ -10,6 +10,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+import numpy as np
+
+from .. import dtypes
 from ..engine.jobs import Patch
 from ..errors import WeightopsError
 from ..groups import group_of
@@ -90,7 +93,21 @@ def changed_rows(labels: Sequence[Label], guard: Weights, base: Weights) -> list
 def _row_changed(label: Label, tensor: StoredTensor, other: StoredTensor | None) -> bool:
     if other is None or label.base is None or label.base >= other.shape[0] or label.guard >= tensor.shape[0]:
         return True
-    return read_row(tensor, label.guard) != read_row(other, label.base)
+    rows = (tensor, read_row(tensor, label.guard)), (other, read_row(other, label.base))
+    return len({_rounded(stored, row, _narrower(tensor.dtype, other.dtype)) for stored, row in rows}) > 1
+
+
+def _narrower(one: str, other: str) -> str:
+    """The dtype in which two files can be compared that were rounded differently on their way to disk."""
+    return min(one, other, key=lambda dtype: (dtypes.BITS[dtype], dtype))
+
+
+def _rounded(stored: StoredTensor, row: bytes, dtype: str) -> bytes:
+    if stored.dtype == dtype or not {stored.dtype, dtype} <= set(dtypes.FLOATS):
+        return row
+    from ..engine import kernels
+
+    return kernels.narrow(kernels.widen(np.frombuffer(row, np.uint8), stored.dtype), dtype).tobytes()
 
 
 def label_patches(labels: Sequence[Label], guard: Weights, target: Weights) -> dict[str, tuple[Patch, ...]]:

@@ -83,10 +83,14 @@ def test_a_note_names_the_labels_whose_rows_are_dropped_and_the_option_that_copi
     assert all(text in note for text in ("'safe'", "'unsafe'", EMBED, HEAD, "--labels safe,unsafe"))
 
 
-def test_labels_whose_rows_the_guard_has_not_learnt_need_no_note(tmp_path):
-    base = tiny.llama(0)
+@pytest.mark.parametrize(
+    ("saved", "loaded"), [("bfloat16", "bfloat16"), ("float32", "bfloat16"), ("bfloat16", "float32")]
+)
+def test_labels_whose_rows_the_guard_has_not_learnt_need_no_note(tmp_path, saved, loaded):
+    """Whatever the dtype in which guard and base were saved."""
+    base = tiny.cast(tiny.llama(0, dtype=torch.float32), getattr(torch, loaded))
     moved = tiny.perturbed(base, 1) | {name: base[name] for name in (EMBED, HEAD)}
-    guard = model(tmp_path / "guard", moved)
+    guard = model(tmp_path / "guard", tiny.cast(moved, getattr(torch, saved)))
     card(guard, OLD)
     assert compose(guard, model(tmp_path / "base", base), model(tmp_path / "target", base)).plan.notes == ()
 
