@@ -1,0 +1,1 @@
+"""Guards that stream: what ``docs/guard.md`` shows."""
