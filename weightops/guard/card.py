@@ -6,11 +6,12 @@ import json
 import os
 from dataclasses import MISSING, asdict, dataclass, fields
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from ..checkpoint import open_checkpoint
 from ..errors import WeightopsError
-from ..expr import Checkpoint
+
+if TYPE_CHECKING:
+    from ..expr import Checkpoint
 
 NAME = "guard.json"
 TEXT = "{text}"
@@ -76,6 +77,8 @@ class GuardCard:
         Raises:
             WeightopsError: no such model, or it has no card.
         """
+        from ..checkpoint import open_checkpoint  # recipes read cards, and looking at recipes should load no numba
+
         found = card_folder(open_checkpoint(spec))
         if found is None:
             raise WeightopsError(f"{spec}: has no {NAME}, so it is not a guard; train one, or say how to ask it")

@@ -8,7 +8,6 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..loading import load
 from .card import GuardCard
 from .prompt import Frame, frame_of, left_padded, pad_id
 
@@ -39,6 +38,8 @@ class Guard:
         Raises:
             WeightopsError: no card, a tokenizer that cannot ask so, or files that transformers does not read.
         """
+        from ..loading import load  # with numba, which looking at recipes should not wait for
+
         card = card or GuardCard.of(spec)
         model, tokenizer = load(spec, dtype)
         model.eval()
