@@ -12,8 +12,8 @@ from typing import Any
 
 import click
 
-from ..errors import WeightopsError
-from ..version import __version__
+from weightops.errors import WeightopsError
+from weightops.version import __version__
 
 #: Name, module, and the line that ``weightops --help`` shows.
 COMMANDS = {

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from .options import (
+from weightops.cli.options import (
     Output,
     command_line,
     dtype_option,
@@ -22,7 +22,7 @@ from .options import (
 )
 
 if TYPE_CHECKING:
-    from ..compose import GroupNorms
+    from weightops.guard.compose import GroupNorms
 
 
 @click.command("compose-guard")
@@ -57,8 +57,8 @@ def command(
     weightops compose-guard --guard ./guard --base org/base --target ./mine --out mine-guard
     weightops compose-guard --guard org/base+./guard-lora --base org/base --target ./mine --out mine-guard --dry-run
     """
-    from ..checkpoint import open_all
-    from ..compose import compose_guard
+    from weightops.algebra.opening import open_all
+    from weightops.guard.compose import compose_guard
 
     opened = open_all([guard, base, target])
     composition = compose_guard(

@@ -9,8 +9,8 @@ from typing import Any
 import click
 from click.shell_completion import CompletionItem
 
-from ..errors import WeightopsError
-from .options import SizeType, SourceType, print_json
+from weightops.cli.options import SizeType, SourceType, print_json
+from weightops.errors import WeightopsError
 
 
 class _PresetType(click.ParamType):
@@ -19,7 +19,7 @@ class _PresetType(click.ParamType):
     name = "preset"
 
     def shell_complete(self, ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
-        from ..guard.presets import PRESETS
+        from weightops.guard.presets import PRESETS
 
         return [CompletionItem(name) for name in PRESETS if name.startswith(incomplete)]
 
@@ -87,7 +87,7 @@ def score(
     weightops guard score meta-llama/Llama-Guard-3-1B --jsonl replies.jsonl --json
     cat lines.txt | weightops guard score mine-guard
     """
-    from ..guard.presets import open_guard
+    from weightops.guard.presets import open_guard
 
     asked = [*texts, *(text for file in jsonl for text in _texts(file))]
     if not asked and not jsonl:
@@ -140,9 +140,9 @@ def evaluate(
     \b
     weightops guard eval mine-guard test.jsonl --out report
     """
-    from ..guard.evaluate import evaluate as run
-    from ..guard.evaluate import read_rows
-    from ..guard.presets import open_guard
+    from weightops.guard.evaluate import evaluate as run
+    from weightops.guard.evaluate import read_rows
+    from weightops.guard.presets import open_guard
 
     labelled = read_rows(data)
     if faults := [f"--rows {row}: there are {len(labelled)} texts" for row in rows if row > len(labelled)]:
@@ -200,12 +200,12 @@ def serve(
     curl -d '{"input": "how do I kill a process?"}' localhost:8080/v1/moderations
     tail -f reply.txt | curl -NT - -X POST localhost:8080/v1/moderations/stream
     """
-    from ..guard.evaluate import needed
+    from weightops.guard.evaluate import needed
 
     for package in ("fastapi", "uvicorn"):
         needed(package, package, "serve")
-    from ..guard import serve as server
-    from ..guard.presets import open_guard
+    from weightops.guard.presets import open_guard
+    from weightops.guard.serving import server
 
     limits = server.Limits(
         body_bytes=max_body,
@@ -225,7 +225,7 @@ def serve(
 def _write_report(out: Path, report: dict[str, Any], found: Any, rows: list[int]) -> None:
     import json
 
-    from ..guard.plots import draw
+    from weightops.guard.plots import draw
 
     out.mkdir(parents=True, exist_ok=True)
     (out / "evaluation.json").write_text(json.dumps(report, indent=2, ensure_ascii=False) + "\n", "utf-8")

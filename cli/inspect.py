@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import click
 
-from .options import SourceType, human, print_json, table
+from weightops.cli.options import SourceType, human, print_json, table
 
 
 @click.command("inspect")
@@ -19,8 +19,8 @@ def command(model: str, as_json: bool) -> None:
     weightops inspect smollm2-135m-instruct
     weightops inspect smollm2-135m-instruct+examples/guard
     """
-    from ..checkpoint import open_checkpoint
-    from ..groups import GROUPS, group_of
+    from weightops.algebra.opening import open_checkpoint
+    from weightops.anatomy.groups import GROUPS, group_of
 
     checkpoint = open_checkpoint(model)
     weights, changed = checkpoint.source, checkpoint.delta.names

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from .options import (
+from weightops.cli.options import (
     Output,
     command_line,
     human,
@@ -51,7 +51,7 @@ def command(
     weightops merge mine.yml merged --plugin my_method.py
     """
     if engine == "mergekit":
-        from ..merge.foreign import run_mergekit
+        from weightops.merge.foreign import run_mergekit
 
         if output.dry_run or plugin:
             raise click.UsageError("--dry-run and --plugin are of our own engine; mergekit has neither")
@@ -61,9 +61,9 @@ def command(
         else:
             click.echo(f"wrote {output.out} (by the mergekit package)")
         return
-    from ..merge import run
-    from ..merge.build import Options
-    from ..ops.plugin import load_plugin
+    from weightops.merge import run
+    from weightops.merge.build import Options
+    from weightops.ops.plugin import load_plugin
 
     for file in plugin:
         load_plugin(file)

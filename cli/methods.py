@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING
 
 import click
 
-from .options import plugin_option, print_json, table
+from weightops.cli.options import plugin_option, print_json, table
 
 if TYPE_CHECKING:
-    from ..ops.registry import Operator, Parameter
+    from weightops.ops.registry import Operator, Parameter
 
 
 @click.group("methods", invoke_without_command=True)
@@ -28,7 +28,7 @@ def command(ctx: click.Context, plugin: tuple[Path, ...], as_json: bool) -> None
     _load(plugin)
     if ctx.invoked_subcommand is not None:
         return
-    from ..ops import methods
+    from weightops.ops import methods
 
     if as_json:
         print_json([_described(method) for method in methods()])
@@ -45,7 +45,7 @@ def show(name: str) -> None:
     \b
     weightops methods show ties
     """
-    from ..ops import find
+    from weightops.ops import find
 
     method = find(name)
     click.echo(f"{method.name}\n")
@@ -63,7 +63,7 @@ def show(name: str) -> None:
 
 
 def _load(plugins: tuple[Path, ...]) -> None:
-    from ..ops.plugin import load_plugin
+    from weightops.ops.plugin import load_plugin
 
     for file in plugins:
         load_plugin(file)
@@ -79,7 +79,7 @@ def _described(method: Operator) -> dict[str, object]:
 
 
 def _names() -> list[str]:
-    from ..ops import methods
+    from weightops.ops import methods
 
     return [method.name for method in methods()]
 

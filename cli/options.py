@@ -14,11 +14,11 @@ from typing import TYPE_CHECKING, Any
 import click
 from click.shell_completion import CompletionItem
 
-from ..errors import WeightopsError
+from weightops.errors import WeightopsError
 
 if TYPE_CHECKING:
-    from ..engine.plan import Plan
-    from ..save import Package, Saved
+    from weightops.engine.plan import Plan
+    from weightops.output.save import Package, Saved
 
 
 class SourceType(click.ParamType):
@@ -27,7 +27,7 @@ class SourceType(click.ParamType):
     name = "model"
 
     def shell_complete(self, ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
-        from ..io.gguf import ALIASES
+        from weightops.io.gguf import ALIASES
 
         return [CompletionItem(alias) for alias in ALIASES if alias.startswith(incomplete)] + [
             CompletionItem(incomplete, type="file")
@@ -42,7 +42,7 @@ class SizeType(click.ParamType):
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
         if isinstance(value, int) or (ctx is not None and ctx.resilient_parsing):  # completion wants no number
             return value  # type: ignore[no-any-return]
-        from ..engine.plan import parse_size
+        from weightops.engine.plan import parse_size
 
         try:
             return parse_size(value)
@@ -63,8 +63,8 @@ class Output:
 
     def plan_json(self, plan: Plan, package: Package) -> dict[str, Any]:
         """A plan for a program: problems, notes, bytes, peak memory, files and tensors."""
-        from ..engine.execute import default_threads
-        from ..save import problems
+        from weightops.engine.execute import default_threads
+        from weightops.output.save import problems
 
         found = problems(plan, package, self.out, overwrite=self.overwrite)
         return {
@@ -89,7 +89,7 @@ class Output:
         Raises:
             WeightopsError: one line; of several problems the first, and how many more ``--dry-run`` lists.
         """
-        from ..save import problems, save
+        from weightops.output.save import problems, save
 
         if found := problems(plan, package, self.out, overwrite=self.overwrite):
             more = f" (and {len(found) - 1} more; --dry-run lists them)" if len(found) > 1 else ""

@@ -7,12 +7,12 @@ from typing import Any
 
 import click
 
-from ..errors import WeightopsError
-from .options import print_json, table
+from weightops.cli.options import print_json, table
+from weightops.errors import WeightopsError
 
 
 def _complete(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[str]:
-    from ..recipes.shelf import shipped
+    from weightops.recipes.catalog import shipped
 
     return [name for name in shipped() if name.startswith(incomplete)]
 
@@ -32,7 +32,7 @@ def command() -> None:
 @click.option("--json", "as_json", is_flag=True, help="Print for a program.")
 def list_(as_json: bool) -> None:
     """List the recipes that are shipped."""
-    from ..recipes.shelf import shipped, summary
+    from weightops.recipes.catalog import shipped, summary
 
     rows = [[name, summary(file)] for name, file in shipped().items()]
     if as_json:
@@ -45,8 +45,8 @@ def list_(as_json: bool) -> None:
 @click.argument("name", shell_complete=_complete)
 def show(name: str) -> None:
     """Print a recipe."""
-    from ..recipes.read import read_file
-    from ..recipes.shelf import find
+    from weightops.recipes.catalog import find
+    from weightops.recipes.floor.recipe_file import read_file
 
     click.echo(read_file(find(name)), nl=False)
 
@@ -56,8 +56,8 @@ def show(name: str) -> None:
 @click.argument("file", type=click.Path(path_type=Path, dir_okay=False), required=False)
 def copy(name: str, file: Path | None) -> None:
     """Write a recipe to FILE, for you to change.  [default: NAME.yaml]"""
-    from ..recipes.read import read_file
-    from ..recipes.shelf import find
+    from weightops.recipes.catalog import find
+    from weightops.recipes.floor.recipe_file import read_file
 
     text, to = read_file(find(name)), file or Path(f"{Path(name).stem}.yaml")
     try:
@@ -76,7 +76,7 @@ def validate(file: str, sets: tuple[str, ...], as_json: bool) -> None:
     """Check a recipe, and say everything that is wrong with it; nothing is loaded."""
     from dataclasses import asdict
 
-    from ..recipes.shelf import read
+    from weightops.recipes.catalog import read
 
     found: dict[str, Any] = asdict(read(file, sets))
     if as_json:

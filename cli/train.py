@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from .options import print_json
+from weightops.cli.options import print_json
 
 
 @click.command("train")
@@ -30,7 +30,7 @@ def command(recipe: str, sets: tuple[str, ...], out: Path | None, overwrite: boo
     """
     import os
 
-    from ..recipes import shelf
+    from weightops.recipes import catalog as shelf
 
     asked = shelf.read(recipe, sets)
     to = out or Path(Path(recipe).stem)

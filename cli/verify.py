@@ -15,7 +15,7 @@ def command(folder: Path) -> None:
     \b
     weightops verify mine-guard
     """
-    from ..provenance import verify
+    from weightops.output.provenance import verify
 
     faults = verify(folder)
     for fault in faults:

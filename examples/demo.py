@@ -141,7 +141,7 @@ def f1(rows: list[dict[str, Any]]) -> float:
 
 
 def prompts(language: str, split: str) -> list[dict[str, Any]]:
-    from weightops.recipes.data import read_rows
+    from weightops.recipes.data.rows import read_rows
 
     return [row for row in read_rows(prompt_file(language)) if row["split"] == split]
 

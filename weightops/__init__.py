@@ -15,10 +15,10 @@ from .errors import WeightopsError
 from .version import __version__
 
 if TYPE_CHECKING:
-    from .checkpoint import open_adapter
-    from .checkpoint import open_checkpoint as open  # the face says wo.open, as json says json.load
-    from .compose import compose_guard
-    from .expr import Checkpoint, Delta
+    from .algebra.checkpoint import Checkpoint, Delta
+    from .algebra.opening import open_adapter
+    from .algebra.opening import open_checkpoint as open  # the face says wo.open, as json says json.load
+    from .guard.compose import compose_guard
     from .ops import Draw, PerModel, Place, operator
 
 __all__ = [
@@ -36,14 +36,14 @@ __all__ = [
 ]
 
 _HOMES = {
-    "Checkpoint": ("expr", "Checkpoint"),
-    "Delta": ("expr", "Delta"),
+    "Checkpoint": ("algebra.checkpoint", "Checkpoint"),
+    "Delta": ("algebra.checkpoint", "Delta"),
     "Draw": ("ops", "Draw"),
     "PerModel": ("ops", "PerModel"),
     "Place": ("ops", "Place"),
-    "compose_guard": ("compose", "compose_guard"),
-    "open": ("checkpoint", "open_checkpoint"),
-    "open_adapter": ("checkpoint", "open_adapter"),
+    "compose_guard": ("guard.compose", "compose_guard"),
+    "open": ("algebra.opening", "open_checkpoint"),
+    "open_adapter": ("algebra.opening", "open_adapter"),
     "operator": ("ops", "operator"),
 }
 
@@ -56,6 +56,6 @@ def __getattr__(name: str) -> Any:
     if name not in _HOMES:
         if name.startswith("_") or importlib.util.find_spec(f"{__name__}.{name}"):  # a module of ours, not yet loaded
             raise AttributeError(f"module 'weightops' has no attribute {name!r}")
-        return importlib.import_module(".merged", __name__).function(name)
+        return importlib.import_module(".algebra.merged", __name__).function(name)
     module, attribute = _HOMES[name]
     return getattr(importlib.import_module(f".{module}", __name__), attribute)

@@ -19,13 +19,13 @@ import time
 IMPORTS = {
     "compose-guard": (
         "weightops.cli.compose_guard",
-        "weightops.checkpoint",
-        "weightops.compose",
-        "weightops.save",
+        "weightops.algebra.opening",
+        "weightops.guard.compose",
+        "weightops.output.save",
     ),
     "merge": (
         "weightops.cli.merge",
-        "weightops.checkpoint",
+        "weightops.algebra.opening",
         "weightops.merge.run",
         "weightops.engine.merging",
     ),

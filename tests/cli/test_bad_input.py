@@ -331,8 +331,8 @@ def test_an_installation_and_a_home_that_cannot_be_written_are_no_fault(models):
 
 def leave_unfinished(models: Path) -> None:
     """A run that was killed, of the same command."""
-    from weightops.checkpoint import open_all
-    from weightops.compose import compose_guard
+    from weightops.algebra.opening import open_all
+    from weightops.guard.compose import compose_guard
     from weightops.io.staging import Staging
 
     plan = compose_guard(*open_all([models / role for role in ROLES])).plan
@@ -442,12 +442,12 @@ def test_debug_shows_the_traceback_and_nothing_else_does(models):
 
 
 def test_a_fault_of_ours_is_one_line_too(models, monkeypatch):
-    import weightops.compose
+    import weightops.guard.compose
 
     def broken(*_: object, **__: object) -> None:
         raise ZeroDivisionError("one\ntwo")
 
-    monkeypatch.setattr(weightops.compose, "compose_guard", broken)
+    monkeypatch.setattr(weightops.guard.compose, "compose_guard", broken)
     result = CliRunner().invoke(main, arguments(models))
     assert result.exit_code == 1
     (line,) = result.stderr.splitlines()

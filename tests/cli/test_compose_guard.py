@@ -13,7 +13,7 @@ import tiny_models as tiny
 from click.testing import CliRunner, Result
 
 from weightops.cli import main
-from weightops.provenance import verify
+from weightops.output.provenance import verify
 
 UP = "model.layers.0.mlp.up_proj.weight"
 

@@ -13,7 +13,7 @@ from click.testing import CliRunner
 from merge_files import config_of, family, quiet
 
 from weightops.cli import main
-from weightops.provenance import verify
+from weightops.output.provenance import verify
 
 TWO = "models:\n  - model: {a}\n  - model: {b}\n"
 BASED = "base_model: {base}\n" + TWO

@@ -10,7 +10,7 @@ from tiny_chat import write_chat_model
 
 from weightops.cli import main
 from weightops.guard.card import GuardCard
-from weightops.recipes.shelf import CLASSES, read, shipped
+from weightops.recipes.catalog import CLASSES, read, shipped
 
 
 def run(*args, code=0):

@@ -10,8 +10,8 @@ import numpy as np
 import numpy.typing as npt
 
 from .. import dtypes
+from ..anatomy.place import Place
 from ..io.safetensors import StoredTensor
-from ..place import Place
 
 #: Elements in a block: the grid on which tensors are read, hashed and recorded as done. Part of the file format of
 #: ``weightops.json`` (a content hash is a hash of block hashes), so it never changes with slice size or threads.

@@ -2,6 +2,6 @@
 
 from .card import GuardCard
 from .judge import Guard
-from .stream import Crossing, Stream, Streams
+from .streaming.stream import Crossing, Stream, Streams
 
 __all__ = ["Crossing", "Guard", "GuardCard", "Stream", "Streams"]

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from ..errors import WeightopsError
 
 if TYPE_CHECKING:
-    from ..expr import Checkpoint
+    from ..algebra.checkpoint import Checkpoint
 
 NAME = "guard.json"
 TEXT = "{text}"
@@ -77,7 +77,7 @@ class GuardCard:
         Raises:
             WeightopsError: no such model, or it has no card.
         """
-        from ..checkpoint import open_checkpoint  # recipes read cards, and looking at recipes should load no numba
+        from ..algebra.opening import open_checkpoint  # recipes read cards, and looking at recipes should load no numba
 
         found = card_folder(open_checkpoint(spec))
         if found is None:

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 from ..errors import WeightopsError
 from .judge import Guard
 from .metrics import Scores, score
-from .stream import Crossing, Stream, Streams
+from .streaming.stream import Crossing, Stream, Streams
 
 if TYPE_CHECKING:
     import numpy as np

@@ -38,7 +38,7 @@ class Guard:
         Raises:
             WeightopsError: no card, a tokenizer that cannot ask so, or files that transformers does not read.
         """
-        from ..loading import load  # with numba, which looking at recipes should not wait for
+        from ..algebra.loading import load  # with numba, which looking at recipes should not wait for
 
         card = card or GuardCard.of(spec)
         model, tokenizer = load(spec, dtype)

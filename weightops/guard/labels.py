@@ -13,14 +13,14 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from .. import dtypes
+from ..anatomy.groups import group_of
+from ..anatomy.vocabulary import vocabulary_tensors
 from ..engine.jobs import Patch
 from ..errors import WeightopsError
-from ..groups import group_of
 from ..io.safetensors import StoredTensor
 from ..io.tokenizer import tokenizer_of
 from ..io.weights import Weights
-from ..provenance import read_row
-from ..vocabulary import vocabulary_tensors
+from ..output.provenance import read_row
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer

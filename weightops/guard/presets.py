@@ -23,7 +23,7 @@ from dataclasses import dataclass, field, replace
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
-from ..checkpoint import open_checkpoint
+from ..algebra.opening import open_checkpoint
 from ..errors import WeightopsError
 from .card import NAME, TEXT, GuardCard, card_folder
 from .judge import Guard

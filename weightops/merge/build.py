@@ -11,24 +11,24 @@ import numpy as np
 import numpy.typing as npt
 
 from .. import dtypes
+from ..algebra.checkpoint import Checkpoint, lower, misfits, sources
+from ..anatomy.layers import embedding_of
+from ..anatomy.layers_config import relayer_configs
+from ..anatomy.place import Place
+from ..anatomy.vocabulary import token_tensors
 from ..engine.jobs import Input, Job, Merge, RowReader, Term
 from ..engine.merging import workspace
 from ..engine.plan import DEFAULT_SHARD, Plan, make_plan
 from ..errors import WeightopsError, attempt_all
-from ..expr import Checkpoint, lower, misfits, sources
 from ..io.safetensors import StoredTensor
-from ..modelcard import Card, Paper
 from ..ops import lines_scale
 from ..ops.registry import Operator, find
-from ..place import Place
-from ..save import Package
-from ..vocabulary import token_tensors
-from .layers import embedding_of
-from .layers_config import relayer_configs
-from .layout import Layout, ModelTensors, OutputTensor, Source, lay_out
-from .schema import MergeConfig
-from .tokens_rows import Alignment, gather_rows, mean_row
-from .vocabulary import Vocabulary, plan_vocabulary
+from ..output.modelcard import Card, Paper
+from ..output.save import Package
+from .config.schema import MergeConfig
+from .layout.outputs import Layout, ModelTensors, OutputTensor, Source, lay_out
+from .tokens.planning import Vocabulary, plan_vocabulary
+from .tokens.row_alignment import Alignment, gather_rows, mean_row
 
 Floats = npt.NDArray[np.float32]
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from ..errors import WeightopsError
 from ..io.staging import exists_already
-from .config import ELSEWHERE
+from .config.reading import ELSEWHERE
 
 
 def run_mergekit(config: Path, out: Path, *, seed: int = 0, overwrite: bool = False) -> None:

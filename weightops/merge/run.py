@@ -9,18 +9,18 @@ from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
-from ..checkpoint import open_checkpoint
+from ..algebra.checkpoint import Checkpoint
+from ..algebra.opening import open_checkpoint
 from ..engine.plan import DEFAULT_MEMORY
 from ..errors import WeightopsError, attempt_all
-from ..expr import Checkpoint
 from ..io.folder import read_json
 from ..io.staging import exists_already
-from ..provenance import RECORD
-from ..save import Saved, save
+from ..output.provenance import RECORD
+from ..output.save import Saved, save
 from .build import Built, Options, build
-from .config import load
-from .order import dependencies, in_order, names_of
-from .schema import MergeConfig
+from .config.documents import dependencies, in_order, names_of
+from .config.reading import load
+from .config.schema import MergeConfig
 
 
 @dataclass(frozen=True)
@@ -80,7 +80,7 @@ def merge(
         tell: Called with each note.
 
     Raises:
-        WeightopsError: as :func:`weightops.merge.build.build` and :func:`weightops.save.save`.
+        WeightopsError: as :func:`weightops.merge.build.build` and :func:`weightops.output.save.save`.
     """
     _check_first(recipe, out, overwrite=overwrite)
     steps = out.parent / f".{out.name}.steps"

@@ -3,7 +3,7 @@
 import importlib
 import pkgutil
 
-from ..place import Place
+from ..anatomy.place import Place
 from .draw import Draw
 from .lines import lines_scale
 from .registry import Operator, Parameter, PerModel, find, methods, operator

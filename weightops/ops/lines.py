@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from ..place import Place
+from ..anatomy.place import Place
 from .registry import PerModel, operator
 from .task_arithmetic import weighted_sum
 

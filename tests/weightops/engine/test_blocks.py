@@ -19,7 +19,7 @@ from merge_jobs import DTYPES, merge_job, stack_of
 from weightops.engine import blocks
 from weightops.engine.blocks import Blocks, GridDigest, memory_needed
 from weightops.errors import WeightopsError
-from weightops.provenance import tensor_digest
+from weightops.output.provenance import tensor_digest
 
 
 class opened:  # noqa: N801

@@ -19,14 +19,14 @@ import tiny_models as tiny
 import torch
 
 import weightops as wo
+from weightops.algebra.checkpoint import Checkpoint, package
 from weightops.engine import execute as execution
 from weightops.engine import slices
 from weightops.engine.jobs import BLOCK
 from weightops.errors import WeightopsError
-from weightops.expr import Checkpoint, package
 from weightops.io import staging
-from weightops.provenance import tensor_digest, verify
-from weightops.save import save
+from weightops.output.provenance import tensor_digest, verify
+from weightops.output.save import save
 
 MIB = 1 << 20
 LONG = 2 * BLOCK + 77

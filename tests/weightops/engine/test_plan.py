@@ -13,11 +13,11 @@ import torch
 from safetensors.torch import save_file
 
 import weightops as wo
-from weightops.checkpoint import open_all
+from weightops.algebra.checkpoint import Checkpoint, lower
+from weightops.algebra.opening import open_all
 from weightops.engine.jobs import Job, Patch
 from weightops.engine.plan import Plan, make_plan, parse_size
 from weightops.errors import WeightopsError
-from weightops.expr import Checkpoint, lower
 from weightops.io.safetensors import StoredTensor
 
 MIB = 1 << 20

@@ -10,14 +10,14 @@ import tiny_models as tiny
 import torch
 
 import weightops as wo
-from weightops.checkpoint import open_all
-from weightops.compose import Composition
+from weightops.algebra.opening import open_all
 from weightops.errors import WeightopsError
 from weightops.guard.card import GuardCard
+from weightops.guard.compose import Composition
 from weightops.guard.labels import find_labels, token_of
 from weightops.io.tokenizer import tokenizer_of
-from weightops.provenance import content, tensor_digest
-from weightops.save import save
+from weightops.output.provenance import content, tensor_digest
+from weightops.output.save import save
 
 EMBED, HEAD = "model.embed_tokens.weight", "lm_head.weight"
 OLD, NEW = ("safe", "unsafe"), ("<safe>", "<unsafe>")

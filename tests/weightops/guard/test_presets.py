@@ -10,7 +10,7 @@ from weightops.errors import WeightopsError
 from weightops.guard.card import GuardCard
 from weightops.guard.judge import Guard
 from weightops.guard.presets import PRESETS, Preset, find
-from weightops.guard.stream import Stream
+from weightops.guard.streaming.stream import Stream
 
 LLAMA_GUARD = (
     "<|begin_of_text|><|start_header_id|>user<|end_header_id|>\n\nTask: Check unsafe content in 'User' messages.\n\n"

@@ -12,9 +12,9 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import weightops as wo
-from weightops.compose import compose_guard
 from weightops.errors import WeightopsError
-from weightops.save import save
+from weightops.guard.compose import compose_guard
+from weightops.output.save import save
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning", "ignore::FutureWarning")  # PEFT's advice
 

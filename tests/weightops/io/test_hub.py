@@ -10,10 +10,10 @@ import pytest
 import tiny_models as tiny
 
 import weightops as wo
-from weightops.compose import compose_guard
 from weightops.errors import WeightopsError
+from weightops.guard.compose import compose_guard
 from weightops.io.hub import is_hub_id
-from weightops.save import save
+from weightops.output.save import save
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 

@@ -13,7 +13,7 @@ from merge_files import config_of, family, ours
 
 from weightops.errors import WeightopsError
 from weightops.merge.build import Built, Options, build
-from weightops.merge.config import parse
+from weightops.merge.config.reading import parse
 from weightops.merge.run import open_models
 from weightops.ops import find, methods
 

@@ -16,7 +16,7 @@ from merge_files import config_of, family, merge, ours
 from weightops.errors import WeightopsError
 from weightops.merge import run
 from weightops.merge.build import Options
-from weightops.provenance import verify
+from weightops.output.provenance import verify
 
 METHODS = {
     "linear": "",

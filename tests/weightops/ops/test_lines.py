@@ -3,9 +3,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from merge_cases import normal, seeds
 
+from weightops.anatomy.place import Place
 from weightops.ops.lines import lines, lines_scale
 from weightops.ops.task_arithmetic import task_arithmetic
-from weightops.place import Place
 
 
 def test_scale_by_hand():

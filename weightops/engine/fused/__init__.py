@@ -1,6 +1,6 @@
 """Fused merge methods, by family."""
 
 from . import dare, della, sce, trim
-from .registry import FUSED, Fused, Results
+from .forms import FUSED, Fused, Results
 
 __all__ = ["FUSED", "Fused", "Results", "dare", "della", "sce", "trim"]

@@ -10,7 +10,7 @@ from ...ops.draw import Draw, key
 from ..blocks import Blocks
 from ..kernels import jit
 from .combine import agreeing_sum, vector, weighted_sum
-from .registry import Results, fused
+from .forms import Results, fused
 
 
 @fused("dare_linear")

@@ -12,7 +12,7 @@ from ..blocks import Blocks
 from ..kernels import jit
 from .combine import agreeing_sum, vector, weighted_sum
 from .dare import uniform
-from .registry import Results, fused
+from .forms import Results, fused
 
 _DIGIT = 11  # three digits cover the 31 bits of a magnitude
 _BINS = 1 << _DIGIT

@@ -9,7 +9,7 @@ import numpy as np
 
 from ..blocks import Blocks, Floats
 from ..kernels import jit, jit_sum
-from .registry import Results, fused
+from .forms import Results, fused
 from .select import EVERYTHING, Selection, between, select
 
 _TILE = 2048

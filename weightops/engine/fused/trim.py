@@ -10,7 +10,7 @@ import numpy as np
 
 from ..blocks import Block, Blocks, Floats
 from .combine import agreeing_sum, vector, weighted_sum
-from .registry import Results, fused
+from .forms import Results, fused
 from .select import EVERYTHING, NOTHING, Selection, between, select
 
 Combine = Callable[[Floats, Floats, Any, bool, float], Floats]

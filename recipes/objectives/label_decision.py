@@ -1,0 +1,62 @@
+"""A guard's answer: one label at the last position."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from weightops.guard.prompt import left_padded
+from weightops.recipes.floor.objective import Batch, Row
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+@dataclass(frozen=True)
+class LabelDecision:
+    """Cross entropy of the right label at the last position only, in fp32: how a guard answers (arXiv 2509.23381).
+
+    Rows have ``input_ids`` and ``answer``: 0 for safe, 1 for unsafe.
+
+    Attributes:
+        labels: Token ids of safe and unsafe.
+        pad: Token to fill shorter rows with, on the left.
+        over_vocabulary: Against every token, so that the model also learns to say a label when it generates.
+    """
+
+    labels: tuple[int, int]
+    pad: int = 0
+    over_vocabulary: bool = False
+
+    def batch(self, rows: Sequence[Row]) -> dict[str, Tensor]:
+        """What the model reads, each [rows, longest], and ``answer``, [rows]."""
+        import torch
+
+        inputs = left_padded([row["input_ids"] for row in rows], self.pad)
+        return {**inputs, "answer": torch.tensor([row["answer"] for row in rows])}
+
+    def items(self, batch: Batch) -> int:
+        """Rows."""
+        return len(batch["answer"])
+
+    def loss(self, model: Any, batch: Batch) -> Tensor:
+        """Summed over the rows."""
+        import torch
+
+        logits, right = self._logits(model, batch), batch["answer"]
+        if self.over_vocabulary:
+            right = torch.tensor(self.labels, device=right.device)[right]
+        else:
+            logits = logits[:, list(self.labels)]
+        return torch.nn.functional.cross_entropy(logits, right, reduction="sum")
+
+    def metrics(self, model: Any, batch: Batch) -> dict[str, float]:
+        """``accuracy``: rows whose right label is the likelier of the two."""
+        said = self._logits(model, batch)[:, list(self.labels)].argmax(-1)
+        return {"accuracy": float((said == batch["answer"]).sum())}
+
+    def _logits(self, model: Any, batch: Batch) -> Tensor:
+        inputs = {name: tensor for name, tensor in batch.items() if name != "answer"}
+        found: Tensor = model(**inputs, logits_to_keep=1, use_cache=False).logits[:, -1].float()
+        return found

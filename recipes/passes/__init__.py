@@ -1,0 +1,1 @@
+"""Rows to rows: one file, one pass."""

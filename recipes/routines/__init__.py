@@ -1,0 +1,1 @@
+"""One file, one routine: a dataclass of settings and a `run`."""

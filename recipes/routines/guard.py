@@ -1,0 +1,157 @@
+"""Train a guard: a model that says with one token whether a text is safe (Guard Vector, arXiv 2509.23381).
+
+With ``prefix_chars`` it learns every prefix, and judges while text streams (prefix SFT); with 0, whole texts only.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from weightops.errors import WeightopsError
+from weightops.guard.card import GuardCard
+from weightops.guard.prompt import label_ids, pad_id, prompts, system_text
+from weightops.recipes.data.rows import load_rows, split
+from weightops.recipes.floor.settings import Data, Fault, Training, check
+from weightops.recipes.floor.unfinished import check_free
+from weightops.recipes.objectives.label_decision import LabelDecision
+from weightops.recipes.passes.prefixes import SAFE, UNSAFE, Example, FirstUnsafe, cuts, examples, prefixes
+
+if TYPE_CHECKING:
+    from weightops.recipes.floor.trainer import Fitted
+
+
+@dataclass(frozen=True)
+class GuardRecipe:
+    """A guard to train.
+
+    Attributes:
+        base: Model to start from, with a chat template: a folder, ``org/name``, an alias.
+        data: Rows of text (or messages), label, and perhaps first_unsafe_char.
+        labels: The words to answer with, safe then unsafe.
+        new_labels: Give labels that are not one token each a token of their own; their rows train too, and
+            ``compose-guard --labels`` carries them over.
+        over_vocabulary: Cross entropy over the whole vocabulary rather than over the two labels.
+        prefix_chars: Characters between prefixes; 0 for whole texts only.
+        teacher: A guard whose first crossing says where an unsafe text becomes so, where the row does not; without
+            one, only the whole text of such a row is used.
+        threshold: From this probability on, the guard calls a text unsafe.
+        training: How long and how hard.
+    """
+
+    base: str
+    data: Data
+    labels: tuple[str, str] = (SAFE, UNSAFE)
+    new_labels: bool = False
+    over_vocabulary: bool = False
+    prefix_chars: int = 100
+    teacher: str | None = None
+    threshold: float = 0.5
+    training: Training = field(default_factory=Training)
+
+    def faults(self) -> Iterator[Fault]:
+        """What is wrong, by field."""
+        if "" in self.labels or self.labels[0] == self.labels[1]:
+            yield "labels", f"must be two different words, safe then unsafe; found {list(self.labels)}"
+        if self.prefix_chars < 0:
+            yield "prefix_chars", f"must be at least 0; found {self.prefix_chars}"
+        if not 0 < self.threshold < 1:
+            yield "threshold", f"must lie between 0 and 1; found {self.threshold:g}"
+        if self.teacher and not self.prefix_chars:
+            yield "teacher", "has nothing to say where prefix_chars is 0"
+        if self.new_labels and self.training.lora:
+            yield "new_labels", "their rows are no part of an adapter; leave training.lora out"
+        if self.new_labels and self.training.weight_decay:
+            yield "new_labels", "weight_decay would shrink the other rows too; leave it at 0"
+
+
+def run(recipe: GuardRecipe, out: Path, overwrite: bool = False) -> Fitted:
+    """Read the data, train, and write a Hugging Face folder with its ``guard.json``.
+
+    Raises:
+        WeightopsError: settings, rows or labels that do not fit, or an output in the way.
+    """
+    check(recipe)
+    check_free(out, overwrite)
+    return train(recipe, examples(load_rows(recipe.data)), out, overwrite)
+
+
+def train(recipe: GuardRecipe, rows: Sequence[Example], out: Path, overwrite: bool = False) -> Fitted:
+    """The same, on rows that are there already."""
+    learnt, held_out = split(list(rows), recipe.data.held_out, recipe.training.seed)
+    onset: FirstUnsafe = (lambda text: None) if recipe.teacher is None else teacher_onset(recipe)
+    asked = prefixes(learnt, recipe.prefix_chars, onset)
+    from weightops.algebra.loading import load
+    from weightops.recipes.floor.trainer import fit
+
+    model, tokenizer = load(recipe.base, "float32")
+    if recipe.new_labels:
+        add_labels(model, tokenizer, recipe.labels)
+    system = system_text(recipe.labels)
+    card = GuardCard(system, recipe.labels, label_ids(tokenizer, recipe.labels), recipe.threshold)
+
+    def encoded(pairs: Sequence[tuple[str, bool]]) -> list[dict[str, Any]]:
+        ids = prompts(tokenizer, system, [text for text, _ in pairs])
+        return [{"input_ids": own, "answer": int(unsafe)} for own, (_, unsafe) in zip(ids, pairs, strict=True)]
+
+    return fit(
+        model,
+        tokenizer,
+        encoded(asked),
+        LabelDecision(card.label_ids, pad_id(tokenizer), recipe.over_vocabulary),
+        recipe.training,
+        out,
+        title="training the guard",
+        held_out=encoded([(row.text, row.unsafe) for row in held_out]),
+        beside=card.write,
+        overwrite=overwrite,
+    )
+
+
+def teacher_onset(recipe: GuardRecipe) -> FirstUnsafe:
+    """The last character of the first prefix that the teacher calls unsafe; none where it never does (ours)."""
+    from weightops.guard.presets import open_guard
+
+    guard = open_guard(str(recipe.teacher))
+
+    def onset(text: str) -> int | None:
+        ends = cuts(text, recipe.prefix_chars)
+        found = guard.probabilities([text[:end] for end in ends])
+        return next((end - 1 for end, p in zip(ends, found, strict=True) if p >= guard.card.threshold), None)
+
+    return onset
+
+
+def add_labels(model: Any, tokenizer: Any, labels: tuple[str, str]) -> None:
+    """Give labels that are not one token each a token of their own, and let their rows train.
+
+    A new row starts as the mean of the others (ours).
+
+    Raises:
+        WeightopsError: the weights are sharded over processes, where single rows cannot be told apart.
+    """
+    import os
+
+    import torch
+
+    from weightops.recipes.floor.model import ROWS
+
+    if os.environ.get("ACCELERATE_USE_FSDP") == "true" or os.environ.get("ACCELERATE_USE_DEEPSPEED") == "true":
+        raise WeightopsError("new_labels: single rows do not train under FSDP or DeepSpeed; launch with DDP")
+    from tokenizers import AddedToken
+
+    vocabulary = tokenizer.get_vocab()
+    new = [word for word in labels if word not in vocabulary]
+    tokenizer.add_tokens([AddedToken(word, special=True, normalized=False) for word in new], special_tokens=True)
+    ids = tuple(tokenizer.convert_tokens_to_ids(list(labels)))
+    had = model.get_input_embeddings().weight.shape[0]
+    if len(tokenizer) > had:
+        model.resize_token_embeddings(len(tokenizer), mean_resizing=False)
+    for module in (model.get_input_embeddings(), model.get_output_embeddings()):
+        fresh = [token for word, token in zip(labels, ids, strict=True) if word in new]
+        with torch.no_grad():
+            if fresh:
+                module.weight[fresh] = module.weight[: min(had, min(fresh))].mean(0)
+        setattr(module.weight, ROWS, ids)

@@ -1,0 +1,113 @@
+"""Tune a target: the same base, moved to another domain by plain language modelling.
+
+Without data the text is what every Python installation carries: the language reference in ``pydoc_data.topics`` and the
+sources of the standard library.
+"""
+
+from __future__ import annotations
+
+import inspect
+import random
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from weightops.errors import WeightopsError
+from weightops.guard.prompt import pad_id
+from weightops.recipes.data.rows import load_rows
+from weightops.recipes.floor.settings import Data, Fault, Training, check
+from weightops.recipes.floor.unfinished import check_free
+from weightops.recipes.objectives.next_token import NextToken
+
+if TYPE_CHECKING:
+    from weightops.recipes.floor.trainer import Fitted
+
+MODULES = (
+    "argparse", "ast", "asyncio.tasks", "csv", "dataclasses", "datetime", "difflib", "functools", "heapq",
+    "json.decoder", "logging", "pathlib", "random", "shutil", "statistics", "subprocess", "textwrap", "typing",
+    "unittest.case", "zipfile",
+)  # fmt: skip
+"""Whose sources are read: plain Python, in every installation."""
+
+
+@dataclass(frozen=True)
+class TargetRecipe:
+    """A target to tune.
+
+    Attributes:
+        base: Model to start from: a folder, ``org/name``, an alias.
+        data: Rows of text, or of messages for the model's chat template; without it, Python's own texts.
+        blocks: Most pieces of text to train on, each once an epoch.
+        tokens: Length of a piece.
+        training: How long and how hard.
+    """
+
+    base: str
+    data: Data | None = None
+    blocks: int = 384
+    tokens: int = 128
+    training: Training = field(default_factory=lambda: Training(lr=5e-5, epochs=1))
+
+    def faults(self) -> Iterator[Fault]:
+        """What is wrong, by field."""
+        for name, least in (("blocks", 1), ("tokens", 2)):
+            if getattr(self, name) < least:
+                yield name, f"must be at least {least}; found {getattr(self, name)}"
+        if self.data is not None and self.data.held_out:
+            yield "data", "held_out is not measured here; leave it out"
+
+
+def run(recipe: TargetRecipe, out: Path, overwrite: bool = False) -> Fitted:
+    """Tune by next token and write a Hugging Face folder.
+
+    Raises:
+        WeightopsError: settings or rows that do not fit, too little text, or an output in the way.
+    """
+    check(recipe)
+    check_free(out, overwrite)
+    from weightops.algebra.loading import load
+    from weightops.recipes.floor.trainer import fit
+
+    model, tokenizer = load(recipe.base, "float32")
+    texts = python_texts() if recipe.data is None else row_texts(tokenizer, recipe.data)
+    rows = [{"input_ids": piece} for piece in blocks(tokenizer, texts, recipe)]
+    if not rows:
+        raise WeightopsError(
+            f"tokens: the text is shorter than one piece of {recipe.tokens}; give more, or fewer tokens"
+        )
+    objective = NextToken(pad_id(tokenizer))
+    return fit(
+        model, tokenizer, rows, objective, recipe.training, out, title="training the target", overwrite=overwrite
+    )
+
+
+def python_texts() -> list[str]:
+    """The topics of Python's language reference, then the sources of some of its modules."""
+    import importlib
+    from pydoc_data.topics import topics
+
+    return [*topics.values(), *(inspect.getsource(importlib.import_module(module)) for module in MODULES)]
+
+
+def row_texts(tokenizer: Any, data: Data) -> list[str]:
+    """The texts of rows; messages as the model's chat template writes them.
+
+    Raises:
+        WeightopsError: a row has neither, by number.
+    """
+    rows = load_rows(data)
+    texts = [
+        tokenizer.apply_chat_template(row["messages"], tokenize=False) if row.get("messages") else row.get("text")
+        for row in rows
+    ]
+    if wrong := [number for number, text in enumerate(texts, 1) if not isinstance(text, str)]:
+        raise WeightopsError(*(f"row {number}: needs a text, or messages" for number in wrong[:10]))
+    return texts
+
+
+def blocks(tokenizer: Any, texts: Sequence[str], recipe: TargetRecipe) -> list[list[int]]:
+    """Pieces of equal length drawn from all the texts; fewer than asked for where the texts are short."""
+    ids = [token for text in texts for token in tokenizer.encode(text, add_special_tokens=False, verbose=False)]
+    whole = [ids[start : start + recipe.tokens] for start in range(0, len(ids) - recipe.tokens + 1, recipe.tokens)]
+    return random.Random(recipe.training.seed).sample(whole, min(recipe.blocks, len(whole)))

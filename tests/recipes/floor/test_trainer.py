@@ -1,0 +1,213 @@
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from tiny_chat import write_chat_model
+from transformers import AutoModelForCausalLM
+
+from weightops.algebra.loading import load
+from weightops.errors import WeightopsError
+from weightops.recipes.floor.settings import Lora, Training
+from weightops.recipes.floor.trainer import fit
+from weightops.recipes.objectives.next_token import NextToken
+
+
+@pytest.fixture(scope="module")
+def chat_model(tmp_path_factory):
+    return write_chat_model(tmp_path_factory.mktemp("chat"))
+
+
+def ragged(number):
+    """Rows of very unlike length: where a mean of means is taken, short ones weigh too much."""
+    draw = random.Random(0)
+    return [{"input_ids": draw.choices(range(3, 250), k=draw.choice([3, 4, 30]))} for _ in range(number)]
+
+
+ROWS = ragged(24)
+SHORT = Training(lr=1e-2, epochs=1, precision="fp32", save_dtype="float32", checkpoint_every=0)
+
+
+def trained(chat_model, out, training=SHORT, rows=ROWS, objective=None, **more):
+    return fit(*load(chat_model, "float32"), rows, objective or NextToken(2), training, out, **more)
+
+
+def weights(folder):
+    return load_file(folder / "model.safetensors")
+
+
+def furthest(one, two):
+    return max((value - two[name]).abs().max().item() for name, value in one.items())
+
+
+def test_training_lowers_the_loss_and_moves_only_what_is_not_frozen(chat_model, tmp_path):
+    done = trained(chat_model, tmp_path / "out", replace(SHORT, epochs=8))
+    assert sum(done.losses[-3:]) < 0.8 * sum(done.losses[:3])
+    assert len(done.losses) == 24
+    before, after = weights(chat_model), weights(tmp_path / "out")
+    moved = {name for name in before if not torch.equal(before[name].float(), after[name])}
+    assert moved == {name for name in before if name.endswith("_proj.weight")}
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["out"]  # no checkpoints left behind
+
+
+def test_the_same_seed_gives_the_same_bytes_and_another_seed_others(chat_model, tmp_path):
+    for name, seed in (("a", 0), ("b", 0), ("c", 1)):
+        trained(chat_model, tmp_path / name, replace(SHORT, seed=seed, precision="bf16"))
+    a, b, c = ((tmp_path / name / "model.safetensors").read_bytes() for name in "abc")
+    assert a == b
+    assert a != c
+
+
+def test_gradient_accumulation_equals_the_big_batch_token_by_token(chat_model, tmp_path):
+    one_step = replace(SHORT, batch=24)
+    whole = trained(chat_model, tmp_path / "whole", one_step)
+    parts = trained(chat_model, tmp_path / "parts", replace(one_step, accumulate=4))
+    assert parts.losses == pytest.approx(whole.losses, abs=1e-5)
+
+    class Mean(NextToken):  # the mean of each micro-batch, averaged: what torchtune issue 2307 was about
+        def items(self, batch):
+            return 1
+
+        def loss(self, model, batch):
+            return super().loss(model, batch) / super().items(batch)
+
+    wrong = trained(chat_model, tmp_path / "wrong", replace(one_step, accumulate=4), objective=Mean(2))
+    assert abs(wrong.losses[0] - whole.losses[0]) > 1e-3
+    # AdamW turns rounding near a zero gradient into a step of up to lr; almost every weight agrees
+    one, two = weights(tmp_path / "whole"), weights(tmp_path / "parts")
+    apart = torch.cat([(one[name] - two[name]).abs().flatten() for name in one])
+    assert apart.mean() < 1e-5
+
+
+def test_masters_are_fp32_under_bf16_and_are_rounded_once(chat_model, tmp_path):
+    small = replace(SHORT, lr=1e-6, precision="bf16")  # a step too small for bf16 weights
+    trained(chat_model, tmp_path / "fp32", small)
+    trained(chat_model, tmp_path / "bf16", replace(small, save_dtype="bfloat16"))
+    kept, cut, before = weights(tmp_path / "fp32"), weights(tmp_path / "bf16"), weights(chat_model)
+    assert 0 < furthest(kept, {name: value.float() for name, value in before.items()}) < 1e-5
+    assert all(torch.equal(kept[name].bfloat16(), cut[name]) for name in kept)
+    assert AutoModelForCausalLM.from_pretrained(tmp_path / "bf16").dtype == torch.bfloat16
+
+
+KILLED = """
+import os, signal, sys, json, torch
+torch.set_num_threads(1)
+from pathlib import Path
+import weightops
+from weightops.recipes import trainer
+from weightops.loading import load
+from weightops.recipes.objective import NextToken
+from weightops.recipes.settings import Training, Lora
+base, out, lora, kill = sys.argv[1:]
+def on_step_end(self, args, state, control, **_):
+    if state.global_step == int(kill):
+        os.kill(os.getpid(), signal.SIGKILL)
+trainer._Watch.on_step_end = on_step_end
+rows = json.loads(sys.stdin.read())
+lora = Lora(rank=2, dropout=0.2) if lora == "True" else None
+training = Training(lr=1e-2, epochs=3, checkpoint_every=2, lora=lora)
+trainer.fit(*load(base, "float32"), rows, NextToken(2), training, Path(out))
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("lora", [False, True])
+def test_a_killed_run_goes_on_from_its_checkpoint_to_the_same_bytes(chat_model, tmp_path, lora):
+    training = Training(lr=1e-2, epochs=3, checkpoint_every=2, lora=Lora(rank=2, dropout=0.2) if lora else None)
+    whole = trained(chat_model, tmp_path / "whole", training)
+    command = [sys.executable, "-c", KILLED, str(chat_model), str(tmp_path / "out"), str(lora)]
+    killed = subprocess.run([*command, "5"], input=json.dumps(ROWS), text=True, capture_output=True)
+    assert killed.returncode == -signal.SIGKILL, killed.stderr
+    assert not (tmp_path / "out").exists()
+    left = tmp_path / ".out.training"
+    assert [folder.name for folder in left.glob("checkpoint-*")] == ["checkpoint-4"]
+    (left / "checkpoint-6").mkdir()  # one that was being written when the power went
+    (left / "checkpoint-6" / "trainer_state.json").write_text('{"epoch"')
+    again = trained(chat_model, tmp_path / "out", training)
+    file = "adapter_model.safetensors" if lora else "model.safetensors"
+    assert (tmp_path / "out" / file).read_bytes() == (tmp_path / "whole" / file).read_bytes()
+    assert again.losses == whole.losses
+    assert not left.exists()
+
+
+@pytest.mark.slow
+def test_two_processes_give_the_losses_of_one(chat_model, tmp_path):
+    script = tmp_path / "script.py"
+    there = (
+        f"assert os.environ['WORLD_SIZE'] == '2'\nrows = json.loads(Path({str(tmp_path / 'rows.json')!r}).read_text())"
+    )
+    text = KILLED.replace("rows = json.loads(sys.stdin.read())", there)
+    script.write_text(text.replace("checkpoint_every=2", "checkpoint_every=0, precision='fp32'"))
+    (tmp_path / "rows.json").write_text(json.dumps(ROWS))
+    # `--cpu` would start one process unless mpirun is there; what --multi_gpu starts keeps to the CPU when told so
+    accelerate = str(Path(sys.executable).with_name("accelerate"))
+    launch = [accelerate, "launch", "--multi_gpu", "--num_machines", "1", "--num_processes", "2", str(script)]
+    done = subprocess.run(
+        [*launch, str(chat_model), str(tmp_path / "two"), "False", "-1"],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"},
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    one = trained(chat_model, tmp_path / "one", replace(SHORT, epochs=3))
+    two = json.loads((tmp_path / "two" / "training.json").read_text())
+    assert two["losses"] == pytest.approx(one.losses, rel=1e-3)
+    assert two["losses"][0] == pytest.approx(one.losses[0], abs=1e-5)
+
+
+def test_a_run_of_something_else_or_an_output_in_the_way_is_refused(chat_model, tmp_path):
+    left = tmp_path / ".out.training"
+    left.mkdir()
+    (left / "stamp").write_text("another")
+    (left / "checkpoint-2").mkdir()
+    (left / "checkpoint-2" / "trainer_state.json").write_text("{}")
+    with pytest.raises(WeightopsError, match="unfinished run of another training"):
+        trained(chat_model, tmp_path / "out")
+    trained(chat_model, tmp_path / "out", overwrite=True)
+    with pytest.raises(WeightopsError, match="exists already"):
+        trained(chat_model, tmp_path / "out")
+    (tmp_path / "out" / "mine.txt").write_text("old")
+    trained(chat_model, tmp_path / "out", overwrite=True)
+    assert not (tmp_path / "out" / "mine.txt").exists()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["out"]
+
+
+def test_what_cannot_be_trained_is_said(chat_model, tmp_path):
+    class Nan(NextToken):
+        def loss(self, model, batch):
+            return super().loss(model, batch) * float("nan")
+
+    cases = [
+        ({"rows": []}, "no rows"),
+        ({"objective": Nan(2)}, "not a number at step 1"),
+        ({"training": replace(SHORT, freeze=("nothing_like_it",))}, "finds no parameter"),
+        ({"training": replace(SHORT, freeze=(".",))}, "nothing to train"),
+        ({"training": replace(SHORT, arguments={"gradient_checkpoint": True})}, "gradient_checkpoint: not in"),
+        ({"training": replace(SHORT, batch=0)}, "batch: must be at least 1"),
+        ({"training": replace(SHORT, lora=Lora(targets=("none",)))}, "PEFT refuses"),
+    ]
+    for more, said in cases:
+        with pytest.raises(WeightopsError, match=said):
+            trained(chat_model, tmp_path / "out", **more)
+    assert not (tmp_path / "out").exists()
+
+
+def test_an_adapter_changes_the_answers_and_leaves_the_base_alone(chat_model, tmp_path):
+    held = ROWS[:4]
+    lora = replace(SHORT, epochs=4, lora=Lora(rank=4))
+    done = trained(chat_model, tmp_path / "out", lora, held_out=held)
+    base, _ = load(chat_model, "float32")
+    objective = NextToken(2)
+    batch = objective.batch(held)
+    assert done.measured["loss"] < 0.95 * objective.loss(base.eval(), batch).item() / objective.items(batch)
+    again = AutoModelForCausalLM.from_pretrained(tmp_path / "out", dtype=torch.float32).eval()
+    assert objective.loss(again, batch).item() / objective.items(batch) == pytest.approx(
+        done.measured["loss"], abs=1e-4
+    )

@@ -1,0 +1,90 @@
+import unicodedata
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from weightops.errors import WeightopsError
+from weightops.recipes.passes.prefixes import Example, corrects_itself, cuts, examples, prefixes
+
+texts = st.text(st.sampled_from("ab é\u0301\u200d\U0001f468\U0001f3fd\ud83d\ude00\r\n日"), max_size=60)
+
+
+@st.composite
+def labelled(draw):
+    text = draw(texts)
+    unsafe = draw(st.booleans())
+    onset = draw(st.none() | st.integers(0, len(text) - 1)) if text else None
+    return Example(text, unsafe, onset)
+
+
+@given(texts, st.integers(1, 9))
+def test_cuts_grow_to_the_whole_text_and_never_part_what_is_one_character(text, step):
+    ends = cuts(text, step)
+    assert ends == sorted(set(ends))
+    assert ends[-1] == len(text)
+    for end in ends[:-1]:
+        assert not unicodedata.combining(text[end])
+        assert not ("\ud800" <= text[end - 1] <= "\udbff" and "\udc00" <= text[end] <= "\udfff")
+        assert text[end - 1 : end + 1] != "\r\n"
+        assert text[end] != "\u200d" != text[end - 1]
+
+
+@given(st.text("abc", min_size=1, max_size=60), st.integers(1, 9))
+def test_plain_text_is_cut_every_step_characters(text, step):
+    assert cuts(text, step) == [*range(step, len(text), step), len(text)]
+
+
+@given(labelled(), st.integers(0, 9), st.none() | st.integers(0, 60))
+def test_labels_go_to_unsafe_once_and_never_back_and_end_in_the_texts_own(row, step, told):
+    made = prefixes([row], step, lambda text: told)
+    if corrects_itself(row):
+        assert made == []
+        return
+    labels = [unsafe for _, unsafe in made]
+    assert labels == sorted(labels)
+    assert made[-1] == (row.text, row.unsafe)
+    assert all(row.text.startswith(text) for text, _ in made)
+
+
+@given(labelled(), st.integers(1, 9))
+def test_a_prefix_is_unsafe_exactly_when_it_holds_the_first_unsafe_character(row, step):
+    if row.unsafe and row.first_unsafe_char is not None:
+        assert all(unsafe == (len(text) > row.first_unsafe_char) for text, unsafe in prefixes([row], step))
+
+
+def test_an_unknown_onset_leaves_the_whole_text_only_unless_somebody_tells():
+    row = Example("fine, then bad", True)
+    assert prefixes([row], 5) == [("fine, then bad", True)]
+    assert prefixes([row], 5, lambda text: 9) == [("fine,", False), ("fine, then", True), ("fine, then bad", True)]
+
+
+def test_rows_that_correct_themselves_are_left_out():
+    back = [{"text": "ab", "label": "safe", "first_unsafe_char": 0}]
+    back += [{"text": "ab", "label": "unsafe", "prefix_labels": ["safe", "unsafe", "safe"]}]
+    assert prefixes(examples(back), 1) == []
+    once = [{"text": "ab", "label": "unsafe", "prefix_labels": ["safe", "unsafe"], "first_unsafe_char": 1}]
+    assert prefixes(examples(once), 1) == [("a", False), ("ab", True)]
+
+
+def test_of_a_conversation_the_last_message_is_judged():
+    row = {"messages": [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}], "label": 1}
+    assert examples([row]) == [Example("a", True)]
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        {"text": "a"},
+        {"label": "safe"},
+        {"text": "a", "label": "fine"},
+        {"text": 1, "label": "safe"},
+        {"text": "a", "label": "unsafe", "first_unsafe_char": 1},
+        {"text": "a", "label": "unsafe", "first_unsafe_char": True},
+        {"text": "a", "label": "unsafe", "prefix_labels": ["bad"]},
+        {"messages": [], "label": "safe"},
+    ],
+)
+def test_a_row_that_cannot_be_used_is_named(row):
+    with pytest.raises(WeightopsError, match="row 2"):
+        examples([{"text": "a", "label": "safe"}, row])

@@ -1,0 +1,61 @@
+"""A tensor's part of the model is told by its name, for the families there are."""
+
+from __future__ import annotations
+
+import pytest
+
+from weightops.anatomy.groups import GROUPS, group_of
+
+NAMES = {
+    "attention": [
+        "model.layers.0.self_attn.q_proj.weight",
+        "model.layers.11.self_attn.o_proj.bias",
+        "transformer.h.3.attn.c_attn.weight",
+        "gpt_neox.layers.0.attention.query_key_value.weight",
+        "bert.encoder.layer.0.attention.self.query.weight",
+    ],
+    "mlp": [
+        "model.layers.0.mlp.gate_proj.weight",
+        "model.layers.0.mlp.experts.3.down_proj.weight",
+        "model.layers.0.block_sparse_moe.gate.weight",
+        "transformer.h.3.mlp.c_fc.weight",
+        "blk.0.ffn_up.weight",
+    ],
+    "norm": [
+        "model.norm.weight",
+        "model.layers.0.input_layernorm.weight",
+        "model.layers.0.self_attn.q_norm.weight",
+        "transformer.h.0.ln_1.weight",
+        "transformer.ln_f.bias",
+        "bert.encoder.layer.0.output.LayerNorm.weight",
+    ],
+    "embedding": [
+        "model.embed_tokens.weight",
+        "transformer.wte.weight",
+        "transformer.wpe.weight",
+        "gpt_neox.embed_in.weight",
+    ],
+    "head": ["lm_head.weight", "embed_out.weight", "score.weight", "model.lm_head.bias"],
+    "other": ["model.rotary.inv_freq", "x", ""],
+}
+
+
+@pytest.mark.parametrize(("name", "group"), [(name, group) for group, names in NAMES.items() for name in names])
+def test_the_group_of_a_name(name, group):
+    assert group_of(name) == group
+
+
+def test_the_groups_are_those_that_names_fall_into():
+    assert set(GROUPS) == set(NAMES)
+
+
+@pytest.mark.parametrize(("family", "tied"), [("llama", False), ("qwen3", True), ("gemma3", False)])
+def test_every_tensor_of_a_transformers_model_has_a_part(family, tied, tmp_path):
+    import tiny_models as tiny
+
+    tiny.transformer(tmp_path / "m", family, tied=tied)
+    found = {name: group_of(name) for name in tiny.read(tmp_path / "m")}
+    assert "other" not in found.values()
+    assert {name for name, group in found.items() if group in ("embedding", "norm", "head")} == {
+        name for name in found if tiny.left_out(name)
+    }

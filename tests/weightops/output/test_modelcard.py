@@ -1,0 +1,76 @@
+"""The card is in the hub's format, and names as base models only what the hub knows."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from weightops.io.weights import Weights
+from weightops.output.modelcard import Card, Paper, render
+
+CARD = Card(
+    "A title: with a colon", "Some text.", ("guard",), (Paper("Guard Vector", "2509.23381"),), "weightops x --out 'a b'"
+)
+
+
+def weights(spec: str, revision: str | None = None) -> Weights:
+    return Weights(spec, {}, Path("folder"), revision)
+
+
+def front(text: str) -> dict[str, Any]:
+    """The YAML before the text."""
+    begin, head, _ = text.split("---\n", 2)
+    assert begin == ""
+    return yaml.safe_load(head)
+
+
+def record(*sources: Weights) -> dict[str, Any]:
+    entries = [
+        {"name": s.spec, "content": "blake3:" + "0" * 64} | ({"revision": s.revision} if s.revision else {})
+        for s in sources
+    ]
+    return {"recipe": {"kind": "affine", "scale": 0.5}, "sources": entries}
+
+
+@pytest.mark.parametrize(
+    ("source", "known"),
+    [
+        (weights("org/name", "abc"), ["org/name"]),
+        (weights("org/name@v1", "abc"), ["org/name"]),
+        (weights("smollm2-135m-instruct"), ["HuggingFaceTB/SmolLM2-135M-Instruct"]),
+        (weights("org/name"), None),
+        (weights("./org/name"), None),
+        (weights("/data/model"), None),
+    ],
+)
+def test_only_what_came_from_the_hub_is_a_base_model(source, known):
+    head = front(render(CARD, record(source), [source]))
+    assert head.get("base_model") == known
+    assert head.get("base_model_relation") == (known and "merge")
+
+
+def test_base_models_stand_once_each_in_order():
+    sources = [weights("org/b", "1"), weights("org/a", "2"), weights("org/b@main", "1"), weights("./mine")]
+    assert front(render(CARD, record(*sources), sources))["base_model"] == ["org/b", "org/a"]
+
+
+def test_the_card_says_how_it_was_made_from_what_and_whom_to_cite():
+    source = weights("org/name", "abcdef")
+    text = render(CARD, record(source), [source])
+    assert front(text)["tags"] == ["merge", "weightops", "guard"]
+    for part in (
+        "# A title: with a colon",
+        "```\nweightops x --out 'a b'\n```",
+        "| `org/name` | abcdef | `blake3:0000",
+        "- Guard Vector, arXiv 2509.23381",
+    ):
+        assert part in text, part
+
+
+def test_without_a_command_the_recipe_stands_in_the_card_and_without_papers_no_heading():
+    text = render(Card("T", "t"), record(), [])
+    assert '```json\n{\n  "kind": "affine",\n  "scale": 0.5\n}\n```' in text
+    assert "## Papers" not in text

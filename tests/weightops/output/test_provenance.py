@@ -1,0 +1,133 @@
+"""The record says what an output was made of, and finds whatever has changed since."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import tiny_models as tiny
+import torch
+
+import weightops as wo
+from weightops.errors import WeightopsError
+from weightops.io.safetensors import read_header
+from weightops.output.provenance import content, read_row, tensor_digest, verify
+from weightops.version import __version__
+
+
+@pytest.fixture
+def out(tmp_path: Path) -> Path:
+    """An output: m0 + 0.5 * (m1 - m0)."""
+    base = tiny.llama(0)
+    a, b = (wo.open(tiny.write(tmp_path / f"m{n}", tiny.perturbed(base, n))) for n in range(2))
+    return (a + 0.5 * (b - a)).save(tmp_path / "out", progress=False)
+
+
+def test_the_record_holds_recipe_sources_version_and_outputs(out, tmp_path):
+    made = json.loads((out / "weightops.json").read_text())
+    assert made["weightops"] == __version__
+    assert made["recipe"] == {
+        "kind": "affine",
+        "anchor": str(tmp_path / "m0"),
+        "changes": [{"plus": str(tmp_path / "m1"), "minus": str(tmp_path / "m0"), "coefficient": 0.5, "rules": []}],
+        "dtype": "auto",
+    }
+    for entry in made["sources"]:
+        tensors = wo.open(entry["name"]).source.tensors.values()
+        assert entry["tensors"] == len(tensors)
+        assert entry["content"] == content({tensor: tensor_digest(tensor) for tensor in tensors})
+    tensors = wo.open(out).source.tensors
+    assert made["outputs"] == {n: f"{t.dtype} {list(t.shape)} {tensor_digest(t)}" for n, t in sorted(tensors.items())}
+    assert verify(out) == []
+
+
+def test_any_flipped_byte_of_the_weights_is_found(out):
+    file = out / "model.safetensors"
+    whole = file.read_bytes()
+    for tensor in read_header(file).tensors:
+        for at in (tensor.offset, tensor.offset + tensor.nbytes - 1):
+            broken = bytearray(whole)
+            broken[at] ^= 1
+            file.write_bytes(broken)
+            (fault,) = verify(out)
+            assert fault == f"{file}: {tensor.name}: its bytes, dtype or shape have changed since it was written"
+    file.write_bytes(whole)
+    assert verify(out) == []
+
+
+def test_a_header_that_calls_the_same_bytes_something_else_is_found(out):
+    tensors = tiny.read(out)
+    tensors["lm_head.weight"] = tensors["lm_head.weight"].view(torch.float16)
+    tensors["model.embed_tokens.weight"] = tensors["model.embed_tokens.weight"].reshape(16, 24)
+    tiny.write(out, tensors)
+    assert [fault.split(": ")[1] for fault in verify(out)] == ["lm_head.weight", "model.embed_tokens.weight"]
+
+
+def test_missing_and_extra_tensors_are_found(out):
+    tensors = tiny.read(out)
+    tensors["extra"] = tensors.pop("lm_head.weight")
+    tiny.write(out, tensors)
+    assert verify(out) == [
+        "lm_head.weight: in the record, not in the folder",
+        "extra: in the folder, not in the record",
+    ]
+
+
+def test_what_stands_in_other_files_than_it_was_written_to_is_the_same_output(out):
+    tensors = tiny.read(out)
+    (out / "model.safetensors").unlink()
+    tiny.write(out, tensors, shards=3)
+    assert verify(out) == []
+
+
+@pytest.mark.parametrize("text", [None, "{}", '{"outputs": []}'])
+def test_without_a_record_there_is_nothing_to_verify(text, out):
+    (out / "weightops.json").unlink()
+    if text is not None:
+        (out / "weightops.json").write_text(text)
+    with pytest.raises(WeightopsError, match="no weightops.json with output digests"):
+        verify(out)
+
+
+def test_content_depends_on_names_dtypes_shapes_and_bytes_and_not_on_files(tmp_path):
+    def of(folder: str, tensors: tiny.Tensors, shards: int = 1) -> str:
+        stored = wo.open(tiny.write(tmp_path / folder, tensors, shards=shards)).source.tensors.values()
+        return content({tensor: tensor_digest(tensor) for tensor in stored})
+
+    x, y = torch.arange(6.0), torch.ones(3)
+    first = of("first", {"x": x, "y": y})
+    assert of("again", {"y": y, "x": x}, shards=2) == first
+    others = [
+        {"x": x, "z": y},
+        {"x": x.reshape(2, 3), "y": y},
+        {"x": x.view(torch.int32), "y": y},
+        {"x": x + 1, "y": y},
+    ]
+    assert len({first, *(of(str(n), tensors) for n, tensors in enumerate(others))}) == 5
+
+
+def test_a_row_is_read_as_it_lies(tmp_path):
+    tensors = tiny.llama(0)
+    stored = wo.open(tiny.write(tmp_path / "m", tensors)).source.tensors["lm_head.weight"]
+    for row in (0, 7, 23):
+        assert read_row(stored, row) == tensors["lm_head.weight"][row].contiguous().view(torch.uint8).numpy().tobytes()
+
+
+def test_an_adapter_is_a_source_with_content_too(tmp_path):
+    from safetensors.torch import save_file
+
+    base = wo.open(tiny.write(tmp_path / "m", tiny.llama(0)))
+    (tmp_path / "lora").mkdir()
+    (tmp_path / "lora/adapter_config.json").write_text(json.dumps({"peft_type": "LORA", "lora_alpha": 2}))
+    at = "base_model.model.model.layers.0.self_attn.q_proj"
+    save_file(
+        {f"{at}.lora_A.weight": torch.ones(2, 16), f"{at}.lora_B.weight": torch.ones(16, 2)},
+        tmp_path / "lora/adapter_model.safetensors",
+    )
+    out = (base + wo.open_adapter(tmp_path / "lora")).save(tmp_path / "out", progress=False)
+    made = json.loads((out / "weightops.json").read_text())
+    assert [source["name"] for source in made["sources"]] == [str(tmp_path / "m"), str(tmp_path / "lora")]
+    stored = read_header(tmp_path / "lora/adapter_model.safetensors").tensors
+    assert made["sources"][1]["tensors"] == 2
+    assert made["sources"][1]["content"] == content({tensor: tensor_digest(tensor) for tensor in stored})

@@ -1,0 +1,151 @@
+"""An output is a Hugging Face folder: the target's configuration and tokenizer, weights, card and record."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import tiny_models as tiny
+import torch
+import yaml
+
+import weightops as wo
+from weightops.errors import WeightopsError
+from weightops.io import staging
+from weightops.output.save import bar, carried_files
+
+
+@pytest.fixture
+def models(tmp_path: Path) -> list[wo.Checkpoint]:
+    """Two models of one shape, the first with a tokenizer."""
+    base = tiny.llama(0)
+    folders = [
+        tiny.write(tmp_path / f"m{n}", tiny.perturbed(base, n), config={"dtype": "bfloat16", "x": 1}) for n in (0, 1)
+    ]
+    tiny.tokenizer(folders[0])
+    return [wo.open(folder) for folder in folders]
+
+
+def files(folder: Path) -> set[str]:
+    return set(tiny.files_of(folder))
+
+
+def test_the_tokenizer_and_chat_template_of_the_anchor_go_out_to_the_byte(models, tmp_path):
+    a, b = models
+    out = (a + 0.5 * (b - a)).save(tmp_path / "out", progress=False)
+    for name in ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja"):
+        assert (out / name).read_bytes() == (tmp_path / "m0" / name).read_bytes()
+    assert files(out) == files(tmp_path / "m0") | {"weightops.json", "README.md"}
+    assert json.loads((out / "config.json").read_text()) == {"dtype": "bfloat16", "x": 1}
+
+
+def test_what_belongs_to_other_runs_and_other_weights_stays_behind(models, tmp_path):
+    a, b = models
+    left = ["trainer_state.json", "training_args.json", "optimizer.pt", "pytorch_model.bin.index.json", "guard.json"]
+    carried = [
+        "custom_code.py",
+        "vocab.bpe",
+        "merges.txt",
+        "additional_chat_templates/tool.jinja",
+        "generation_config.json",
+    ]
+    (tmp_path / "m0/additional_chat_templates").mkdir()
+    for name in [*left, *carried, "weightops.json", "README.md"]:
+        (tmp_path / "m0" / name).write_text("old")
+    out = (a + (b - a)).save(tmp_path / "out", progress=False)
+    assert not files(out) & set(left)
+    assert {name: (out / name).read_text() for name in carried} == dict.fromkeys(carried, "old")
+    assert "old" not in {(out / name).read_text() for name in ("weightops.json", "README.md")}
+
+
+def test_an_old_index_does_not_survive_beside_a_single_file(models, tmp_path):
+    a, b = models
+    sharded = tiny.write(tmp_path / "sharded", tiny.llama(0), shards=3)
+    out = (wo.open(sharded) + (b - a)).save(tmp_path / "out", progress=False)
+    assert files(out) == {"config.json", "model.safetensors", "weightops.json", "README.md"}
+    assert set(tiny.read(out)) == set(tiny.llama(0))
+
+
+@pytest.mark.parametrize(
+    ("config", "dtype", "written"),
+    [
+        ({"dtype": "bfloat16"}, "float16", {"dtype": "float16"}),
+        ({"torch_dtype": "bfloat16"}, "float32", {"torch_dtype": "float32"}),
+        ({}, "float16", {"dtype": "float16"}),
+        ({"dtype": "bfloat16"}, "auto", {"dtype": "bfloat16"}),
+        ({"dtype": "bfloat16"}, "bfloat16", {"dtype": "bfloat16"}),
+    ],
+)
+def test_the_config_says_the_dtype_of_the_weights(config, dtype, written, models, tmp_path):
+    (tmp_path / "m0/config.json").write_text(json.dumps({"model_type": "llama"} | config))
+    a, b = wo.open(tmp_path / "m0"), models[1]
+    out = (a + (b - a)).save(tmp_path / "out", progress=False, dtype=dtype)
+    assert json.loads((out / "config.json").read_text()) == {"model_type": "llama"} | written
+
+
+def test_integers_keep_their_dtype_whatever_is_asked_for(tmp_path):
+    a = wo.open(tiny.write(tmp_path / "m", {"x": torch.ones(3), "n": torch.arange(3)}))
+    result = tiny.read(a.save(tmp_path / "out", progress=False, dtype="float16"))
+    assert (result["x"].dtype, result["n"].dtype) == (torch.float16, torch.int64)
+
+
+def test_a_bare_file_makes_a_folder_without_config_or_tokenizer(models, tmp_path):
+    bare = wo.open(tmp_path / "m1/model.safetensors")
+    out = (bare + (models[0] - models[1])).save(tmp_path / "out", progress=False)
+    assert files(out) == {"model.safetensors", "weightops.json", "README.md"}
+    assert carried_files(None) == {}
+
+
+def test_the_card_has_front_matter_that_the_hub_reads(models, tmp_path):
+    a, b = models
+    text = ((a + 0.5 * (b - a)).save(tmp_path / "out", progress=False) / "README.md").read_text()
+    _, front, body = text.split("---\n", 2)
+    assert yaml.safe_load(front) == {"library_name": "transformers", "tags": ["merge", "weightops"]}
+    assert '"coefficient": 0.5' in body
+
+
+def test_everything_in_the_way_is_said_at_once(models, tmp_path, monkeypatch):
+    a, b = models
+    wide = wo.open(tiny.write(tmp_path / "wide", tiny.llama(0, hidden=32)))
+    usage = shutil.disk_usage(tmp_path)._replace(free=0)
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage)
+    (tmp_path / "out").mkdir()
+    with pytest.raises(WeightopsError) as caught:
+        (a + (wide - b).only("lm_head")).save(tmp_path / "out", progress=False)
+    text = "\n".join(caught.value.problems)
+    assert "lm_head.weight: shape (24, 32)" in text
+    assert "exists already" in text
+    assert len(caught.value.problems) >= 2
+
+
+def test_a_failure_while_the_small_files_are_written_leaves_nothing_that_looks_finished(models, tmp_path, monkeypatch):
+    a, b = models
+    write = staging.Staging.write
+
+    def failing(self, name, content):  # type: ignore[no-untyped-def]
+        if name == "weightops.json":
+            raise OSError(28, "No space left on device")
+        write(self, name, content)
+
+    with monkeypatch.context() as patch, pytest.raises(OSError, match="No space"):
+        patch.setattr(staging.Staging, "write", failing)
+        (a + (b - a)).save(tmp_path / "out", progress=False)
+    assert not (tmp_path / "out").exists()
+    again = (a + (b - a)).save(tmp_path / "out", progress=False)
+    assert (again / "weightops.json").exists()
+    assert not (tmp_path / ".out.weightops").exists()
+
+
+def test_a_progress_bar_is_shown_on_a_terminal_only(capsys):
+    with bar(10, "writing") as update:
+        assert update is None
+    assert capsys.readouterr().err == ""
+
+
+def test_a_folder_is_given_back_as_it_was_named(models, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    a, b = models
+    out = (a + (b - a)).save("deep/out", progress=False)
+    assert out.resolve() == tmp_path / "deep/out"

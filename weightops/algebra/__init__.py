@@ -1,0 +1,1 @@
+"""Opening models and combining them: checkpoints and deltas as values."""

@@ -1,0 +1,387 @@
+"""The algebra: a checkpoint is a value, the difference of two is a delta, and a checkpoint plus deltas is a checkpoint.
+
+Everything is lazy. A chain of ``+ - *`` is kept as one affine combination, an anchor and a list of (coefficient,
+change); differences are never written out, and near-equal pairs are subtracted before anything is added to them.
+
+>>> tgm = target + 1.0 * (guard - base).only(r"\\.layers\\.").without("norm")  # doctest: +SKIP
+>>> tgm.save("out/")  # doctest: +SKIP
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from .. import dtypes
+from ..engine.execute import compute
+from ..engine.jobs import Job, LowRank, Term
+from ..engine.plan import DEFAULT_SHARD, Plan, make_plan
+from ..errors import WeightopsError
+from ..io.adapter import Adapter
+from ..io.weights import Weights
+from ..output.modelcard import Card
+from ..output.save import GUARD_CARD, Package, save
+from .rules import AlgebraError, Rule, Scale, Selector
+
+if TYPE_CHECKING:
+    import torch
+
+
+@dataclass(frozen=True)
+class Difference:
+    """minuend - subtrahend, over the tensors that both have."""
+
+    minuend: Weights
+    subtrahend: Weights
+
+
+@dataclass(frozen=True)
+class Change:
+    """coefficient * (difference or adapter), as its rules let through."""
+
+    of: Difference | Adapter
+    coefficient: float = 1.0
+    rules: tuple[Rule, ...] = ()
+
+    def names(self) -> frozenset[str]:
+        """Every tensor that this changes, rules applied."""
+        if isinstance(self.of, Adapter):
+            names = self.of.updates.keys() | self.of.replaced.keys()
+        else:
+            names = self.of.minuend.tensors.keys() & self.of.subtrahend.tensors.keys()
+        return frozenset(name for name in names if self.at(name))
+
+    def at(self, name: str) -> float:
+        """The coefficient for a tensor."""
+        coefficient = self.coefficient
+        for rule in self.rules:
+            coefficient *= rule.factor(name)
+        return coefficient
+
+
+@dataclass(frozen=True)
+class Delta:
+    """A difference in weight space: a sum of changes. Add it to a checkpoint, scale it, restrict it."""
+
+    changes: tuple[Change, ...] = ()
+
+    def __add__(self, other: Delta) -> Delta:
+        if isinstance(other, Checkpoint):
+            return NotImplemented
+        if not isinstance(other, Delta):
+            raise AlgebraError(
+                f"a delta plus {_name(other)} has no meaning; add deltas, or add a delta to a checkpoint"
+            )
+        return Delta(_collect((*self.changes, *other.changes)))
+
+    def __sub__(self, other: Delta) -> Delta:
+        if not isinstance(other, Delta):
+            raise AlgebraError(f"a delta minus {_name(other)} has no meaning; write checkpoint + delta")
+        return self + -other
+
+    def __mul__(self, scale: Scale) -> Delta:
+        """Scale by a number, or tensor by tensor: a function of the name, or {regex: factor} (first match, else 1)."""
+        if isinstance(scale, int | float):
+            if not math.isfinite(scale):
+                raise AlgebraError(f"a delta times {scale} has no meaning; scale it by a finite number")
+            return Delta(_collect(replace(change, coefficient=change.coefficient * scale) for change in self.changes))
+        if not (isinstance(scale, Mapping) or callable(scale)):
+            raise AlgebraError(
+                f"a delta times {_name(scale)} has no meaning; scale it by a number, a function of "
+                f"the name or {{regex: factor}}"
+            )
+        return self._with(Rule("scaled", tuple(scale.items()) if isinstance(scale, Mapping) else scale))
+
+    __rmul__ = __mul__
+
+    def __neg__(self) -> Delta:
+        return self * -1.0
+
+    def only(self, selector: Selector) -> Delta:
+        """This delta where the name matches (``re.search``, or a function of the name), nothing elsewhere."""
+        return self._with(Rule("only", selector))
+
+    def without(self, selector: Selector) -> Delta:
+        """This delta except where the name matches."""
+        return self._with(Rule("without", selector))
+
+    @property
+    def names(self) -> frozenset[str]:
+        """Every tensor that the delta changes."""
+        return frozenset(name for change in self.changes for name in change.names())
+
+    def on(self, base: Checkpoint) -> Checkpoint:
+        """The checkpoint that this delta makes of a base: ``base + self``."""
+        return base + self
+
+    def tensor(self, name: str) -> torch.Tensor:
+        """One tensor of the delta, computed now, fp32.
+
+        Raises:
+            WeightopsError: the delta does not change that tensor, or its operands do not fit.
+        """
+        raise_unknown(name, self.names)
+        terms = _terms(self, name)
+        if not terms:
+            raise WeightopsError(f"{name}: the adapter replaces this tensor; its difference shows only on a base")
+        job = Job(name, "F32", terms[0].plus.shape, None, terms)
+        make_plan([job], {}).check()
+        return computed(job)
+
+    def _with(self, rule: Rule) -> Delta:
+        return Delta(tuple(replace(change, rules=(*change.rules, rule)) for change in self.changes))
+
+
+@dataclass(frozen=True, eq=False)
+class Checkpoint:
+    """A model's weights as a value: what lies in a source, plus a delta."""
+
+    source: Weights
+    delta: Delta = Delta()
+
+    def __sub__(self, other: Checkpoint | Delta) -> Any:
+        if isinstance(other, Checkpoint):
+            between = () if other.source is self.source else (Change(Difference(self.source, other.source)),)
+            return Delta(between) + self.delta - other.delta
+        if isinstance(other, Delta):
+            return Checkpoint(self.source, self.delta - other)
+        raise AlgebraError(f"a checkpoint minus {_name(other)} has no meaning; subtract a checkpoint or a delta")
+
+    def __add__(self, other: Delta) -> Checkpoint:
+        if isinstance(other, Checkpoint):
+            raise AlgebraError(
+                "checkpoint + checkpoint has no meaning; add a difference: a + (b - base), or a + "
+                "0.5 * (b - a) for the mean"
+            )
+        if not isinstance(other, Delta):
+            raise AlgebraError(f"a checkpoint plus {_name(other)} has no meaning; add a delta: a + (b - base)")
+        return Checkpoint(self.source, self.delta + other)
+
+    __radd__ = __add__
+
+    def __mul__(self, other: object) -> Checkpoint:
+        raise AlgebraError("a checkpoint cannot be scaled; scale a difference: base + 0.5 * (model - base)")
+
+    __rmul__ = __mul__
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The names of its tensors."""
+        return tuple(self.source.tensors)
+
+    @property
+    def spec(self) -> str:
+        """The name it was opened by, its adapters' with it."""
+        adapters = [change.of.spec for change in self.delta.changes if isinstance(change.of, Adapter)]
+        return "+".join([self.source.spec, *adapters])
+
+    @property
+    def folders(self) -> tuple[Path, ...]:
+        """Where files beside the weights may lie: the folders of its adapters, the last added first, then its own."""
+        adapters = [change.of.folder for change in reversed(self.delta.changes) if isinstance(change.of, Adapter)]
+        return (*adapters, *([] if self.source.folder is None else [self.source.folder]))
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        """A tensor's shape."""
+        raise_unknown(name, self.source.tensors)
+        return self.source.tensors[name].shape
+
+    def tensor(self, name: str) -> torch.Tensor:
+        """One tensor, computed now, in the dtype in which it is stored.
+
+        Raises:
+            WeightopsError: no such tensor, or its operands do not fit.
+        """
+        raise_unknown(name, self.source.tensors)
+        job = lower(self, name)
+        make_plan([job], {}).check()
+        return computed(job)
+
+    def plan(
+        self,
+        *,
+        dtype: str = "auto",
+        shard_size: int = DEFAULT_SHARD,
+        allow_nonfinite: bool = False,
+    ) -> Plan:
+        """What saving would read and write, and what stands in its way; only headers are read.
+
+        Args:
+            dtype: ``auto`` (as stored), ``float32``, ``bfloat16`` or ``float16``.
+            shard_size: Most bytes in a file.
+        """
+        jobs = [lower(self, name, dtype) for name in self.source.tensors]
+        problems, notes = misfits(self)
+        return make_plan(
+            jobs,
+            describe(self, dtype),
+            problems=problems,
+            notes=notes,
+            shard_size=shard_size,
+            allow_nonfinite=allow_nonfinite,
+        )
+
+    def save(self, out: str | Path, *, overwrite: bool = False, progress: bool = True, **plan: Any) -> Path:
+        """Write the checkpoint as a Hugging Face folder, in one streaming pass.
+
+        Args:
+            out: Folder to make.
+            overwrite: Replace a folder that exists.
+            progress: Show a bar with the time left on stderr once it takes more than two seconds.
+            plan: Arguments of :meth:`plan`.
+
+        Raises:
+            WeightopsError: every problem of the plan, or what went wrong on the way; ``out`` is then as it was.
+        """
+        return save(self.plan(**plan), package(self), Path(out), overwrite=overwrite, progress=progress).folder
+
+
+def lower(checkpoint: Checkpoint, name: str, dtype: str = "auto") -> Job:
+    """One tensor of a checkpoint as a job for the engine."""
+    stored = anchor = checkpoint.source.tensors[name]
+    short = dtypes.FROM_TORCH.get(dtype, stored.dtype) if stored.dtype in dtypes.FLOATS else stored.dtype
+    terms = list(_terms(checkpoint.delta, name))
+    for change in checkpoint.delta.changes:
+        if isinstance(change.of, Adapter) and (whole := change.of.replaced.get(name)) and change.at(name):
+            if change.at(name) == 1.0:
+                anchor = whole
+            else:
+                terms.append(Term(change.at(name), whole, stored))
+    return Job(name, short, stored.shape, anchor, tuple(terms))
+
+
+def describe(checkpoint: Checkpoint, dtype: str = "auto") -> dict[str, Any]:
+    """The canonical recipe of a checkpoint, as JSON values."""
+
+    def change(part: Change) -> dict[str, Any]:
+        if isinstance(part.of, Adapter):
+            what: dict[str, Any] = {"adapter": part.of.spec}
+        else:
+            what = {"plus": part.of.minuend.spec, "minus": part.of.subtrahend.spec}
+        rules = [rule.describe(checkpoint.names) for rule in part.rules]
+        return what | {"coefficient": part.coefficient, "rules": rules}
+
+    return {
+        "kind": "affine",
+        "anchor": checkpoint.source.spec,
+        "changes": [change(c) for c in checkpoint.delta.changes],
+        "dtype": dtype,
+    }
+
+
+def sources(checkpoint: Checkpoint) -> tuple[Weights | Adapter, ...]:
+    """Everything the checkpoint is made of, each once, the anchor first."""
+    found: dict[Weights | Adapter, None] = {checkpoint.source: None}
+    for change in checkpoint.delta.changes:
+        if isinstance(change.of, Adapter):
+            found[change.of] = None
+        else:
+            found.update({change.of.minuend: None, change.of.subtrahend: None})
+    return tuple(found)
+
+
+def package(checkpoint: Checkpoint) -> Package:
+    """What stands around the weights of a checkpoint: its source's configuration and tokenizer, and a card.
+
+    A guard that is a base and its adapter, as they are, keeps the adapter's ``guard.json``.
+    """
+    card = Card(
+        "A checkpoint made by weight arithmetic",
+        f"Made from `{checkpoint.source.spec}` by adding differences of other checkpoints.",
+    )
+    return Package(checkpoint.source, sources(checkpoint), card, files=_adapter_files(checkpoint.delta))
+
+
+def _adapter_files(delta: Delta) -> dict[str, bytes]:
+    if len(delta.changes) != 1:
+        return {}
+    change = delta.changes[0]
+    if not isinstance(change.of, Adapter) or change.coefficient != 1 or change.rules:
+        return {}
+    file = change.of.folder / GUARD_CARD
+    return {GUARD_CARD: file.read_bytes()} if file.exists() else {}
+
+
+def raise_unknown(name: str, known: Any) -> None:
+    """Raise for a tensor name that is not among the known ones."""
+    if name not in known:
+        raise WeightopsError(
+            f"no tensor {name!r}; there are {len(known)}, for example {next(iter(sorted(known)), 'none')}"
+        )
+
+
+def _collect(changes: Any) -> tuple[Change, ...]:
+    """Like terms together: one change for each (what, rules), the reverse difference with its sign turned, no zeros."""
+    sums: dict[tuple[Difference | Adapter, tuple[Rule, ...]], float] = {}
+    for change in changes:
+        of, coefficient = change.of, change.coefficient
+        if isinstance(of, Difference):
+            reverse = Difference(of.subtrahend, of.minuend)
+            if (reverse, change.rules) in sums:
+                of, coefficient = reverse, -coefficient
+        sums[of, change.rules] = sums.get((of, change.rules), 0.0) + coefficient
+    return tuple(Change(of, coefficient, rules) for (of, rules), coefficient in sums.items() if coefficient)
+
+
+def misfits(checkpoint: Checkpoint) -> tuple[list[str], list[str]]:
+    """Problems and notes where a delta names tensors that the checkpoint has not."""
+    have, spec = checkpoint.source.tensors.keys(), checkpoint.source.spec
+    problems, notes = [], []
+    for change in checkpoint.delta.changes:
+        missing = sorted(change.names() - have)
+        if isinstance(change.of, Adapter) and missing:
+            problems.append(
+                f"{change.of.spec}: changes {missing[0]}, which {spec} has not; this adapter is for another base"
+            )
+        elif missing and not change.names() & have:
+            problems.append(f"{spec}: no tensor in common with {change.of.minuend.spec}; are these the right models?")  # type: ignore[union-attr]
+        elif missing:
+            notes.append(
+                f"{len(missing)} tensors of the delta are not in {spec} and are left out, the first {missing[0]}"
+            )
+    return problems, notes
+
+
+def _terms(delta: Delta, name: str) -> tuple[Term, ...]:
+    """What a delta adds to one tensor."""
+    terms: list[Term] = []
+    for change in delta.changes:
+        coefficient = change.at(name)
+        if not coefficient:
+            continue
+        if isinstance(change.of, Difference):
+            plus, minus = change.of.minuend.tensors.get(name), change.of.subtrahend.tensors.get(name)
+            if plus is not None and minus is not None:
+                terms.append(Term(coefficient, plus, minus))
+        elif update := change.of.updates.get(name):
+            rows, columns = update.left.shape[0], update.right.shape[1]
+            shape = (columns, rows) if update.transposed else (rows, columns)
+            terms.append(
+                Term(coefficient, LowRank(name, update.left, update.right, update.scale, shape, update.transposed))
+            )
+    return tuple(terms)
+
+
+def computed(job: Job) -> torch.Tensor:
+    """A job's result as a tensor."""
+    import torch
+
+    if not job.count:
+        return torch.empty(job.shape, dtype=_torch_dtype(job.dtype))
+    raw = torch.from_numpy(compute(job))
+    return raw.view(_torch_dtype(job.dtype)).reshape(job.shape)
+
+
+def _torch_dtype(name: str) -> torch.dtype:
+    import torch
+
+    others = {"BOOL": "bool", "U8": "uint8", "I8": "int8", "C64": "complex64"}
+    long = {"U": "uint", "I": "int"}
+    return getattr(torch, dtypes.TO_TORCH.get(name) or others.get(name) or long[name[0]] + name[1:])  # type: ignore[no-any-return]
+
+
+def _name(value: object) -> str:
+    return type(value).__name__

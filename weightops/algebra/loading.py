@@ -1,0 +1,59 @@
+"""A model by the name a user gives it, loaded by transformers to run or to train: an adapter is added on the way."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from ..errors import WeightopsError
+from ..io.quiet import quiet_transformers
+from .checkpoint import Checkpoint
+from .opening import open_checkpoint
+
+
+def load(spec: str | Path, dtype: str = "auto") -> tuple[Any, Any]:
+    """A causal language model and its tokenizer.
+
+    What an adapter adds is computed as saving would compute it: in fp32, rounded once to the dtype of the file.
+
+    Args:
+        spec: A folder, ``org/name``, an alias, or one of these ``+adapter``, as for :func:`weightops.open`.
+        dtype: Of the weights in memory; ``auto`` keeps the file's.
+
+    Raises:
+        WeightopsError: no such model, one that transformers does not read, or an adapter that does not fit.
+    """
+    checkpoint = open_checkpoint(spec)
+    folder = checkpoint.source.folder
+    if folder is None:
+        raise WeightopsError(f"{spec}: a bare file has no configuration and no tokenizer; name the model's folder")
+    checkpoint.plan().check()
+    with quiet_transformers():
+        from transformers import AutoModelForCausalLM, AutoTokenizer
+
+        try:
+            tokenizer = AutoTokenizer.from_pretrained(str(folder))
+            model: Any = AutoModelForCausalLM.from_pretrained(str(folder), dtype=dtype)
+        except (OSError, ValueError) as error:
+            said = str(error).strip().partition("\n")[0]
+            raise WeightopsError(f"{spec}: transformers cannot load it ({said}); check the folder") from error
+    _add(model, checkpoint, spec)
+    on_hub = checkpoint.source.revision is not None
+    name = checkpoint.spec.partition("@")[0] if on_hub else checkpoint.spec
+    model.name_or_path = model.config.name_or_path = name  # what an adapter names as its base; not a place in the cache
+    return model, tokenizer
+
+
+def _add(model: Any, checkpoint: Checkpoint, spec: str | Path) -> None:
+    """Put in what the checkpoint's delta changes."""
+    import torch
+
+    parameters = dict(model.named_parameters(remove_duplicate=False))
+    if renamed := sorted(checkpoint.delta.names - parameters.keys()):
+        raise WeightopsError(
+            f"{spec}: transformers has another name for {renamed[0]}; write the model first, by "
+            "weightops.open(...).save(FOLDER), and name the folder"
+        )
+    with torch.no_grad():
+        for name in checkpoint.delta.names:
+            parameters[name].copy_(checkpoint.tensor(name))

@@ -1,0 +1,156 @@
+"""Opening sources: whatever a user names becomes a :class:`~.checkpoint.Checkpoint`. Only headers are read."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+
+from ..errors import WeightopsError, attempt_all
+from ..io import folder as folders
+from ..io.adapter import CONFIG as ADAPTER_CONFIG
+from ..io.adapter import is_adapter, read_adapter
+from ..io.gguf import ALIASES, alias_file, dequantised
+from ..io.hub import download, is_hub_id
+from ..io.safetensors import StoredTensor
+from ..io.weights import Weights
+from .checkpoint import Change, Checkpoint, Delta
+
+#: Tensors beside packed integers that only make sense with the code that packed them.
+_PACKED = re.compile(r"\.(qweight|qzeros|scales|g_idx|absmax|quant_map|SCB|weight_scale(_inv)?|weight_packed)$")
+
+
+def open_checkpoint(spec: str | Path) -> Checkpoint:
+    """Open a model: a folder, a hub id ``org/name[@revision]``, a file, an alias, or any of these ``+adapter``.
+
+    Args:
+        spec: A Hugging Face folder, sharded or not; a hub id; a ``.safetensors``, ``.bin`` or ``.gguf`` file; an alias
+            such as ``smollm2-135m-instruct``; ``BASE+ADAPTER`` with a PEFT LoRA folder or hub id.
+
+    Raises:
+        WeightopsError: nothing is there, it cannot be read, or its weights are quantised.
+    """
+    text = str(spec)
+    if "+" in text:
+        with _reading(text):
+            combined = not Path(text).expanduser().exists()
+        if combined:
+            base, adapter = text.split("+", 1)
+            return open_checkpoint(base) + open_adapter(adapter)
+    return Checkpoint(open_weights(text))
+
+
+def open_all(specs: Iterable[str | Path]) -> list[Checkpoint]:
+    """Open several models; the same spec gives the same source, so that a - a is nothing.
+
+    Raises:
+        WeightopsError: with the problems of all of them together.
+    """
+    texts = [str(spec) for spec in specs]
+    once = list(dict.fromkeys(texts))
+    opened = dict(zip(once, attempt_all(partial(open_checkpoint, text) for text in once), strict=True))
+    return [opened[text] for text in texts]
+
+
+def open_adapter(spec: str | Path) -> Delta:
+    """Open a PEFT LoRA folder or hub id as a delta.
+
+    Raises:
+        WeightopsError: nothing is there, or it is no LoRA adapter.
+    """
+    with _reading(str(spec)):
+        folder, _ = _locate(str(spec))
+        if not (folder / ADAPTER_CONFIG).exists():
+            raise WeightopsError(f"{spec}: no {ADAPTER_CONFIG}; after the + stands a PEFT adapter folder")
+        return Delta((Change(read_adapter(folder, str(spec))),))
+
+
+def open_weights(spec: str) -> Weights:
+    """Open a source without an adapter; see :func:`open_checkpoint`."""
+    with _reading(spec):
+        place, revision = _locate(spec)
+        if place.is_dir() and is_adapter(place):
+            base = folders.read_json(place / ADAPTER_CONFIG).get("base_model_name_or_path") or "BASE"
+            raise WeightopsError(f"{spec}: a LoRA adapter, not a model; name it with its base: {base}+{spec}")
+        if place.is_file() and place.suffix == ".safetensors":
+            return _sound(Weights(spec, folders.tensors_of_file(place)))
+        config = folders.read_json(place / "config.json")
+        return _sound(Weights(spec, folders.stored_tensors(place), place, revision, config))
+
+
+@contextmanager
+def _reading(spec: str) -> Iterator[None]:
+    """What the system says no to, as a problem line."""
+    try:
+        yield
+    except OSError as error:
+        where = error.filename or spec
+        raise WeightopsError(
+            f"{where}: cannot be read ({error.strerror}); check the path and its permissions"
+        ) from error
+
+
+def _locate(spec: str) -> tuple[Path, str | None]:
+    """The folder of safetensors (or the bare file) that a spec stands for, and the hub's revision."""
+    if spec in ALIASES:
+        return dequantised(alias_file(spec), spec), None
+    place = Path(spec).expanduser()
+    if spec and place.is_dir():
+        return _converted_if_pickled(place), None
+    if spec and place.exists():
+        return _from_file(place), None
+    if not is_hub_id(spec):
+        raise WeightopsError(
+            f"{spec or repr(spec)}: no such file or folder; a hub model is written org/name, an alias "
+            f"is {', '.join(ALIASES)}"
+        )
+    folder = download(spec)
+    return _converted_if_pickled(folder), folder.name
+
+
+def _from_file(file: Path) -> Path:
+    if file.suffix == ".safetensors":
+        return file
+    if file.suffix == ".gguf":
+        return dequantised(file)
+    if file.suffix in (".bin", ".pt", ".pth"):
+        from ..io.pickled import converted
+
+        return converted(file)
+    raise WeightopsError(f"{file}: not a model file; weightops reads folders, .safetensors, .gguf and .bin")
+
+
+def _converted_if_pickled(folder: Path) -> Path:
+    """A folder that has only ``.bin`` weights, or one GGUF file, as a folder of safetensors in the cache."""
+    try:
+        names = {path.name for path in folder.iterdir()}
+    except OSError as error:
+        raise WeightopsError(f"{folder}: cannot be read ({error.strerror}); check its permissions") from error
+    if any(name.endswith((".safetensors", ".safetensors.index.json")) for name in names):
+        return folder
+    if names & {"pytorch_model.bin", "pytorch_model.bin.index.json"}:
+        from ..io.pickled import converted
+
+        return converted(folder)
+    packed = sorted(name for name in names if name.endswith(".gguf"))
+    if len(packed) > 1:
+        raise WeightopsError(f"{folder}: {len(packed)} GGUF files; name one of them, for example {folder / packed[0]}")
+    return dequantised(folder / packed[0]) if packed else folder
+
+
+def _sound(weights: Weights) -> Weights:
+    """Refuse weights that stand for other numbers than they hold."""
+    remedy = "dequantise first: load it in transformers, call model.dequantize() and model.save_pretrained(FOLDER)"
+    if method := weights.config.get("quantization_config"):
+        name = method.get("quant_method", "unknown") if isinstance(method, dict) else "unknown"
+        raise WeightopsError(f"{weights.spec}: quantised weights ({name}, says config.json); {remedy}")
+    packed = next((tensor for tensor in weights.tensors.values() if _is_packed(tensor)), None)
+    if packed is not None:
+        raise WeightopsError(f"{packed.file}: {packed.name} belongs to quantised weights; {remedy}")
+    return weights
+
+
+def _is_packed(tensor: StoredTensor) -> bool:
+    return _PACKED.search(tensor.name) is not None

@@ -1,0 +1,296 @@
+"""Guard Vector: a guard for a new model by task arithmetic.
+
+TGM = target + scale * (guard - base) over the parameters that all three have, embeddings, norms and head left out;
+elsewhere the target, byte for byte. Source: arXiv 2509.23381 (the scale is ours; 1 is the paper's rule).
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from math import fsum, sqrt
+from typing import Any
+
+from ..algebra.checkpoint import Checkpoint, lower, sources
+from ..anatomy.groups import GROUPS, group_of
+from ..anatomy.vocabulary import vocabulary_tensors, with_vocabulary
+from ..dtypes import FLOATS, QUANTISED_FLOATS
+from ..engine.jobs import Job, Term
+from ..engine.plan import DEFAULT_SHARD, Plan, make_plan
+from ..engine.tally import Tally
+from ..errors import WeightopsError
+from ..io.safetensors import StoredTensor
+from ..output.modelcard import Card, Paper
+from ..output.save import Package
+from .card import NAME as GUARD_CARD
+from .card import GuardCard, card_folder
+from .labels import Label, add_missing, changed_rows, find_labels, label_patches
+
+#: Left out by default: what lets the target's vocabulary differ, and what the paper leaves out.
+LEFT_OUT = ("embedding", "norm", "head")
+
+
+@dataclass(frozen=True)
+class GroupNorms:
+    """One part of the model in the report.
+
+    Attributes:
+        tensors: How many tensors guard, base and target have in common.
+        vector: |V|, the Euclidean norm of guard - base; ``None`` before execution.
+        ratio: |V| / |B|.
+        applied: Whether it was added to the target.
+    """
+
+    group: str
+    tensors: int
+    applied: bool
+    vector: float | None = None
+    ratio: float | None = None
+
+
+@dataclass(frozen=True)
+class Composition:
+    """A planned target guard: the plan, what stands around the weights, and which tensor belongs to which part."""
+
+    plan: Plan
+    package: Package
+    applied: frozenset[str]
+    dropped: frozenset[str]
+
+    def report(self, tally: Tally | None = None) -> list[GroupNorms]:
+        """The parts of the model, what is applied and dropped; with norms once it has been executed."""
+        squares: dict[str, tuple[float, float]] = {}
+        for job, sums in (tally.squares if tally else {}).items():
+            if sums:
+                squares[job.name] = (fsum(change for change, _ in sums), fsum(base for _, base in sums))
+        rows = []
+        for names, applied in ((self.applied, True), (self.dropped, False)):
+            for group in GROUPS:
+                members = [name for name in names if group_of(name) == group]
+                if members:
+                    rows.append(_norms(group, members, applied, squares if tally else None))
+        return rows
+
+
+def compose_guard(
+    guard: Checkpoint,
+    base: Checkpoint,
+    target: Checkpoint,
+    *,
+    scale: float = 1.0,
+    include: Sequence[str] = (),
+    exclude: Sequence[str] = (),
+    labels: Sequence[str] = (),
+    dtype: str = "auto",
+    shard_size: int = DEFAULT_SHARD,
+    allow_nonfinite: bool = False,
+    command: str | None = None,
+) -> Composition:
+    """Plan target + scale * (guard - base); only headers are read.
+
+    Args:
+        scale: Strength of the guard vector.
+        include: Regular expressions; given, they replace the default choice (all but embeddings, norms and head).
+        exclude: Regular expressions of names to leave out.
+        labels: Label words whose embedding and head rows are copied from the guard.
+        command: The command line, for the model card.
+
+    Raises:
+        WeightopsError: a regular expression or a label that cannot be used. What headers show to be wrong with the
+            models stands in ``plan.problems``.
+    """
+    wanted = _scope(include, exclude)
+    common = frozenset(guard.names) & frozenset(base.names) & frozenset(target.names)
+    applied = frozenset(filter(wanted, common))
+    vector = guard - base
+    result = target + (scale * vector).only(applied.__contains__)
+    jobs = {name: lower(result, name, dtype) for name in target.names}
+    unseen = sorted(name for name in common if not jobs[name].terms)
+    measured = [job for name in unseen if (job := _measure(vector.on(target), name))]
+    rows = _label_rows(guard, base, target, labels, jobs)
+    plan = make_plan(
+        [*rows.jobs.values(), *measured],
+        {
+            "kind": "compose-guard",
+            "guard": guard.spec,
+            "base": base.spec,
+            "target": target.spec,
+            "scale": scale,
+            "include": list(include),
+            "exclude": list(exclude),
+            "labels": list(labels),
+            "dtype": dtype,
+        },
+        problems=_no_overlap(guard, base, target, common, applied),
+        notes=rows.notes,
+        shard_size=shard_size,
+        allow_nonfinite=allow_nonfinite,
+    )
+    package = Package(
+        model=target.source,
+        sources=tuple(dict.fromkeys((*sources(guard), *sources(base), *sources(target)))),
+        card=_card(guard, base, target, scale, command),
+        config=rows.config,
+        files=rows.files,
+    )
+    return Composition(plan, package, applied, common - applied)
+
+
+@dataclass(frozen=True)
+class _Rows:
+    """What the guard's labels make of the target: its jobs, its config and tokenizer, and what to tell the user."""
+
+    jobs: Mapping[str, Job]
+    notes: tuple[str, ...] = ()
+    config: Mapping[str, Any] = ()  # type: ignore[assignment]
+    files: Mapping[str, bytes] = ()  # type: ignore[assignment]
+
+
+def _label_rows(
+    guard: Checkpoint, base: Checkpoint, target: Checkpoint, words: Sequence[str], jobs: Mapping[str, Job]
+) -> _Rows:
+    """Copy label rows where asked; else say which label rows are dropped with the embeddings and the head."""
+    folder = card_folder(guard)
+    card = None if folder is None else GuardCard.read(folder)
+    named = list(words) or list(card.labels if card else ())
+    if not named:
+        return _Rows(jobs, (_unnamed_note(guard, base),) if _vocabulary_moved(guard, base) else (), {}, {})
+    known = dict(zip(card.labels, card.label_ids, strict=True)) if card else {}
+    labels = find_labels(named, guard.source, base.source, target.source, known)
+    lost = changed_rows(labels, guard.source, base.source)
+    if not words:
+        return _Rows(jobs, tuple(_lost_note(lost, named)), {}, _guard_file(card, labels))
+    if moved := sorted(guard.delta.names & {tensor.name for tensor in vocabulary_tensors(guard.source)}):
+        raise WeightopsError(
+            f"--labels: an adapter of {guard.spec} changes {moved[0]}, and rows are copied from files; write the guard "
+            "first, by weightops.open(...).save(FOLDER), and name the folder"
+        )
+    labels, files, rows = add_missing(labels, target.source)
+    patches = label_patches(labels, guard.source, target.source)
+    changed = {name: _patched(jobs[name], rows, patch) for name, patch in patches.items()}
+    grown = any(changed[name].shape != jobs[name].shape for name in changed)
+    config = with_vocabulary(target.source.config, max(job.shape[0] for job in changed.values())) if grown else {}
+    return _Rows({**jobs, **changed}, (), config, {**files, **_guard_file(card, labels)})
+
+
+def _patched(job: Job, rows: int, patches: tuple[Any, ...]) -> Job:
+    """The job with label rows in it, and more rows where the labels need them."""
+    return replace(job, shape=(max(job.shape[0], rows), *job.shape[1:]), patches=patches)
+
+
+def _guard_file(card: GuardCard | None, labels: Sequence[Label]) -> dict[str, bytes]:
+    """The guard's card with the labels' tokens in the target's vocabulary."""
+    if card is None:
+        return {}
+    ids = {label.word: label.target for label in labels}
+    tokens = [ids.get(word) for word in card.labels]
+    if None in tokens:
+        missing = card.labels[tokens.index(None)]
+        raise WeightopsError(
+            f"label {missing!r} is not one token of the target; give --labels {','.join(card.labels)} "
+            "to add and copy its row"
+        )
+    return {GUARD_CARD: replace(card, label_ids=(tokens[0], tokens[1])).to_json().encode()}  # type: ignore[arg-type]
+
+
+def _lost_note(lost: Sequence[tuple[Label, str]], words: Sequence[str]) -> list[str]:
+    if not lost:
+        return []
+    where = ", ".join(f"{label.word!r} in {name}" for label, name in lost)
+    return [
+        f"the guard's label rows are dropped with the embeddings and head ({where}); --labels "
+        f"{','.join(words)} copies them"
+    ]
+
+
+def _vocabulary_moved(guard: Checkpoint, base: Checkpoint) -> bool:
+    """Whether the guard's vocabulary is not the base's: more rows, the only sign that headers give."""
+    mine, others = vocabulary_tensors(guard.source), base.source.tensors
+    return any(t.name in others and others[t.name].shape != t.shape for t in mine)
+
+
+def _unnamed_note(guard: Checkpoint, base: Checkpoint) -> str:
+    return (
+        f"{guard.spec} has another vocabulary than {base.spec} and its new rows are dropped; "
+        "if its labels are new tokens, name them with --labels SAFE,UNSAFE"
+    )
+
+
+def _scope(include: Sequence[str], exclude: Sequence[str]) -> Any:
+    """The predicate that include and exclude describe."""
+    wanted, unwanted = (
+        [_pattern(text, option) for text in texts] for texts, option in ((include, "--include"), (exclude, "--exclude"))
+    )
+
+    def accepts(name: str) -> bool:
+        chosen = any(p.search(name) for p in wanted) if wanted else group_of(name) not in LEFT_OUT
+        return chosen and not any(p.search(name) for p in unwanted)
+
+    return accepts
+
+
+def _pattern(text: str, option: str) -> re.Pattern[str]:
+    try:
+        return re.compile(text)
+    except re.error as error:
+        raise WeightopsError(f"{option} {text!r} is not a regular expression: {error}") from error
+
+
+def _no_overlap(
+    guard: Checkpoint, base: Checkpoint, target: Checkpoint, common: frozenset[str], applied: frozenset[str]
+) -> list[str]:
+    if not common:
+        specs = ", ".join(c.source.spec for c in (guard, base, target))
+        return [f"no tensor name is common to {specs}; guard, base and target must share an architecture"]
+    if not applied:
+        return [
+            f"no tensor is left to apply: --include and --exclude leave none of the {len(common)} "
+            "that the three have in common"
+        ]
+    return []
+
+
+def _measure(checkpoint: Checkpoint, name: str) -> Job | None:
+    """A job that reads a dropped tensor's difference for the report, over the rows that guard and base share."""
+    terms = [term for term in lower(checkpoint, name).terms if _measurable(term)]
+    if not terms:
+        return None
+    shape = min(
+        (operand.shape for t in terms for operand in (t.plus, t.minus) if operand is not None), key=lambda s: s[:1]
+    )
+    return Job(name, "F32", shape, None, tuple(Term(1.0, t.plus, t.minus) for t in terms), written=False)
+
+
+def _measurable(term: Term) -> bool:
+    """Whether a term's norm has a meaning: floats, in rows of one width. Quantised ones are for the plan to refuse."""
+    operands = [operand for operand in (term.plus, term.minus) if operand is not None]
+    kinds = {operand.dtype for operand in operands if isinstance(operand, StoredTensor)}
+    floats = kinds <= {*FLOATS, *QUANTISED_FLOATS}
+    return floats and len({operand.shape[1:] for operand in operands}) == 1
+
+
+def _norms(
+    group: str, names: Sequence[str], applied: bool, squares: Mapping[str, tuple[float, float]] | None
+) -> GroupNorms:
+    if squares is None:
+        return GroupNorms(group, len(names), applied)
+    vector = sqrt(fsum(squares.get(name, (0.0, 0.0))[0] for name in names))
+    size = sqrt(fsum(squares.get(name, (0.0, 0.0))[1] for name in names))
+    return GroupNorms(group, len(names), applied, vector, vector / size if size else None)
+
+
+def _card(guard: Checkpoint, base: Checkpoint, target: Checkpoint, scale: float, command: str | None) -> Card:
+    return Card(
+        title=f"{target.spec}, with the guard of {guard.spec}",
+        text=(
+            f"`{target.spec}` plus {scale:g} times the difference between the guard "
+            f"`{guard.spec}` and its base "
+            f"`{base.spec}`: a guard made by task arithmetic, without training data. Measure "
+            "it on your own data "
+            "before you rely on it."
+        ),
+        tags=("guard", "task-arithmetic"),
+        papers=(Paper("Guard Vector", "2509.23381"), Paper("Editing Models with Task Arithmetic", "2212.04089")),
+        command=command,
+    )

@@ -1,0 +1,319 @@
+"""Judge text while it arrives: a probability after each chunk, at a cost that grows with the chunk, not with the text.
+
+The keys and values of the tokens so far are kept. What ends the prompt (the rest of the chat template) is run on top of
+them to read the labels; when more text comes, they are cut back to the tokens that old and new prompt share, and only
+what follows is run. So a token whose boundary moves is run anew, and the answer is that of the whole prefix at once, to
+rounding.
+"""
+
+from __future__ import annotations
+
+import codecs
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from ...errors import WeightopsError
+from ..judge import Guard
+from ..prompt import Frame
+from .kept import Kept, can_keep, label_logits
+
+_AHEAD = 64
+"""Characters that must follow a place before the tokens up to it are taken to be settled."""
+_BLOCK = 512
+"""Most new tokens of a stream in one forward pass; its mask is this times the length of the text."""
+
+
+@dataclass(frozen=True)
+class Crossing:
+    """How much of a text had been read when it was first judged unsafe."""
+
+    characters: int
+    tokens: int
+
+
+class Stream:
+    """One text that arrives in chunks.
+
+    Attributes:
+        probability: That the text so far is unsafe; ``None`` before the first chunk.
+        crossed_at: Where the probability first reached the threshold; it stays, whatever comes after.
+        characters: How many characters have been judged.
+        closed: Whether the text has ended, or was too long.
+        problem: Why the text was closed before its end.
+    """
+
+    def __init__(self, source: Guard | Streams) -> None:
+        """Begin an empty text.
+
+        Args:
+            source: The guard to ask; or streams, to be judged together with others.
+        """
+        self._streams = source if isinstance(source, Streams) else Streams(source)
+        self._reader = self._streams._reader
+        self._characters = _Characters()
+        self._prompt = _Prompt(self._reader)
+        self._kept = self._reader.head.copy(self._reader.head_length)
+        self._valid = self._reader.head_length
+        self.closed = False
+        self.probability: float | None = None
+        self.crossed_at: Crossing | None = None
+        self.problem: WeightopsError | None = None
+        self.characters = 0
+
+    def feed(self, chunk: str | bytes) -> float:
+        """Add text, and judge all of it so far.
+
+        Args:
+            chunk: Characters, or UTF-8. Half a character at the end (bytes of UTF-8, or one of a pair of surrogates)
+                waits for the rest; what is no text is read as U+FFFD.
+
+        Returns:
+            The probability that the text so far is unsafe.
+
+        Raises:
+            WeightopsError: the text is longer than the model reads.
+            ValueError: the stream is closed.
+        """
+        return self._streams.feed({self: chunk})[self]
+
+    def close(self) -> float:
+        """End the text, half a character that never became whole included, and let go of what was kept.
+
+        Returns:
+            The probability that the text is unsafe.
+        """
+        if not self.closed:
+            probability = self._streams._judge({self: self._characters.rest()})[self]
+            self.closed = True
+            self._kept = Kept()
+            return probability
+        assert self.probability is not None
+        return self.probability
+
+    @property
+    def flagged(self) -> bool:
+        """Whether the text was unsafe at any point."""
+        return self.crossed_at is not None
+
+    @property
+    def tokens(self) -> int:
+        """How many tokens the text has."""
+        return len(self._prompt.ids) - self._reader.empty_length
+
+    @property
+    def kept_bytes(self) -> int:
+        """The memory of what is kept of the text."""
+        return self._kept.nbytes
+
+    def _add(self, text: str) -> bool:
+        """Take in characters; whether the model must be asked."""
+        if not text and self.probability is not None:
+            return False
+        self._valid = min(self._valid, self._prompt.add(text))
+        self.characters += len(text)
+        if len(self._prompt.ids) > self._reader.most_tokens:
+            self.closed, self._kept = True, Kept()
+            self.problem = WeightopsError(
+                f"the text so far: {len(self._prompt.ids)} tokens with what the guard asks, and the model reads "
+                f"{self._reader.most_tokens}; judge it in parts"
+            )
+            raise self.problem
+        return True
+
+    def _answer(self, probability: float) -> None:
+        self.probability = probability
+        self._valid = len(self._prompt.ids)
+        if self.crossed_at is None and probability >= self._streams.threshold:
+            self.crossed_at = Crossing(self.characters, self.tokens)
+
+
+class Streams:
+    """Many texts that arrive at once; what is new of them is judged in one forward pass.
+
+    Not for several threads at once.
+
+    Attributes:
+        guard: Who is asked.
+        threshold: From this probability on, a text is unsafe; the card's unless given.
+        reencodes: Whether each answer reads the whole text anew, because this model's state cannot be cut back (chunked
+            attention, state spaces). The answers are the same, the cost is quadratic in the text. Models with a sliding
+            window are not among these: here every key is kept, and the window is a mask.
+    """
+
+    def __init__(self, guard: Guard, *, batch: int = 16, threshold: float | None = None) -> None:
+        """Prepare a guard for streams.
+
+        Args:
+            guard: Who to ask.
+            batch: Most streams in one forward pass.
+            threshold: From this probability on, a text is unsafe; the card's unless given.
+        """
+        self.guard, self.batch = guard, batch
+        self.threshold = guard.card.threshold if threshold is None else threshold
+        self._reader = _reader_of(guard)
+        self.reencodes = self._reader.reencodes
+
+    def open(self) -> Stream:
+        """Begin an empty text."""
+        return Stream(self)
+
+    def feed(self, news: Mapping[Stream, str | bytes]) -> dict[Stream, float]:
+        """Add text to some streams and judge each.
+
+        Returns:
+            The probability of each stream in ``news``.
+
+        Raises:
+            WeightopsError: texts that are longer than the model reads; these streams are closed, the others judged.
+            ValueError: a stream is closed, or belongs to other streams.
+        """
+        for stream in news:
+            if stream.closed or stream._streams is not self:
+                raise ValueError("a stream that is closed, or of other Streams; open a new one here")
+        return self._judge({stream: stream._characters.take(chunk) for stream, chunk in news.items()})
+
+    def _judge(self, news: Mapping[Stream, str]) -> dict[Stream, float]:
+        due, problems = [], []
+        for stream, text in news.items():
+            try:
+                if stream._add(text):
+                    due.append(stream)
+            except WeightopsError as error:
+                problems.append(error)
+        for group in self._groups(due):
+            for stream, probability in zip(group, self._reader.probabilities(group), strict=True):
+                stream._answer(probability)
+        if problems:
+            raise WeightopsError(*(line for problem in problems for line in problem.problems))
+        return {stream: stream.probability for stream in news if stream.probability is not None}
+
+    def _groups(self, due: Sequence[Stream]) -> list[list[Stream]]:
+        """Streams that go together: like many new tokens, so that at most half of a batch (and 64 a row) is padding."""
+        groups: list[list[Stream]] = []
+        for stream in sorted(due, key=_new_tokens):
+            least = _new_tokens(groups[-1][0]) if groups else 0
+            if not groups or len(groups[-1]) == self.batch or _new_tokens(stream) > 2 * least + 64:
+                groups.append([])
+            groups[-1].append(stream)
+        return groups
+
+
+def _new_tokens(stream: Stream) -> int:
+    return len(stream._prompt.ids) - stream._valid
+
+
+class _Reader:
+    """What all streams of a guard share: how it is asked, and the kept keys and values of what is before the text."""
+
+    def __init__(self, guard: Guard) -> None:
+        self.guard, self.frame = guard, guard.frame
+        empty, short = self.frame.rows(["", "a b"])
+        config = guard.model.config.get_text_config()
+        self.most_tokens: int = getattr(config, "max_position_embeddings", None) or 2**31
+        self.empty_length = len(empty)
+        self.settles = _blanks_divide(guard.tokenizer)
+        self.head, self.head_length = Kept(), 0
+        self.reencodes = not can_keep(guard.model, [empty, short], guard.card.label_ids)
+        if not self.reencodes and self.frame.head:
+            label_logits(guard.model, [self.head], [0], [self.frame.head], guard.card.label_ids)
+            self.head_length = len(self.frame.head)
+
+    def probabilities(self, streams: Sequence[Stream]) -> list[float]:
+        """Read the answer of each stream, all in one forward pass."""
+        rows = [stream._prompt.ids for stream in streams]
+        labels = self.guard.card.label_ids
+        if self.reencodes:
+            from ..judge import probabilities
+            from ..prompt import pad_id
+
+            pad = pad_id(self.guard.tokenizer)
+            return [float(p) for p in probabilities(self.guard.model, rows, labels, pad, len(rows))]
+        starts = [min(stream._valid, len(row) - 1) for stream, row in zip(streams, rows, strict=True)]
+        news = [row[start:] for row, start in zip(rows, starts, strict=True)]
+        for at, stream in enumerate(streams):
+            while len(news[at]) > _BLOCK:
+                label_logits(self.guard.model, [stream._kept], [starts[at]], [news[at][:_BLOCK]], labels)
+                starts[at], news[at] = starts[at] + _BLOCK, news[at][_BLOCK:]
+        logits = label_logits(self.guard.model, [stream._kept for stream in streams], starts, news, labels)
+        return [float(p) for p in logits.softmax(-1)[:, 1]]
+
+
+def _reader_of(guard: Guard) -> _Reader:
+    """A guard's reader, made once."""
+    known: _Reader | None = vars(guard).get("_reader")
+    if known is None:
+        known = vars(guard)["_reader"] = _Reader(guard)
+    return known
+
+
+class _Characters:
+    """Whole characters out of chunks that may end in the middle of one."""
+
+    def __init__(self) -> None:
+        self._utf8 = codecs.getincrementaldecoder("utf-8")("replace")
+        self._utf16 = codecs.getincrementaldecoder("utf-16-le")("replace")
+
+    def take(self, chunk: str | bytes) -> str:
+        """The characters that a chunk completes."""
+        if isinstance(chunk, str):
+            return self._utf8.decode(b"", True) + self._utf16.decode(chunk.encode("utf-16-le", "surrogatepass"))
+        return self._utf16.decode(b"", True) + self._utf8.decode(chunk)
+
+    def rest(self) -> str:
+        """U+FFFD for a character that was never completed."""
+        return self._utf8.decode(b"", True) + self._utf16.decode(b"", True)
+
+
+class _Prompt:
+    """The token ids of a growing text in its frame, as tokenising all of it gives them.
+
+    Only the end of the text is tokenised again. Its beginning is settled at a blank after a letter, 64 characters or
+    more from the end, if tokenising the two sides apart gives the tokens of both together. That this holds whatever
+    comes after is so where no token of the vocabulary has a letter followed by a blank (checked) and where words are
+    split looking less than 64 characters ahead (byte-level BPE, Unigram and BPE over words all do). For every other
+    tokenizer, and for text without such blanks (Chinese, Thai), all of it is tokenised anew: still exact, quadratic in
+    characters at the tokenizer's speed, not at the model's.
+    """
+
+    def __init__(self, reader: _Reader) -> None:
+        self._frame: Frame = reader.frame
+        self._settles = reader.settles
+        self._open = self._frame.lead
+        self._settled = len(self._frame.head)
+        self.ids: list[int] = list(self._frame.head)
+
+    def add(self, text: str) -> int:
+        """Append text; the length of the beginning of ``ids`` that stayed as it was."""
+        self._open += text
+        body = self._frame.plain(self._open + self._frame.trail)
+        new = [*body, *self._frame.tail]
+        old = self.ids[self._settled :]
+        same = next((at for at, pair in enumerate(zip(old, new, strict=False)) if pair[0] != pair[1]), None)
+        same = min(len(old), len(new)) if same is None else same
+        same += self._settled
+        self.ids[self._settled :] = new
+        self._settle(body)
+        return same
+
+    def _settle(self, body: list[int]) -> None:
+        at = len(self._open) - max(_AHEAD, self._settles)
+        if not self._settles or at < 4 * _AHEAD:
+            return
+        blanks = [match.end() for match in re.finditer(r"[A-Za-z](?= )", self._open[:at])]
+        if not blanks:
+            return
+        left, right = self._open[: blanks[-1]], self._open[blanks[-1] :]
+        first = self._frame.plain(left)
+        if first + self._frame.plain(right + self._frame.trail) == body:
+            self._open, self._settled = right, self._settled + len(first)
+        else:
+            self._settles = 0
+
+
+def _blanks_divide(tokenizer: Any) -> int:
+    """The length of the longest added token, if no token crosses a blank after a letter; 0 if one does."""
+    if any(re.search("[A-Za-z][ Ġ▁]", token) for token in tokenizer.get_vocab()):
+        return 0
+    return max((len(token.content) for token in getattr(tokenizer, "added_tokens_decoder", {}).values()), default=1)

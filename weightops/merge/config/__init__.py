@@ -1,0 +1,1 @@
+"""mergekit's YAML: read, checked, and its parameters resolved for each tensor."""

@@ -1,0 +1,145 @@
+"""A document against its merge method: inputs, base, and every parameter's name, kind and range."""
+
+from __future__ import annotations
+
+import dataclasses
+
+from ...errors import WeightopsError
+from ...io.faults import Faults
+from ...ops import registry
+from ...ops.registry import Operator, nearest
+from .parameters import as_kind
+from .schema import Condition, Group, InputModel, MergeConfig, Parameters
+
+#: Keys that mergekit's methods know and that change nothing here: how it stores a mask.
+WITHOUT_EFFECT = frozenset(("int8_mask",))
+
+
+def check(config: MergeConfig, faults: Faults) -> MergeConfig:
+    """Add what is wrong with a document to ``faults``; return it with notes on what has no effect."""
+    _check_tokenizer(config, faults)
+    if not config.merge_method:
+        return config
+    try:
+        method = registry.find(config.merge_method)
+    except WeightopsError as error:
+        faults.add(config.line_of("merge_method"), error.problems[0])
+        return config
+    for group in config.groups():
+        _check_group(config, method, group, faults)
+    return dataclasses.replace(config, notes=(*config.notes, *_check_parameters(config, method, faults)))
+
+
+def inputs_of(method: Operator, group: Group) -> tuple[InputModel, ...]:
+    """The models a method merges in a group: without the base where the method is given it separately.
+
+    A method that needs a base and takes plain ``models`` gets the base as the first of them.
+    """
+    if not uses_base(method) or group.base is None:
+        return group.inputs
+    base = tuple(source for source in group.inputs if source.model == group.base)
+    others = tuple(source for source in group.inputs if source.model != group.base)
+    given_apart = method.takes == "deltas" or "base" in method.fills
+    return others if given_apart else (*base, *others)
+
+
+def uses_base(method: Operator) -> bool:
+    """Whether a named base model plays its own part; for other methods it is one more input, as in mergekit."""
+    return method.needs_base or method.takes == "deltas" or "base" in method.fills
+
+
+def _check_group(config: MergeConfig, method: Operator, group: Group, faults: Faults) -> None:
+    line = group.slice.line if group.slice else config.line_of("models") if group.module is None else group.module.line
+    models = [source.model for source in group.inputs]
+    for twice in sorted({model for model in models if models.count(model) > 1}):
+        source = [source for source in group.inputs if source.model == twice][1]
+        faults.add(source.line or line, f"model {twice!r} stands twice among the inputs")
+    if method.needs_base and group.base is None:
+        faults.add(config.line_of("merge_method"), f"{method.name} needs a base model; name it with base_model")
+        return
+    if uses_base(method) and group.base is not None and group.base not in models:
+        faults.add(line, f"base model {group.base!r} is not among the slice's sources; add it with its layer_range")
+        return
+    _check_lengths(group, line, faults)
+    _check_count(config, method, group, line, faults)
+    _check_silent_base(config, method, group, faults)
+
+
+def _check_lengths(group: Group, line: int, faults: Faults) -> None:
+    lengths = [s.layer_range[1] - s.layer_range[0] for s in group.sources if s.layer_range]
+    if len(set(lengths)) > 1:
+        said = ", ".join(f"{s.model} {list(s.layer_range)}" for s in group.sources if s.layer_range)
+        faults.add(line, f"the sources of a slice need equally many layers: {said}")
+
+
+def _check_count(config: MergeConfig, method: Operator, group: Group, line: int, faults: Faults) -> None:
+    least, most = method.models
+    count = sum(source.model != group.base or not uses_base(method) for source in inputs_of(method, group))
+    beside = " beside the base" if uses_base(method) and group.base else ""
+    if count < least:
+        faults.add(line, f"{method.name} merges at least {least} models{beside}; {count} given")
+    if most is not None and count > most:
+        faults.add(line, f"{method.name} merges at most {most} models{beside}; {count} given")
+
+
+def _check_silent_base(config: MergeConfig, method: Operator, group: Group, faults: Faults) -> None:
+    """A base that a method has no use for joins as an input; refuse it where nothing says how much of it."""
+    if uses_base(method) or group.inputs == group.sources:
+        return
+    shared = [config.parameters] + ([group.module.parameters] if group.module else [])
+    unset = [p.name for p in method.parameters if p.per_model and not any(p.name in level for level in shared)]
+    if "weight" in unset:
+        said = f"{method.name} has no base, so {group.base!r} would be one more input, and nothing sets its weight"
+        faults.add(config.line_of("base_model"), f"{said}; list it under models with a weight, or leave base_model out")
+
+
+# --- parameters ------------------------------------------------------------------------------------------------------
+
+
+def _check_parameters(config: MergeConfig, method: Operator, faults: Faults) -> list[str]:
+    shared = [config.parameters, *(module.parameters for module in config.modules.values())]
+    shared += [group.slice.parameters for group in config.groups() if group.slice]
+    own = [source.parameters for group in config.groups() for source in group.sources]
+    notes = [note for level in shared for note in _check_level(config, method, level, False, faults)]
+    return notes + [note for level in own for note in _check_level(config, method, level, True, faults)]
+
+
+def _check_level(config: MergeConfig, method: Operator, level: Parameters, of_input: bool, faults: Faults) -> list[str]:
+    known = {parameter.name: parameter for parameter in method.parameters}
+    elsewhere = WITHOUT_EFFECT.union(p.name for other in registry.methods() for p in other.parameters)
+    notes: list[str] = []
+    for name, line in level.lines.items():
+        parameter = known.get(name)
+        if parameter is None and name in elsewhere:
+            notes.append(config.at(line, f"{name!r} has no effect with {method.name}"))
+        elif parameter is None:
+            hint = nearest(name, (*known, *elsewhere)) or f"; it takes {', '.join(known) or 'none'}"
+            faults.add(line, f"unknown parameter {name!r} of {method.name}{hint}")
+        elif of_input and not parameter.per_model:
+            notes.append(config.at(line, f"{name!r} has no effect on one model: {method.name} has one for all of them"))
+        else:
+            for condition in level.settings.get(name, ()):
+                _check_values(condition, parameter, faults)
+    return notes
+
+
+def _check_values(condition: Condition, parameter: registry.Parameter, faults: Faults) -> None:
+    values = condition.value if isinstance(condition.value, tuple) else (condition.value,)
+    for value in values:
+        try:
+            as_kind(value, parameter)
+        except WeightopsError as error:
+            faults.add(condition.line, error.problems[0])
+
+
+# --- tokenizer -------------------------------------------------------------------------------------------------------
+
+
+def _check_tokenizer(config: MergeConfig, faults: Faults) -> None:
+    if config.tokenizer is None:
+        return
+    referenced = config.referenced_models()
+    for token, source in config.tokenizer.tokens.items():
+        if source.model is not None and source.model not in referenced:
+            hint = nearest(source.model, referenced)
+            faults.add(source.line, f"token {token!r} comes from {source.model!r}, which is not merged here{hint}")

@@ -1,0 +1,142 @@
+"""Single values of a merge file: each reader takes a node, and notes what is wrong with it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import TypeVar
+
+from ...dtypes import FROM_TORCH
+from ...errors import WeightopsError
+from ...io.faults import Faults
+from ...io.yaml_lines import Entry, Node
+from ...ops.registry import nearest
+from .schema import reference
+
+T = TypeVar("T")
+
+CHAT_TEMPLATES = ("alpaca", "chatml", "exaone", "llama3", "mistral")
+
+
+def read_key(
+    entries: Mapping[str, Entry], key: str, read: Callable[[Node, Faults], T | None], faults: Faults
+) -> T | None:
+    """The value of a key; an absent key and an explicit null are the same."""
+    if key not in entries or entries[key].node.value is None:
+        return None
+    return read(entries[key].node, faults)
+
+
+def items(node: Node, what: str, read: Callable[[Node, Faults], T | None], faults: Faults) -> tuple[T, ...]:
+    if not isinstance(node.value, tuple) or not node.value:
+        faults.add(node.line, f"{what} needs a list with at least one entry")
+        return ()
+    found = (read(item, faults) for item in node.value)
+    return tuple(item for item in found if item is not None)
+
+
+def mapping(node: Node, what: str, faults: Faults) -> dict[str, Entry] | None:
+    if isinstance(node.value, dict):
+        return node.value
+    faults.add(node.line, f"{what} is written as keys and values")
+    return None
+
+
+def refuse_unknown(entries: Mapping[str, Entry], known: tuple[str, ...], faults: Faults) -> None:
+    for key, entry in entries.items():
+        if key not in known:
+            hint = nearest(key, known) or f"; known here: {', '.join(known)}"
+            faults.add(entry.line, f"unknown key {key!r}{hint}")
+
+
+def text(node: Node, faults: Faults) -> str | None:
+    if isinstance(node.value, str) and node.value:
+        return node.value
+    faults.add(node.line, f"{_shown(node)} is not text; put it in quotes")
+    return None
+
+
+def document_name(node: Node, faults: Faults) -> str | None:
+    name = text(node, faults)
+    if name and any(mark in name for mark in "@+"):
+        faults.add(node.line, f"name {name!r} must not contain @ or +, which set off a revision and an adapter")
+    return name
+
+
+def model_name(node: Node, faults: Faults) -> str | None:
+    """A model as text; mergekit's long form ({model: {path, revision}, lora: {path}}) becomes the short one."""
+    written = _long_model(node, faults) if isinstance(node.value, dict) else text(node, faults)
+    if written is None:
+        return None
+    try:
+        reference(written)
+    except WeightopsError as error:
+        faults.add(node.line, error.problems[0])
+        return None
+    return written
+
+
+def _long_model(node: Node, faults: Faults) -> str | None:
+    refuse_unknown(node.value, ("model", "lora", "override_architecture"), faults)  # the last has no effect here
+    parts = [read_key(node.value, key, _model_path, faults) for key in ("model", "lora")]
+    if parts[0] is None:
+        faults.add(node.line, "model is missing")
+        return None
+    return "+".join(part for part in parts if part)
+
+
+def _model_path(node: Node, faults: Faults) -> str | None:
+    if not isinstance(node.value, dict):
+        return text(node, faults)
+    refuse_unknown(node.value, ("path", "revision"), faults)
+    path, revision = (read_key(node.value, key, text, faults) for key in ("path", "revision"))
+    return f"{path}@{revision}" if path and revision else path
+
+
+def dtype_name(node: Node, faults: Faults) -> str | None:
+    name = str(node.value).removeprefix("torch.")
+    if name in FROM_TORCH:
+        return name
+    hint = nearest(name, FROM_TORCH) or f"; it is one of {', '.join(FROM_TORCH)}"
+    faults.add(node.line, f"unknown dtype {node.value!r}{hint}")
+    return None
+
+
+def chat_template(node: Node, faults: Faults) -> str | None:
+    template = text(node, faults)
+    if template and template not in ("auto", *CHAT_TEMPLATES) and (len(template) < 20 or "{" not in template):
+        faults.add(node.line, f"chat_template is auto, one of {', '.join(CHAT_TEMPLATES)}, or a Jinja template")
+    return template
+
+
+def number(node: Node, faults: Faults) -> float | None:
+    if isinstance(node.value, int | float) and not isinstance(node.value, bool):
+        return float(node.value)
+    faults.add(node.line, f"{_shown(node)} must be a number")
+    return None
+
+
+def flag(node: Node, faults: Faults) -> bool | None:
+    if not isinstance(node.value, bool):
+        faults.add(node.line, f"{_shown(node)} must be true or false")
+        return None
+    return node.value
+
+
+def index(node: Node, faults: Faults) -> int | None:
+    if type(node.value) is int and node.value >= 0:
+        return node.value
+    faults.add(node.line, f"{_shown(node)} must be a whole number, at least 0")
+    return None
+
+
+def positive(node: Node, faults: Faults) -> int | None:
+    if type(node.value) is int and node.value >= 1:
+        return node.value
+    faults.add(node.line, f"{_shown(node)} must be a whole number, at least 1")
+    return None
+
+
+def _shown(node: Node) -> str:
+    if isinstance(node.value, dict):
+        return "a mapping"
+    return "a list" if isinstance(node.value, tuple) else repr(node.value)

@@ -1,0 +1,1 @@
+"""Vocabularies of a merge: tokens aligned, rows gathered, tokenizer files written."""

@@ -1,0 +1,1 @@
+"""The folder that is written: weights, configuration, tokenizer, record and model card."""

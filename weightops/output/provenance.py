@@ -1,0 +1,99 @@
+"""``weightops.json``: what an output was made of, and the digests that prove it is still that."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from blake3 import blake3
+
+from .. import dtypes
+from ..engine.jobs import BLOCK
+from ..engine.plan import Plan
+from ..engine.tally import Tally, block_digest
+from ..errors import WeightopsError
+from ..io.adapter import Adapter
+from ..io.folder import read_json, stored_tensors
+from ..io.safetensors import StoredTensor
+from ..io.weights import Weights
+from ..version import __version__
+
+RECORD = "weightops.json"
+
+
+def record(plan: Plan, tally: Tally, sources: Iterable[Weights | Adapter]) -> dict[str, Any]:
+    """The record of a finished run, as JSON values: recipe, sources with revision and content, outputs with digests."""
+    jobs = {job.name: job for job in plan.jobs if job.written}
+    return {
+        "weightops": __version__,
+        "recipe": dict(plan.recipe),
+        "sources": [_source(source, tally.inputs) for source in sources],
+        "outputs": {name: _as_written(job.dtype, job.shape, tally.outputs[name]) for name, job in sorted(jobs.items())},
+    }
+
+
+def _as_written(dtype: str, shape: tuple[int, ...], digest: str) -> str:
+    return f"{dtype} {list(shape)} {digest}"
+
+
+def content(digests: Mapping[StoredTensor, str]) -> str:
+    """One digest for a set of tensors: BLAKE3 of a line for each, ``name dtype shape digest``, in order of name."""
+    lines = sorted(f"{t.name} {_as_written(t.dtype, t.shape, digest)}\n" for t, digest in digests.items())
+    return "blake3:" + blake3("".join(lines).encode()).hexdigest()
+
+
+def verify(folder: Path) -> list[str]:
+    """Compare an output with its record.
+
+    Returns:
+        A line for every tensor that is missing, extra or changed; empty when the output is what was written.
+
+    Raises:
+        WeightopsError: no record, or unreadable weights.
+    """
+    written = read_json(folder / RECORD).get("outputs")
+    if not isinstance(written, dict):
+        raise WeightopsError(f"{folder}: no {RECORD} with output digests; only what weightops wrote can be verified")
+    found = stored_tensors(folder)
+    faults = [f"{name}: in the record, not in the folder" for name in sorted(written.keys() - found.keys())]
+    faults += [f"{name}: in the folder, not in the record" for name in sorted(found.keys() - written.keys())]
+    for name in sorted(written.keys() & found.keys()):
+        tensor = found[name]
+        if _as_written(tensor.dtype, tensor.shape, tensor_digest(tensor)) != written[name]:
+            faults.append(f"{tensor.file}: {name}: its bytes, dtype or shape have changed since it was written")
+    return faults
+
+
+def tensor_digest(tensor: StoredTensor) -> str:
+    """The content digest of one stored tensor, as execution computes it."""
+    total, step = blake3(), BLOCK * dtypes.BITS[tensor.dtype] // 8
+    with open(tensor.file, "rb") as stream:
+        stream.seek(tensor.offset)
+        for begin in range(0, tensor.nbytes, step):
+            total.update(bytes.fromhex(block_digest(stream.read(min(step, tensor.nbytes - begin)))))
+    return total.hexdigest()
+
+
+def read_row(tensor: StoredTensor, row: int) -> bytes:
+    """One row of a stored matrix, as it lies."""
+    width = tensor.nbytes // tensor.shape[0]
+    with open(tensor.file, "rb") as stream:
+        stream.seek(tensor.offset + row * width)
+        return stream.read(width)
+
+
+def _source(source: Weights | Adapter, digests: Mapping[StoredTensor, str]) -> dict[str, Any]:
+    if isinstance(source, Weights):
+        read = {tensor: digests[tensor] for tensor in source.tensors.values() if tensor in digests}
+    else:  # small, and its factors are read again for every slice
+        read = {tensor: digests.get(tensor) or tensor_digest(tensor) for tensor in _adapter_tensors(source)}
+    entry: dict[str, Any] = {"name": source.spec, "content": content(read), "tensors": len(read)}
+    if isinstance(source, Weights) and source.revision:
+        entry["revision"] = source.revision
+    return entry
+
+
+def _adapter_tensors(adapter: Adapter) -> list[StoredTensor]:
+    factors = [factor for update in adapter.updates.values() for factor in (update.left, update.right)]
+    return [*factors, *adapter.replaced.values()]
