@@ -64,12 +64,12 @@ class Output:
     def plan_json(self, plan: Plan, package: Package) -> dict[str, Any]:
         """A plan for a program: problems, notes, bytes, peak memory, files and tensors."""
         from weightops.engine.execute import default_threads
-        from weightops.output.save import problems
+        from weightops.output.save import prepare
 
-        found = problems(plan, package, self.out, overwrite=self.overwrite)
+        prepared = prepare(plan, package, self.out, overwrite=self.overwrite)
         return {
             "out": str(self.out),
-            "problems": list(found),
+            "problems": list(prepared.problems),
             "notes": list(plan.notes),
             "bytes_read": plan.bytes_read,
             "bytes_written": plan.bytes_written,
@@ -89,22 +89,15 @@ class Output:
         Raises:
             WeightopsError: one line; of several problems the first, and how many more ``--dry-run`` lists.
         """
-        from weightops.output.save import problems, save
+        from weightops.output.save import prepare
 
-        if found := problems(plan, package, self.out, overwrite=self.overwrite):
-            more = f" (and {len(found) - 1} more; --dry-run lists them)" if len(found) > 1 else ""
-            raise WeightopsError(found[0] + more)
+        prepared = prepare(plan, package, self.out, overwrite=self.overwrite)
+        if problems := prepared.problems:
+            more = f" (and {len(problems) - 1} more; --dry-run lists them)" if len(problems) > 1 else ""
+            raise WeightopsError(problems[0] + more)
         for note in plan.notes:
             click.echo(f"note: {note}", err=True)
-        return save(
-            plan,
-            package,
-            self.out,
-            overwrite=self.overwrite,
-            threads=self.threads,
-            memory=self.memory,
-            progress=not self.json,
-        )
+        return prepared.write(threads=self.threads, memory=self.memory, progress=not self.json)
 
 
 def output_options(command: Callable[..., Any]) -> Callable[..., Any]:

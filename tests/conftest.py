@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+from collections import Counter
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 from hypothesis import HealthCheck, settings
@@ -33,3 +35,18 @@ def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("WEIGHTOPS_CACHE", str(tmp_path_factory.mktemp("cache")))
         yield
+
+
+@pytest.fixture
+def headers_read(monkeypatch: pytest.MonkeyPatch) -> Counter[Path]:
+    """How often each file's header was read so far in the test: what opening a model costs."""
+    from weightops.io import folder
+
+    read, counts = folder.read_header, Counter[Path]()
+
+    def counting(file: Path) -> object:
+        counts[file] += 1
+        return read(file)
+
+    monkeypatch.setattr(folder, "read_header", counting)
+    return counts

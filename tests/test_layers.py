@@ -123,6 +123,13 @@ def test_no_two_modules_share_a_name():
     assert sorted({name for name in names if names.count(name) > 1}) == []
 
 
+def test_no_two_public_classes_share_a_name():
+    """A reader who meets a class by its name alone should know which one it is."""
+    defined = [node.name for file in FILES for node in ast.walk(ast.parse(file.read_text("utf-8")))
+               if isinstance(node, ast.ClassDef) and not node.name.startswith("_")]  # fmt: skip
+    assert sorted({name for name in defined if defined.count(name) > 1}) == []
+
+
 def test_no_file_is_longer_than_400_lines():
     lengths = {str(file.relative_to(ROOT)): len(file.read_text("utf-8").splitlines()) for file in FILES}
     assert {name: length for name, length in lengths.items() if length > 400} == {}

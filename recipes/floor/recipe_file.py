@@ -24,13 +24,13 @@ class _RecipeFaults(Faults):
         super().__init__(where)
         self.sets = sets
 
-    def problems(self) -> tuple[str, ...]:
+    def order(self, line: int) -> tuple[int, ...]:
         """By line, then those of ``--set``."""
-        ordered = sorted(self._found, key=lambda found: (found[0] < 0, abs(found[0])))
-        return tuple(
-            f"--set {self.sets[-line - 1]}: {said}" if line < 0 else f"{self.where}:{line}: {said}"
-            for line, said in ordered
-        )
+        return (line < 0, abs(line))
+
+    def place(self, line: int) -> str:
+        """The ``--set`` of a line below 0."""
+        return f"--set {self.sets[-line - 1]}" if line < 0 else super().place(line)
 
 
 def read_recipe(text: str, where: str, kinds: Mapping[str, type], sets: Sequence[str] = ()) -> Any:

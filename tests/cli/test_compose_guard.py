@@ -174,3 +174,17 @@ def test_a_guard_given_as_base_plus_adapter(models):
     t, out = tiny.read(models / "target"), tiny.read(models / "out")
     assert {name for name in t if not tiny.same_bytes(t[name], out[name])} == {UP}
     assert tiny.same_bytes(out[UP], (t[UP].float() + 1).bfloat16())
+
+
+def test_the_place_of_the_output_is_checked_once(models, monkeypatch):
+    from weightops.output import save
+
+    check, calls = save.output_problems, []
+
+    def counting(*given, **more):
+        calls.append(given)
+        return check(*given, **more)
+
+    monkeypatch.setattr(save, "output_problems", counting)
+    assert run().exit_code == 0
+    assert len(calls) == 1

@@ -8,22 +8,24 @@ from typing import Any
 from ..errors import WeightopsError
 from ..io.quiet import quiet_transformers
 from .checkpoint import Checkpoint
-from .opening import open_checkpoint
+from .opening import as_checkpoint
 
 
-def load(spec: str | Path, dtype: str = "auto") -> tuple[Any, Any]:
+def load(spec: str | Path | Checkpoint, dtype: str = "auto") -> tuple[Any, Any]:
     """A causal language model and its tokenizer.
 
     What an adapter adds is computed as saving would compute it: in fp32, rounded once to the dtype of the file.
 
     Args:
-        spec: A folder, ``org/name``, an alias, or one of these ``+adapter``, as for :func:`weightops.open`.
+        spec: A folder, ``org/name``, an alias, or one of these ``+adapter``, as for :func:`weightops.open`; or the
+            checkpoint that it gave.
         dtype: Of the weights in memory; ``auto`` keeps the file's.
 
     Raises:
         WeightopsError: no such model, one that transformers does not read, or an adapter that does not fit.
     """
-    checkpoint = open_checkpoint(spec)
+    checkpoint = as_checkpoint(spec)
+    spec = checkpoint.spec
     folder = checkpoint.source.folder
     if folder is None:
         raise WeightopsError(f"{spec}: a bare file has no configuration and no tokenizer; name the model's folder")
@@ -44,7 +46,7 @@ def load(spec: str | Path, dtype: str = "auto") -> tuple[Any, Any]:
     return model, tokenizer
 
 
-def _add(model: Any, checkpoint: Checkpoint, spec: str | Path) -> None:
+def _add(model: Any, checkpoint: Checkpoint, spec: str) -> None:
     """Put in what the checkpoint's delta changes."""
     import torch
 

@@ -32,14 +32,38 @@ def open_checkpoint(spec: str | Path) -> Checkpoint:
     Raises:
         WeightopsError: nothing is there, it cannot be read, or its weights are quantised.
     """
-    text = str(spec)
-    if "+" in text:
-        with _reading(text):
-            combined = not Path(text).expanduser().exists()
-        if combined:
-            base, adapter = text.split("+", 1)
-            return open_checkpoint(base) + open_adapter(adapter)
-    return Checkpoint(open_weights(text))
+    return Opener().open(spec)
+
+
+def as_checkpoint(model: str | Path | Checkpoint) -> Checkpoint:
+    """A model that is named, opened; one that is open, as it is."""
+    return model if isinstance(model, Checkpoint) else open_checkpoint(model)
+
+
+class Opener:
+    """Opens models by name and reads each header once: a base named alone and with adapters is one source."""
+
+    def __init__(self) -> None:
+        self._weights: dict[str, Weights] = {}
+        self._adapters: dict[str, Delta] = {}
+
+    def open(self, spec: str | Path) -> Checkpoint:
+        """Open a model; see :func:`open_checkpoint`."""
+        text = str(spec)
+        base, plus, adapter = text.partition("+")
+        if plus:
+            with _reading(text):
+                combined = not Path(text).expanduser().exists()
+            if combined:
+                return self.open(base) + self._adapter(adapter)
+        if text not in self._weights:
+            self._weights[text] = open_weights(text)
+        return Checkpoint(self._weights[text])
+
+    def _adapter(self, spec: str) -> Delta:
+        if spec not in self._adapters:
+            self._adapters[spec] = open_adapter(spec)
+        return self._adapters[spec]
 
 
 def open_all(specs: Iterable[str | Path]) -> list[Checkpoint]:
@@ -48,9 +72,10 @@ def open_all(specs: Iterable[str | Path]) -> list[Checkpoint]:
     Raises:
         WeightopsError: with the problems of all of them together.
     """
+    opener = Opener()
     texts = [str(spec) for spec in specs]
     once = list(dict.fromkeys(texts))
-    opened = dict(zip(once, attempt_all(partial(open_checkpoint, text) for text in once), strict=True))
+    opened = dict(zip(once, attempt_all(partial(opener.open, text) for text in once), strict=True))
     return [opened[text] for text in texts]
 
 

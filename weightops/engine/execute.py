@@ -23,17 +23,17 @@ from ..io.safetensors import StoredTensor
 from ..io.staging import Staging
 from . import slices
 from .blocks import Room
-from .jobs import Job, Slice
+from .jobs import Job, JobSlice
 from .plan import DEFAULT_MEMORY, Plan, stored
 from .tally import Gather, Record, Tally, block_digest, owned_operands
 
-Progress = Callable[[int], None]
-Work = Callable[[Slice], list[Record]]
+ReportProgress = Callable[[int], None]
+Work = Callable[[JobSlice], list[Record]]
 Done = Mapping[tuple[int, int], Record]
 
 
 def execute(
-    plan: Plan, staging: Staging, *, threads: int, memory: int = DEFAULT_MEMORY, progress: Progress | None = None
+    plan: Plan, staging: Staging, *, threads: int, memory: int = DEFAULT_MEMORY, progress: ReportProgress | None = None
 ) -> Tally:
     """Compute every job of a plan into the staged files.
 
@@ -116,7 +116,7 @@ def _worker(
         size = dtypes.itemsize(job.dtype)
         return lambda element, data: slices.write_all(descriptor, data, begin + element * size)
 
-    def work(piece: Slice) -> list[Record]:
+    def work(piece: JobSlice) -> list[Record]:
         if piece.job.whole:
             from . import merging  # torch is wanted only where a method is
 
@@ -153,20 +153,20 @@ def _worker(
     return work
 
 
-def _digest(row: slices.Bytes, tensor: StoredTensor, piece: Slice, span: tuple[int, int]) -> str:
+def _digest(row: slices.Bytes, tensor: StoredTensor, piece: JobSlice, span: tuple[int, int]) -> str:
     """The digest of one block of an operand; of nothing, an empty text, past the end of one that patches lengthen."""
     size, (lo, hi) = dtypes.itemsize(tensor.dtype), span
     end = min(hi, tensor.count - piece.begin)
     return block_digest(row[lo * size : end * size]) if end > lo else ""
 
 
-def _pieces(plan: Plan, blocks: int) -> Iterator[Slice]:
+def _pieces(plan: Plan, blocks: int) -> Iterator[JobSlice]:
     for number, job in enumerate(plan.jobs):
         if job.whole and job.count:
-            yield Slice(number, job, 0, job.blocks)
+            yield JobSlice(number, job, 0, job.blocks)
             continue
         for block in range(0, job.blocks, blocks):
-            yield Slice(number, job, block, min(blocks, job.blocks - block))
+            yield JobSlice(number, job, block, min(blocks, job.blocks - block))
 
 
 def _done(staging: Staging) -> Done:
@@ -175,12 +175,12 @@ def _done(staging: Staging) -> Done:
 
 
 def _in_order(
-    pieces: Iterator[Slice], done: Done, work: Work, threads: int
-) -> Iterator[tuple[Slice, list[Record], bool]]:
+    pieces: Iterator[JobSlice], done: Done, work: Work, threads: int
+) -> Iterator[tuple[JobSlice, list[Record], bool]]:
     """Every slice with its records, in order, and whether it was computed now or stood in the journal."""
-    waiting: deque[tuple[Slice, Future[list[Record]] | list[Record]]] = deque()
+    waiting: deque[tuple[JobSlice, Future[list[Record]] | list[Record]]] = deque()
 
-    def head() -> tuple[Slice, list[Record], bool]:
+    def head() -> tuple[JobSlice, list[Record], bool]:
         piece, result = waiting.popleft()
         return (piece, result.result(), True) if isinstance(result, Future) else (piece, result, False)
 

@@ -67,7 +67,7 @@ class Patch:
 RowReader = Callable[[StoredTensor, int, int], npt.NDArray[np.float32]]
 
 
-class Rows(Protocol):
+class RowSource(Protocol):
     """A matrix put together from rows of others: a vocabulary aligned by token."""
 
     @property
@@ -88,7 +88,7 @@ class Input:
 
     stored: StoredTensor
     updates: tuple[Term, ...] = ()
-    rows: Rows | None = None
+    rows: RowSource | None = None
 
 
 @dataclass(frozen=True)
@@ -197,7 +197,7 @@ class Job:
 
 
 @dataclass(frozen=True)
-class Slice:
+class JobSlice:
     """Some consecutive blocks of one job: what a thread reads, computes and writes at a time.
 
     Attributes:

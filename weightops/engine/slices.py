@@ -13,20 +13,20 @@ from .. import dtypes
 from ..errors import WeightopsError
 from ..io.safetensors import StoredTensor
 from . import kernels
-from .jobs import Job, LowRank, Operand, Patch, Slice
+from .jobs import Job, JobSlice, LowRank, Operand, Patch
 
 Bytes = npt.NDArray[np.uint8]
 Squares = npt.NDArray[np.float64]
 
 
-def rows_of(piece: Slice, buffer: Bytes) -> Bytes:
+def rows_of(piece: JobSlice, buffer: Bytes) -> Bytes:
     """The buffer as one row an operand, and a last one for the result: [operands + 1, bytes]."""
     width = piece.blocks * piece.job.block_elements * piece.job.widest
     count = len(piece.job.operands) + 1
     return buffer[: count * width].reshape(count, width)
 
 
-def compute(piece: Slice, rows: Bytes, files: Mapping[Path, int], *, allow_nonfinite: bool) -> tuple[Bytes, Squares]:
+def compute(piece: JobSlice, rows: Bytes, files: Mapping[Path, int], *, allow_nonfinite: bool) -> tuple[Bytes, Squares]:
     """Read a slice's operands and compute its result.
 
     Args:
@@ -79,7 +79,7 @@ def _rows_by_role(job: Job) -> tuple[int, list[int], list[int], list[float]]:
     return anchor, plus, minus, [term.coefficient for term in job.terms]
 
 
-def _affine(piece: Slice, rows: Bytes, squares: Squares) -> Sequence[object]:
+def _affine(piece: JobSlice, rows: Bytes, squares: Squares) -> Sequence[object]:
     """Run the kernel block by block, so that sums do not depend on the slice; returns who holds NaN or Inf."""
     job = piece.job
     anchor, plus, minus, coefficients = _rows_by_role(job)
@@ -96,7 +96,7 @@ def _affine(piece: Slice, rows: Bytes, squares: Squares) -> Sequence[object]:
     return [bool(flag) for flag in found]
 
 
-def _affine_wide(piece: Slice, rows: Bytes, squares: Squares) -> Sequence[object]:
+def _affine_wide(piece: JobSlice, rows: Bytes, squares: Squares) -> Sequence[object]:
     """The same in numpy, in fp64: where an operand or the result is fp64."""
     job, count = piece.job, piece.end - piece.begin
     anchor, plus, minus, coefficients = _rows_by_role(job)
@@ -147,7 +147,7 @@ def file_of(operand: Operand) -> Path:
     return operand.file if isinstance(operand, StoredTensor) else operand.left.file
 
 
-def _read_operand(operand: Operand, piece: Slice, row: Bytes, files: Mapping[Path, int]) -> None:
+def _read_operand(operand: Operand, piece: JobSlice, row: Bytes, files: Mapping[Path, int]) -> None:
     """A slice of one operand into its row; past the operand's end there are zeros."""
     if isinstance(operand, LowRank):
         left, right = (factor(one, files) for one in (operand.left, operand.right))
@@ -168,7 +168,7 @@ def factor(tensor: StoredTensor, files: Mapping[Path, int]) -> npt.NDArray[np.fl
 
 
 def _apply_patch(
-    piece: Slice, patch: Patch, result: Bytes, files: Mapping[Path, int], *, allow_nonfinite: bool
+    piece: JobSlice, patch: Patch, result: Bytes, files: Mapping[Path, int], *, allow_nonfinite: bool
 ) -> None:
     lo, hi = max(piece.begin, patch.at), min(piece.end, patch.at + patch.count)
     if lo >= hi:

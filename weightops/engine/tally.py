@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from blake3 import blake3
 
 from ..io.safetensors import StoredTensor
-from .jobs import Job, Merge, Slice
+from .jobs import Job, JobSlice, Merge
 
 if TYPE_CHECKING:
     from .plan import Plan
@@ -64,7 +64,7 @@ class Gather:
             if job.count == 0:
                 self._close(number, job)
 
-    def add(self, piece: Slice, records: list[Record]) -> None:
+    def add(self, piece: JobSlice, records: list[Record]) -> None:
         """Fold in a slice."""
         if piece.job.merge is not None:
             self._add_merged(piece.job, piece.job.merge, records[0])

@@ -71,18 +71,21 @@ class GuardCard:
             raise WeightopsError(*(f"{file}: {problem}" for problem in error.problems)) from error
 
     @classmethod
-    def of(cls, spec: str | Path) -> GuardCard:
-        """The card of a model by the name a user gives it: of ``BASE+ADAPTER``, the adapter's before the base's.
+    def of(cls, spec: str | Path | Checkpoint) -> GuardCard:
+        """The card of a model, opened or named: of ``BASE+ADAPTER``, the adapter's before the base's.
 
         Raises:
             WeightopsError: no such model, or it has no card.
         """
-        from ..algebra.opening import open_checkpoint  # recipes read cards, and looking at recipes should load no numba
+        from ..algebra.opening import as_checkpoint  # recipes read cards, and looking at recipes should load no numba
 
-        found = card_folder(open_checkpoint(spec))
-        if found is None:
-            raise WeightopsError(f"{spec}: has no {NAME}, so it is not a guard; train one, or say how to ask it")
-        return cls.read(found)
+        checkpoint = as_checkpoint(spec)
+        folder = card_folder(checkpoint)
+        if folder is None:
+            raise WeightopsError(
+                f"{checkpoint.spec}: has no {NAME}, so it is not a guard; train one, or say how to ask it"
+            )
+        return cls.read(folder)
 
     @classmethod
     def parse(cls, values: Any) -> GuardCard:

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..errors import WeightopsError
+from ..io.progress import Progress
 from .judge import Guard
 from .metrics import Scores, score
 from .streaming.stream import Crossing, Stream, Streams
@@ -190,12 +191,10 @@ def tracks(guard: Guard, texts: Sequence[str], step: int = 100, batch: int = 16)
     Raises:
         WeightopsError: a text is longer than the model reads.
     """
-    from tqdm import tqdm
-
     found: dict[int, Track] = {}
     order = sorted(range(len(texts)), key=lambda at: len(texts[at]))
     groups = [order[start : start + batch] for start in range(0, len(order), batch)]
-    with tqdm(total=len(texts), desc="judging prefixes", unit="text", delay=1, leave=False) as bar:
+    with Progress(len(texts), "judging prefixes", unit="text", delay=1) as bar:
         for group in groups:
             found |= dict(
                 zip(group, _follow(Streams(guard, batch=batch), [texts[at] for at in group], step), strict=True)

@@ -8,12 +8,15 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ..io.progress import Progress
 from .card import GuardCard
 from .prompt import Frame, frame_of, left_padded, pad_id
 
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
+
+    from ..algebra.checkpoint import Checkpoint
 
 
 @dataclass(frozen=True, eq=False)
@@ -26,12 +29,15 @@ class Guard:
 
     @classmethod
     def load(
-        cls, spec: str | Path, card: GuardCard | Callable[[Any], GuardCard] | None = None, dtype: str = "auto"
+        cls,
+        spec: str | Path | Checkpoint,
+        card: GuardCard | Callable[[Any], GuardCard] | None = None,
+        dtype: str = "auto",
     ) -> Guard:
         """Load a guard.
 
         Args:
-            spec: A Hugging Face model folder, or what else :func:`weightops.open` takes.
+            spec: A Hugging Face model folder, or what else :func:`weightops.open` takes, or what that gave.
             card: How to ask, or what makes that from the tokenizer (a preset); otherwise the model's ``guard.json``.
             dtype: Of the weights in memory; ``auto`` keeps the file's.
 
@@ -39,9 +45,11 @@ class Guard:
             WeightopsError: no card, a tokenizer that cannot ask so, or files that transformers does not read.
         """
         from ..algebra.loading import load  # with numba, which looking at recipes should not wait for
+        from ..algebra.opening import as_checkpoint
 
-        card = card or GuardCard.of(spec)
-        model, tokenizer = load(spec, dtype)
+        checkpoint = as_checkpoint(spec)
+        card = card or GuardCard.of(checkpoint)
+        model, tokenizer = load(checkpoint, dtype)
         model.eval()
         return cls(model, tokenizer, card if isinstance(card, GuardCard) else card(tokenizer))
 
@@ -60,7 +68,7 @@ class Guard:
 
 
 def judge(
-    spec: str | Path, texts: Sequence[str], card: GuardCard | None = None, batch: int = 16
+    spec: str | Path | Checkpoint, texts: Sequence[str], card: GuardCard | None = None, batch: int = 16
 ) -> NDArray[np.float64]:
     """The probability that each text is unsafe.
 
@@ -96,15 +104,15 @@ def probabilities(
     """
     import numpy as np
     import torch
-    from tqdm import tqdm
 
     found = np.zeros(len(rows))
     order = sorted(range(len(rows)), key=lambda row: len(rows[row]))
     batches = [order[start : start + batch] for start in range(0, len(order), batch)]
     model.eval()
-    with torch.inference_mode():
-        for members in tqdm(batches, "judging", unit="batch", delay=1, leave=False, disable=len(batches) < 2):
+    with torch.inference_mode(), Progress(len(batches), "judging", unit="batch", delay=1) as bar:
+        for members in batches:
             inputs = {k: v.to(model.device) for k, v in left_padded([rows[row] for row in members], pad).items()}
             logits = model(**inputs, logits_to_keep=1, use_cache=False).logits[:, -1, list(labels)]
             found[members] = logits.double().softmax(-1)[:, 1].cpu().numpy()
+            bar.update()
     return found

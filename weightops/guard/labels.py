@@ -17,10 +17,9 @@ from ..anatomy.groups import group_of
 from ..anatomy.vocabulary import vocabulary_tensors
 from ..engine.jobs import Patch
 from ..errors import WeightopsError
-from ..io.safetensors import StoredTensor
+from ..io.safetensors import StoredTensor, read_row
 from ..io.tokenizer import tokenizer_of
 from ..io.weights import Weights
-from ..output.provenance import read_row
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer

@@ -23,7 +23,7 @@ from dataclasses import dataclass, field, replace
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
-from ..algebra.opening import open_checkpoint
+from ..algebra.opening import as_checkpoint
 from ..errors import WeightopsError
 from .card import NAME, TEXT, GuardCard, card_folder
 from .judge import Guard
@@ -31,6 +31,9 @@ from .prompt import label_ids, rendered_around, system_text
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
+    from pathlib import Path
+
+    from ..algebra.checkpoint import Checkpoint
 
 
 @dataclass(frozen=True)
@@ -212,11 +215,13 @@ def find(name: str) -> str | None:
     return next((key for key, preset in PRESETS.items() if re.search(preset.models, name.lower())), None)
 
 
-def open_guard(spec: str, preset: str | None = None, threshold: float | None = None, dtype: str = "auto") -> Guard:
+def open_guard(
+    spec: str | Path | Checkpoint, preset: str | None = None, threshold: float | None = None, dtype: str = "auto"
+) -> Guard:
     """Load a guard: by its own ``guard.json``, or as a preset says.
 
     Args:
-        spec: A folder, hub id, alias or BASE+ADAPTER, as for :func:`weightops.open`.
+        spec: A folder, hub id, alias or BASE+ADAPTER, as for :func:`weightops.open`, or what that gave.
         preset: A name in :data:`PRESETS`; otherwise the model's card, and without one the preset for its name.
         threshold: From this probability on, a text is unsafe; the card's unless given.
         dtype: Of the weights in memory; ``auto`` keeps the file's.
@@ -225,13 +230,14 @@ def open_guard(spec: str, preset: str | None = None, threshold: float | None = N
         WeightopsError: no such model or preset, or no card and a name that no preset is for.
     """
     if preset is not None and preset not in PRESETS:
-        raise WeightopsError(f"{preset}: not a preset; there is {', '.join(PRESETS)}")
-    has_card = card_folder(open_checkpoint(spec)) is not None
-    name = preset or (None if has_card else find(spec))
+        raise WeightopsError(f"{preset}: not a preset; available: {', '.join(PRESETS)}")
+    checkpoint = as_checkpoint(spec)
+    has_card = card_folder(checkpoint) is not None
+    name = preset or (None if has_card else find(checkpoint.spec))
     if name is None and not has_card:
         raise WeightopsError(
-            f"{spec}: has no {NAME}, and no preset is for that name; train a guard, or say how to ask it with a "
-            f"preset: {', '.join(PRESETS)}"
+            f"{checkpoint.spec}: has no {NAME}, and no preset is for that name; train a guard, or say how to ask it "
+            f"with a preset: {', '.join(PRESETS)}"
         )
-    guard = Guard.load(spec, PRESETS[name].card if name else None, dtype)
+    guard = Guard.load(checkpoint, PRESETS[name].card if name else None, dtype)
     return guard if threshold is None else replace(guard, card=replace(guard.card, threshold=threshold))

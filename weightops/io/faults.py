@@ -14,19 +14,27 @@ class Faults:
 
     def __init__(self, where: str) -> None:
         self.where = where
-        self._found: dict[tuple[int, str], None] = {}
+        self._problems: dict[tuple[int, str], None] = {}
 
     def add(self, line: int, problem: str) -> None:
         """Note a problem on a line; the same one twice counts once."""
-        self._found[(line, problem)] = None
+        self._problems[(line, problem)] = None
 
     def __bool__(self) -> bool:
-        return bool(self._found)
+        return bool(self._problems)
 
     def problems(self) -> tuple[str, ...]:
-        """Everything found, by line, each ``file:line: what is wrong``."""
-        ordered = sorted(self._found, key=lambda found: found[0])
-        return tuple(f"{self.where}:{line}: {problem}" for line, problem in ordered)
+        """Everything found, by line, each ``place: what is wrong``."""
+        ordered = sorted(self._problems, key=lambda entry: self.order(entry[0]))
+        return tuple(f"{self.place(line)}: {problem}" for line, problem in ordered)
+
+    def order(self, line: int) -> tuple[int, ...]:
+        """What problems are sorted by; a subclass may sort its lines otherwise."""
+        return (line,)
+
+    def place(self, line: int) -> str:
+        """What stands in front of a problem on a line; a subclass may name other places than a file's lines."""
+        return f"{self.where}:{line}"
 
     def raise_any(self) -> None:
         """Raise everything found.
@@ -34,5 +42,5 @@ class Faults:
         Raises:
             WeightopsError: with the problems, unless there are none.
         """
-        if self._found:
+        if self._problems:
             raise WeightopsError(*self.problems())

@@ -10,6 +10,7 @@ from typing import Any
 
 from ..errors import WeightopsError
 from .cache import cached, entry_name, stamp
+from .progress import Progress
 from .quiet import quiet_transformers
 
 VERSION = 1
@@ -68,11 +69,9 @@ def check_magic(path: Path) -> None:
 
 
 def _convert(path: Path, folder: Path, title: str) -> None:
-    from tqdm import tqdm
-
-    bar = tqdm(total=4, desc=f"converting {title}", unit="step", leave=False)
+    progress = Progress(4, f"converting {title}", unit="step", delay=0)
     # The readers' own bars go to whatever sys.stderr is when they start; ours has started.
-    with bar, quiet_transformers(), redirect_stderr(io.StringIO()):
+    with progress as bar, quiet_transformers(), redirect_stderr(io.StringIO()):
         try:
             tokenizer = _tokenizer(path)
             bar.update()

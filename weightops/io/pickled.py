@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from ..errors import WeightopsError
 from .cache import cached, entry_name, stamp
 from .folder import INDEX, SINGLE, plain_file, read_json
+from .progress import Progress
 from .safetensors import build_header
 
 if TYPE_CHECKING:
@@ -82,21 +83,21 @@ def _beside(folder: Path) -> list[Path]:
 
 
 def _convert_folder(folder: Path, shards: list[Path], beside: list[Path], to: Path) -> None:
-    from tqdm import tqdm
-
     for file in beside:
         shutil.copyfile(file, to / file.name)
     tied = read_json(folder / "config.json").get("tie_word_embeddings") is not False
     names = [SINGLE] if len(shards) == 1 else _numbered(len(shards))
     placed: dict[str, str] = {}
     bytes_written = 0
-    for shard, name in tqdm(list(zip(shards, names, strict=True)), f"converting {folder.name}", delay=2, leave=False):
-        tensors = _read(shard)
-        if twice := sorted(placed.keys() & tensors.keys()):
-            raise WeightopsError(f"{shard}: {twice[0]} is in another shard too; download the model again")
-        tensors = _without_repeats(tensors) if tied else tensors
-        bytes_written += _write(tensors, to / name)
-        placed |= dict.fromkeys(tensors, name)
+    with Progress(len(shards), f"converting {folder.name}", unit="file") as bar:
+        for shard, name in zip(shards, names, strict=True):
+            tensors = _read(shard)
+            if twice := sorted(placed.keys() & tensors.keys()):
+                raise WeightopsError(f"{shard}: {twice[0]} is in another shard too; download the model again")
+            tensors = _without_repeats(tensors) if tied else tensors
+            bytes_written += _write(tensors, to / name)
+            placed |= dict.fromkeys(tensors, name)
+            bar.update()
     if len(shards) > 1:
         index = {"metadata": {"total_size": bytes_written}, "weight_map": placed}
         (to / INDEX).write_text(json.dumps(index, indent=2) + "\n", "utf-8")

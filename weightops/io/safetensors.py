@@ -104,6 +104,14 @@ def parse_header(raw: bytes, file: Path, data_size: int) -> Header:
     return Header(tensors, metadata)
 
 
+def read_row(tensor: StoredTensor, row: int) -> bytes:
+    """One row of a stored matrix, as it lies."""
+    width = tensor.nbytes // tensor.shape[0]
+    with open(tensor.file, "rb") as stream:
+        stream.seek(tensor.offset + row * width)
+        return stream.read(width)
+
+
 def build_header(tensors: Mapping[str, tuple[str, tuple[int, ...]]]) -> tuple[bytes, dict[str, int]]:
     """The head of a new file (length, JSON, padding) and each tensor's offset in the file.
 

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
-from ..algebra.checkpoint import Checkpoint
-from ..algebra.opening import open_checkpoint
+from ..algebra.checkpoint import Checkpoint, sources
+from ..algebra.opening import Opener
 from ..engine.plan import DEFAULT_MEMORY
 from ..errors import WeightopsError, attempt_all
 from ..io.folder import read_json
@@ -19,7 +19,7 @@ from ..output.provenance import RECORD
 from ..output.save import Saved, save
 from .build import Built, Options, build
 from .config.documents import dependencies, in_order, names_of
-from .config.reading import load
+from .config.reading import parse, read_text
 from .config.schema import MergeConfig
 
 
@@ -47,7 +47,8 @@ def read(path: Path) -> Recipe:
     Raises:
         WeightopsError: everything that is wrong with it.
     """
-    return Recipe(in_order(load(path)), path.read_text("utf-8"))
+    text = read_text(path)
+    return Recipe(in_order(parse(text, str(path))), text)
 
 
 def plan(recipe: Recipe, options: Options, made: Mapping[str, Path] | None = None) -> Built:
@@ -57,7 +58,7 @@ def plan(recipe: Recipe, options: Options, made: Mapping[str, Path] | None = Non
         made: Folder of each earlier document, by name.
     """
     config = recipe.documents[-1]
-    return build(config, open_models(config, made or {}), replace(options, text=recipe.text))
+    return build(config, open_models(config, made or {}, Opener()), replace(options, text=recipe.text))
 
 
 def merge(
@@ -82,13 +83,15 @@ def merge(
     Raises:
         WeightopsError: as :func:`weightops.merge.build.build` and :func:`weightops.output.save.save`.
     """
-    _check_first(recipe, out, overwrite=overwrite)
+    opener = Opener()
+    states = _check_first(recipe, out, opener, overwrite=overwrite)
     steps = out.parent / f".{out.name}.steps"
     ours = not steps.exists()
     made: dict[str, Path] = {}
     try:
         for config in recipe.documents:
-            built = build(config, open_models(config, made), replace(options, text=recipe.text))
+            _refuse_changed(states)
+            built = build(config, open_models(config, made, opener), replace(options, text=recipe.text))
             for note in built.plan.notes:
                 tell(note)
             last = config is recipe.documents[-1]
@@ -126,28 +129,50 @@ def _one_torch_thread() -> Iterator[None]:
         torch.set_num_threads(before)
 
 
-def _check_first(recipe: Recipe, out: Path, *, overwrite: bool) -> None:
-    """What a later document would run into after the earlier ones have done their work."""
+def _check_first(recipe: Recipe, out: Path, opener: Opener, *, overwrite: bool) -> dict[Path, tuple[int, int]]:
+    """Find what a later document would run into after the earlier ones have done their work.
+
+    Returns:
+        The size and time of change of every file of a model, as it was opened.
+    """
     problems = [exists_already(out)] if out.exists() and not overwrite else []
     steps = names_of(recipe.steps)
     outside = {name: config for config in recipe.documents for name in named_models(config)}
-    opened = [(name, config) for name, config in outside.items() if name.partition("+")[0] not in steps]
+    named = [(name, config) for name, config in outside.items() if name.partition("+")[0] not in steps]
+    opened: Sequence[Checkpoint] = ()
     try:
-        attempt_all(partial(_open, name, config, {}) for name, config in opened)
+        opened = attempt_all(partial(_open, name, config, {}, opener) for name, config in named)
     except WeightopsError as error:
         problems += error.problems
     if problems:
         raise WeightopsError(*problems)
+    return {file: _state(file) for checkpoint in opened for source in sources(checkpoint) for file in source.files}
 
 
-def open_models(config: MergeConfig, made: Mapping[str, Path]) -> dict[str, Checkpoint]:
+def _state(file: Path) -> tuple[int, int]:
+    info = file.stat()
+    return info.st_size, info.st_mtime_ns
+
+
+def _refuse_changed(states: Mapping[Path, tuple[int, int]]) -> None:
+    """Headers are read once, so a model must stay as it is until the last document is done."""
+    changed = [file for file, state in states.items() if not file.exists() or _state(file) != state]
+    if changed:
+        raise WeightopsError(*(f"{file}: changed while the merge ran; run it again" for file in changed))
+
+
+def open_models(config: MergeConfig, made: Mapping[str, Path], opener: Opener) -> dict[str, Checkpoint]:
     """Every model that a document names, opened; earlier documents by the folder of their result.
+
+    Args:
+        made: Folder of each earlier document, by name.
+        opener: Keeps what it has opened, so that no header is read twice in a run.
 
     Raises:
         WeightopsError: the problems of all of them together.
     """
     names = named_models(config)
-    opened = attempt_all(partial(_open, name, config, made) for name in names)
+    opened = attempt_all(partial(_open, name, config, made, opener) for name in names)
     return dict(zip(names, opened, strict=True))
 
 
@@ -170,12 +195,12 @@ def _only_tokenizer(source: str) -> bool:
     return folder.is_dir() and not any(folder.glob("*.safetensors")) and not any(folder.glob("*.bin"))
 
 
-def _open(name: str, config: MergeConfig, made: Mapping[str, Path]) -> Checkpoint:
+def _open(name: str, config: MergeConfig, made: Mapping[str, Path], opener: Opener) -> Checkpoint:
     base, _, adapter = name.partition("+")
     try:
         if base not in made:
-            return open_checkpoint(name)
-        opened = open_checkpoint(f"{made[base]}+{adapter}" if adapter else made[base])
+            return opener.open(name)
+        opened = opener.open(f"{made[base]}+{adapter}" if adapter else made[base])
     except WeightopsError as error:
         raise WeightopsError(*(config.at(_line_of(name, config), problem) for problem in error.problems)) from error
     return replace(opened, source=replace(opened.source, spec=name))

@@ -75,14 +75,6 @@ def tensor_digest(tensor: StoredTensor) -> str:
     return total.hexdigest()
 
 
-def read_row(tensor: StoredTensor, row: int) -> bytes:
-    """One row of a stored matrix, as it lies."""
-    width = tensor.nbytes // tensor.shape[0]
-    with open(tensor.file, "rb") as stream:
-        stream.seek(tensor.offset + row * width)
-        return stream.read(width)
-
-
 def _source(source: Weights | Adapter, digests: Mapping[StoredTensor, str]) -> dict[str, Any]:
     if isinstance(source, Weights):
         read = {tensor: digests[tensor] for tensor in source.tensors.values() if tensor in digests}

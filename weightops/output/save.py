@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import json
-import sys
-from collections.abc import Mapping
-from contextlib import nullcontext
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -17,6 +15,7 @@ from ..engine.tally import Tally
 from ..errors import WeightopsError
 from ..io.adapter import Adapter
 from ..io.folder import INDEX
+from ..io.progress import Progress
 from ..io.staging import Staging, output_problems
 from ..io.weights import Weights
 from .modelcard import Card, render
@@ -47,6 +46,7 @@ class Package:
         config: Keys of ``config.json`` to change.
         files: Further files, or other contents for the carried ones.
         left_out: Files of the model that must not go out.
+        accept: Called with what was measured, before the output gets its place; raises where it must not have it.
     """
 
     model: Weights
@@ -55,6 +55,7 @@ class Package:
     config: Mapping[str, Any] = field(default_factory=dict)
     files: Mapping[str, bytes] = field(default_factory=dict)
     left_out: tuple[str, ...] = ()
+    accept: Callable[[Tally], None] = lambda tally: None
 
 
 @dataclass(frozen=True)
@@ -65,10 +66,47 @@ class Saved:
     tally: Tally
 
 
-def problems(plan: Plan, package: Package, out: Path, *, overwrite: bool = False) -> tuple[str, ...]:
-    """Everything that stands in the way of writing this plan to this place."""
+@dataclass(frozen=True)
+class Prepared:
+    """A plan with its place, checked once: what stands in the way, and how to write it.
+
+    Attributes:
+        problems: Everything wrong with the plan and with the place, together.
+    """
+
+    plan: Plan
+    package: Package
+    out: Path
+    overwrite: bool
+    problems: tuple[str, ...]
+
+    def write(self, *, threads: int | None = None, memory: int = DEFAULT_MEMORY, progress: bool = True) -> Saved:
+        """Execute the plan and put the finished folder in its place.
+
+        A killed run leaves a hidden folder beside ``out``; the same call resumes it.
+
+        Raises:
+            WeightopsError: the problems, or what went wrong on the way.
+        """
+        if self.problems:
+            raise WeightopsError(*self.problems)
+        threads = threads or default_threads()
+        self.plan.slice_blocks(threads, memory)
+        with Staging(self.out, self.plan.identity(), overwrite=self.overwrite) as staging:
+            with Progress(self.plan.work, f"writing {self.out.name}", shown=progress) as bar:
+                tally = execute(self.plan, staging, threads=threads, memory=memory, progress=bar.update)
+            self.package.accept(tally)
+            for name, data in _files(self.plan, self.package, tally).items():
+                staging.write(name, data)
+            staging.commit()
+        return Saved(staging.out, tally)
+
+
+def prepare(plan: Plan, package: Package, out: Path, *, overwrite: bool = False) -> Prepared:
+    """Check once whether this plan can be written to this place."""
     inputs = [*plan.inputs, *(s.folder for s in package.sources if s.folder is not None)]
-    return (*plan.problems, *output_problems(out, inputs, plan.bytes_written, overwrite=overwrite))
+    found = (*plan.problems, *output_problems(out, inputs, plan.bytes_written, overwrite=overwrite))
+    return Prepared(plan, package, out, overwrite, found)
 
 
 def save(
@@ -81,38 +119,13 @@ def save(
     memory: int = DEFAULT_MEMORY,
     progress: bool = True,
 ) -> Saved:
-    """Execute a plan and put the finished folder in its place.
-
-    A killed run leaves a hidden folder beside ``out``; the same call resumes it.
+    """Check a plan and write it; see :meth:`Prepared.write`.
 
     Raises:
         WeightopsError: every problem of the plan and the place together, or what went wrong on the way.
     """
-    found = problems(plan, package, out, overwrite=overwrite)
-    if found:
-        raise WeightopsError(*found)
-    threads = threads or default_threads()
-    plan.slice_blocks(threads, memory)
-    with Staging(out, plan.identity(), overwrite=overwrite) as staging:
-        with bar(plan.work, f"writing {out.name}", shown=progress) as update:
-            tally = execute(plan, staging, threads=threads, memory=memory, progress=update)
-        for name, data in _files(plan, package, tally).items():
-            staging.write(name, data)
-        staging.commit()
-    return Saved(staging.out, tally)
-
-
-def bar(total: int, what: str, *, shown: bool = True) -> Any:
-    """A progress bar with the time left, on stderr, once the work has taken two seconds; gives a function to call."""
-    if not shown or not sys.stderr.isatty():
-        return nullcontext(None)
-    from tqdm import tqdm
-
-    class Bar(tqdm):  # type: ignore[misc]
-        def __enter__(self) -> Any:
-            return self.update
-
-    return Bar(total=total, desc=what, unit="B", unit_scale=True, delay=2, leave=False)
+    prepared = prepare(plan, package, out, overwrite=overwrite)
+    return prepared.write(threads=threads, memory=memory, progress=progress)
 
 
 def _files(plan: Plan, package: Package, tally: Tally) -> dict[str, bytes]:

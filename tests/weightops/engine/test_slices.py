@@ -14,7 +14,7 @@ from safetensors.torch import save_file
 import weightops as wo
 from weightops.engine import slices
 from weightops.engine.execute import compute
-from weightops.engine.jobs import BLOCK, Job, LowRank, Patch, Slice, Term
+from weightops.engine.jobs import BLOCK, Job, JobSlice, LowRank, Patch, Term
 from weightops.errors import WeightopsError
 from weightops.io.safetensors import StoredTensor
 
@@ -35,7 +35,7 @@ def in_slices(job: Job, blocks: int) -> np.ndarray:
     files = {operand_file: os.open(operand_file, os.O_RDONLY) for operand_file in {s.file for s in sources(job)}}
     try:
         for block in range(0, job.blocks, blocks):
-            piece = Slice(0, job, block, min(blocks, job.blocks - block))
+            piece = JobSlice(0, job, block, min(blocks, job.blocks - block))
             result, _ = slices.compute(piece, slices.rows_of(piece, buffer), files, allow_nonfinite=False)
             out[piece.begin * size : piece.end * size] = result
     finally:
@@ -92,7 +92,7 @@ def test_an_anchor_shorter_than_the_output_is_followed_by_zeros_and_patches_land
 def test_a_patch_leaves_the_operand_that_is_copied_as_it_was_read(tmp_path):
     at = stored(tmp_path, x=torch.arange(8.0), y=torch.full((8,), -1.0))
     job = Job("x", "F32", (8,), at["x"], (), (Patch(2, at["y"], 0, 3),))
-    piece, buffer = Slice(0, job, 0, 1), np.zeros(job.block_elements * job.row_bytes, np.uint8)
+    piece, buffer = JobSlice(0, job, 0, 1), np.zeros(job.block_elements * job.row_bytes, np.uint8)
     rows = slices.rows_of(piece, buffer)
     with open(at["x"].file, "rb") as file:
         result, _ = slices.compute(piece, rows, {at["x"].file: file.fileno()}, allow_nonfinite=False)
@@ -157,8 +157,8 @@ def test_reading_and_writing_go_on_where_the_system_stops_short(tmp_path, monkey
 def test_the_blocks_of_a_slice_cover_it_and_nothing_else():
     job = Job("x", "F32", (COUNT,), StoredTensor("x", "F32", (COUNT,), Path("f"), 0))
     assert job.blocks == 3
-    pieces = [Slice(0, job, block, 1) for block in range(3)]
+    pieces = [JobSlice(0, job, block, 1) for block in range(3)]
     assert [(p.begin, p.end) for p in pieces] == [(0, BLOCK), (BLOCK, 2 * BLOCK), (2 * BLOCK, COUNT)]
-    assert Slice(0, job, 1, 2).spans == [(0, BLOCK), (BLOCK, COUNT - BLOCK)]
+    assert JobSlice(0, job, 1, 2).spans == [(0, BLOCK), (BLOCK, COUNT - BLOCK)]
     assert sum(piece.work for piece in pieces) == COUNT * 4 * 2
     assert replace(job, shape=(0,)).blocks == 0

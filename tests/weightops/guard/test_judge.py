@@ -1,4 +1,5 @@
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -6,9 +7,10 @@ import torch
 from tiny_chat import write_chat_model
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+import weightops as wo
 from weightops.errors import WeightopsError
 from weightops.guard.card import GuardCard
-from weightops.guard.judge import judge, probabilities
+from weightops.guard.judge import Guard, judge, probabilities
 from weightops.guard.prompt import label_ids, left_padded, prompts, system_text
 
 
@@ -103,3 +105,16 @@ def test_padded_rows_end_in_the_last_column_and_count_from_zero():
     assert found["input_ids"].tolist() == [[7, 8, 9], [0, 0, 5]]
     assert found["attention_mask"].tolist() == [[1, 1, 1], [0, 0, 1]]
     assert found["position_ids"].tolist() == [[0, 1, 2], [0, 0, 0]]
+
+
+def test_a_guard_is_opened_once_from_its_name_to_its_answers(chat_model, tmp_path, card, headers_read):
+    from weightops.guard.presets import open_guard
+
+    folder = Path(shutil.copytree(chat_model, tmp_path / "guard"))
+    card.write(folder)
+    for ask in (open_guard, Guard.load, lambda spec: judge(spec, TEXTS[:1])):
+        headers_read.clear()
+        ask(str(folder))
+        assert headers_read == {folder / "model.safetensors": 1}
+        ask(wo.open(folder))
+        assert headers_read == {folder / "model.safetensors": 2}

@@ -140,7 +140,8 @@ def test_a_file_is_converted_once(tmp_path, tokenizer, monkeypatch):
     assert first.name.startswith("a-name-")
 
 
-def test_only_our_own_bar_reaches_the_user(tmp_path, tokenizer, capfd):
+def test_only_our_own_bar_reaches_the_user(tmp_path, tokenizer, capfd, monkeypatch):
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
     write_gguf(tmp_path / "tiny.gguf", tokenizer)
     capfd.readouterr()
     dequantised(tmp_path / "tiny.gguf")

@@ -240,3 +240,42 @@ def test_the_record_and_the_card_tell_how_to_make_it_again(tmp_path):
     assert text.strip() in card
     assert "2306.01708" in card
     assert "\n- merge\n" in card or "- mergekit" in card or "- ties" in card
+
+
+def test_a_model_is_opened_once_however_often_a_file_names_it(tmp_path, headers_read):
+    models = family(tmp_path / "models", ["base", "a", "b"])
+    merge(STEPS.format(**models), tmp_path / "out")
+    counted = {file.parent.name: times for file, times in headers_read.items() if file.is_relative_to(tmp_path)}
+    assert counted == {"base": 1, "a": 1, "b": 1, "first": 1}
+
+
+def test_the_text_recorded_is_the_text_parsed(tmp_path, monkeypatch):
+    """The file is read once: what another program writes into it meanwhile is neither run nor recorded."""
+    models = family(tmp_path / "models", ["base", "a", "b"])
+    text = file_of("ties", models, "density: 0.5")
+    file = tmp_path / "merge.yml"
+    file.write_text(text)
+    read_text, reads = Path.read_text, []
+
+    def counting(self, *given, **more):
+        reads.append(self)
+        return read_text(self, *given, **more)
+
+    monkeypatch.setattr(Path, "read_text", counting)
+    assert run.read(file).text == text
+    assert reads == [file]
+
+
+def test_a_model_that_changes_between_two_documents_ends_the_run(tmp_path, monkeypatch):
+    models = family(tmp_path / "models", ["base", "a", "b"])
+    save = run.save
+
+    def saving(*given, **more):
+        saved = save(*given, **more)
+        tiny.rewrite(models["b"], tiny.perturbed(tiny.read(models["base"]), 9))
+        return saved
+
+    monkeypatch.setattr(run, "save", saving)
+    with pytest.raises(WeightopsError, match=r"b/model.safetensors: changed while the merge ran; run it again"):
+        merge(STEPS.format(**models), tmp_path / "out")
+    assert {path.name for path in tmp_path.iterdir()} == {"models", "out.yml"}

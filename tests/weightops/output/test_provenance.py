@@ -11,8 +11,8 @@ import torch
 
 import weightops as wo
 from weightops.errors import WeightopsError
-from weightops.io.safetensors import read_header
-from weightops.output.provenance import content, read_row, tensor_digest, verify
+from weightops.io.safetensors import read_header, read_row
+from weightops.output.provenance import content, tensor_digest, verify
 from weightops.version import __version__
 
 

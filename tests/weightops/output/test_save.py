@@ -14,7 +14,7 @@ import yaml
 import weightops as wo
 from weightops.errors import WeightopsError
 from weightops.io import staging
-from weightops.output.save import bar, carried_files
+from weightops.output.save import carried_files
 
 
 @pytest.fixture
@@ -136,12 +136,6 @@ def test_a_failure_while_the_small_files_are_written_leaves_nothing_that_looks_f
     again = (a + (b - a)).save(tmp_path / "out", progress=False)
     assert (again / "weightops.json").exists()
     assert not (tmp_path / ".out.weightops").exists()
-
-
-def test_a_progress_bar_is_shown_on_a_terminal_only(capsys):
-    with bar(10, "writing") as update:
-        assert update is None
-    assert capsys.readouterr().err == ""
 
 
 def test_a_folder_is_given_back_as_it_was_named(models, tmp_path, monkeypatch):

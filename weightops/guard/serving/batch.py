@@ -63,7 +63,7 @@ class _Job:
 
 
 @dataclass
-class Tally:
+class WorkCounts:
     """What the guard's thread has done."""
 
     passes: int = 0
@@ -88,7 +88,7 @@ class Batcher:
             most_waiting: Chunks that may wait; one more is refused.
             kept_bytes: Memory for what is kept of open texts; over it, the next chunk is refused and its text let go.
         """
-        self.guard, self.tally, self.waiting = guard, Tally(), 0
+        self.guard, self.tally, self.waiting = guard, WorkCounts(), 0
         self._batch, self._most, self._kept_bytes = batch, most_waiting, kept_bytes
         self._open: weakref.WeakSet[Stream] = weakref.WeakSet()
         self._lock = threading.Lock()

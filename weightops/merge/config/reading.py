@@ -76,12 +76,20 @@ def load(source: str | os.PathLike[str], where: str | None = None) -> tuple[Merg
     """
     if isinstance(source, str) and "\n" in source:
         return parse(source, where or "config")
+    return parse(read_text(source), where or os.fspath(source))
+
+
+def read_text(file: str | os.PathLike[str]) -> str:
+    """The text of a merge file.
+
+    Raises:
+        WeightopsError: it cannot be read.
+    """
     try:
-        text = Path(source).read_text(encoding="utf-8")
+        return Path(file).read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         why = error.strerror if isinstance(error, OSError) else "it is not UTF-8 text"
-        raise WeightopsError(f"{os.fspath(source)}: cannot read the merge file ({why}); check the path") from error
-    return parse(text, where or os.fspath(source))
+        raise WeightopsError(f"{os.fspath(file)}: cannot read the merge file ({why}); check the path") from error
 
 
 def parse(text: str, where: str = "config") -> tuple[MergeConfig, ...]:

@@ -1,0 +1,87 @@
+"""Progress on stderr: a bar with the time left on a terminal, plain lines everywhere else."""
+
+from __future__ import annotations
+
+import sys
+import time
+from types import TracebackType
+from typing import Any
+
+#: Seconds between two lines where stderr is no terminal; shorter work prints none.
+LINE_SECONDS = 30.0
+
+
+class Progress:
+    """How far a piece of work is. Use it in a ``with`` block, or call :meth:`close`.
+
+    A log file gets whole lines without carriage returns: the first after :data:`LINE_SECONDS`, then one as often.
+
+    Args:
+        total: Units of work altogether.
+        what: What is being done, for example ``writing out``.
+        unit: What one unit is called; ``B`` for bytes.
+        begun: Units that an earlier run has done.
+        delay: Seconds before a bar appears, so that short work shows none.
+        shown: Whether anything is printed.
+    """
+
+    def __init__(
+        self, total: int, what: str, *, unit: str = "B", begun: int = 0, delay: float = 2.0, shown: bool = True
+    ) -> None:
+        self.total, self.what, self.unit, self.done = total, what, unit, begun
+        self._begun, self._note = begun, ""
+        self._stream: Any = sys.stderr if shown else None
+        self._start = self._last_line = time.monotonic()
+        self._bar: Any = None
+        if self._stream is not None and self._stream.isatty():
+            from tqdm import tqdm
+
+            self._bar = tqdm(
+                total=total, initial=begun, desc=what, unit=unit, unit_scale=unit == "B", delay=delay, leave=False,
+                file=self._stream,
+            )  # fmt: skip
+
+    def update(self, units: int = 1) -> None:
+        """Note that more units are done."""
+        self.done += units
+        if self._bar is not None:
+            self._bar.update(units)
+        elif self._stream is not None and time.monotonic() - self._last_line >= LINE_SECONDS:
+            self._last_line = time.monotonic()
+            self._stream.write(f"{self._line()}\n")
+            self._stream.flush()
+
+    def note(self, text: str) -> None:
+        """Show a text beside the progress from now on, for example the loss."""
+        self._note = text
+        if self._bar is not None:
+            self._bar.set_postfix_str(text)
+
+    def close(self) -> None:
+        """Take the bar away."""
+        if self._bar is not None:
+            self._bar.close()
+
+    def __enter__(self) -> Progress:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _line(self) -> str:
+        share = self.done / self.total if self.total else 1.0
+        count = "" if self.unit == "B" else f", {self.unit} {self.done} of {self.total}"
+        rate = (self.done - self._begun) / max(time.monotonic() - self._start, 1e-9)
+        left = f", {_clock((self.total - self.done) / rate)} left" if rate > 0 else ""
+        return f"{self.what}: {share:.0%}{count}{left}" + (f" ({self._note})" if self._note else "")
+
+
+def _clock(seconds: float) -> str:
+    """
+    >>> _clock(75), _clock(3700)
+    ('1:15', '1:01:40')
+    """
+    hours, rest = divmod(round(max(seconds, 0)), 3600)
+    return f"{hours}:{rest // 60:02}:{rest % 60:02}" if hours else f"{rest // 60}:{rest % 60:02}"
