@@ -99,4 +99,6 @@ def _report_table(report: list[GroupNorms]) -> str:
         ]
         for row in report
     ]
-    return table(["group", "tensors", "|V|", "|V|/|B|", ""], rows)
+    legend = "|V|: size (Euclidean norm) of the change, guard - base; |V|/|B|: its share of the size of the base"
+    measured = any(row.vector is not None for row in report)
+    return table(["group", "tensors", "|V|", "|V|/|B|", ""], rows) + (f"\n{legend}" if measured else "")

@@ -46,7 +46,8 @@ def test_it_prints_each_part_with_its_norms_and_writes_the_folder(models):
         ("head", "1", "dropped"),
         ("embedding", "1", "dropped"),
     ]
-    assert lines[6][:2] == ["wrote", "out"]
+    assert " ".join(lines[6]).startswith("|V|: size (Euclidean norm) of the change, guard - base")
+    assert lines[7][:2] == ["wrote", "out"]
     g, b, t, out = (tiny.read(models / name) for name in ("guard", "base", "target", "out"))
     assert tiny.same_bytes(out[UP], tiny.composed(t[UP], g[UP], b[UP], 1.0))
     assert verify(models / "out") == []

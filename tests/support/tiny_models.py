@@ -156,3 +156,18 @@ def copy(folder: Path, to: Path) -> Path:
     """A folder's files again, elsewhere."""
     shutil.copytree(folder, to)
     return to
+
+
+def lora(folder: Path, base: Tensors, names: list[str], seed: int, rank: int = 2) -> Path:
+    """A PEFT LoRA adapter that changes some matrices of a model."""
+    draw = torch.Generator().manual_seed(seed)
+    folder.mkdir()
+    (folder / "adapter_config.json").write_text(json.dumps({"peft_type": "LORA", "lora_alpha": rank, "r": rank}))
+    factors = {}
+    for name in names:
+        rows, columns = base[name].shape
+        at = f"base_model.model.{name.removesuffix('.weight')}"
+        factors[f"{at}.lora_A.weight"] = 0.1 * torch.randn(rank, columns, generator=draw)
+        factors[f"{at}.lora_B.weight"] = 0.1 * torch.randn(rows, rank, generator=draw)
+    save_file(factors, folder / "adapter_model.safetensors")
+    return folder

@@ -12,6 +12,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,43 +24,13 @@ from ..errors import WeightopsError
 from ..io.adapter import Adapter
 from ..io.weights import Weights
 from ..output.modelcard import Card
-from ..output.save import GUARD_CARD, Package, save
+from ..output.save import Package, save
+from .changes import Change, Difference, collect, misfits, shares
+from .guard_cards import CarriedCard, carried_card
 from .rules import AlgebraError, Rule, Scale, Selector
 
 if TYPE_CHECKING:
     import torch
-
-
-@dataclass(frozen=True)
-class Difference:
-    """minuend - subtrahend, over the tensors that both have."""
-
-    minuend: Weights
-    subtrahend: Weights
-
-
-@dataclass(frozen=True)
-class Change:
-    """coefficient * (difference or adapter), as its rules let through."""
-
-    of: Difference | Adapter
-    coefficient: float = 1.0
-    rules: tuple[Rule, ...] = ()
-
-    def names(self) -> frozenset[str]:
-        """Every tensor that this changes, rules applied."""
-        if isinstance(self.of, Adapter):
-            names = self.of.updates.keys() | self.of.replaced.keys()
-        else:
-            names = self.of.minuend.tensors.keys() & self.of.subtrahend.tensors.keys()
-        return frozenset(name for name in names if self.at(name))
-
-    def at(self, name: str) -> float:
-        """The coefficient for a tensor."""
-        coefficient = self.coefficient
-        for rule in self.rules:
-            coefficient *= rule.factor(name)
-        return coefficient
 
 
 @dataclass(frozen=True)
@@ -75,7 +46,7 @@ class Delta:
             raise AlgebraError(
                 f"a delta plus {_name(other)} has no meaning; add deltas, or add a delta to a checkpoint"
             )
-        return Delta(_collect((*self.changes, *other.changes)))
+        return Delta(collect((*self.changes, *other.changes)))
 
     def __sub__(self, other: Delta) -> Delta:
         if not isinstance(other, Delta):
@@ -87,7 +58,7 @@ class Delta:
         if isinstance(scale, int | float):
             if not math.isfinite(scale):
                 raise AlgebraError(f"a delta times {scale} has no meaning; scale it by a finite number")
-            return Delta(_collect(replace(change, coefficient=change.coefficient * scale) for change in self.changes))
+            return Delta(collect(replace(change, coefficient=change.coefficient * scale) for change in self.changes))
         if not (isinstance(scale, Mapping) or callable(scale)):
             raise AlgebraError(
                 f"a delta times {_name(scale)} has no meaning; scale it by a number, a function of "
@@ -144,7 +115,7 @@ class Checkpoint:
 
     def __sub__(self, other: Checkpoint | Delta) -> Any:
         if isinstance(other, Checkpoint):
-            between = () if other.source is self.source else (Change(Difference(self.source, other.source)),)
+            between = () if other.source == self.source else (Change(Difference(self.source, other.source)),)
             return Delta(between) + self.delta - other.delta
         if isinstance(other, Delta):
             return Checkpoint(self.source, self.delta - other)
@@ -184,6 +155,11 @@ class Checkpoint:
         adapters = [change.of.folder for change in reversed(self.delta.changes) if isinstance(change.of, Adapter)]
         return (*adapters, *([] if self.source.folder is None else [self.source.folder]))
 
+    @cached_property
+    def guard_card(self) -> CarriedCard:
+        """The ``guard.json`` that goes out with it: that of the one guard that is added here, where it still holds."""
+        return carried_card(self.source, shares(self.source, self.delta.changes))
+
     def shape(self, name: str) -> tuple[int, ...]:
         """A tensor's shape."""
         raise_unknown(name, self.source.tensors)
@@ -214,12 +190,12 @@ class Checkpoint:
             shard_size: Most bytes in a file.
         """
         jobs = [lower(self, name, dtype) for name in self.source.tensors]
-        problems, notes = misfits(self)
+        problems, notes = misfits(self.source, self.delta.changes)
         return make_plan(
             jobs,
             describe(self, dtype),
             problems=problems,
-            notes=notes,
+            notes=[*notes, *self.guard_card.notes],
             shard_size=shard_size,
             allow_nonfinite=allow_nonfinite,
         )
@@ -236,6 +212,7 @@ class Checkpoint:
         Raises:
             WeightopsError: every problem of the plan, or what went wrong on the way; ``out`` is then as it was.
         """
+        self.guard_card.warn()
         return save(self.plan(**plan), package(self), Path(out), overwrite=overwrite, progress=progress).folder
 
 
@@ -284,25 +261,12 @@ def sources(checkpoint: Checkpoint) -> tuple[Weights | Adapter, ...]:
 
 
 def package(checkpoint: Checkpoint) -> Package:
-    """What stands around the weights of a checkpoint: its source's configuration and tokenizer, and a card.
-
-    A guard that is a base and its adapter, as they are, keeps the adapter's ``guard.json``.
-    """
+    """What stands around a checkpoint's weights: its source's configuration and tokenizer, a model card, a guard's."""
     card = Card(
         "A checkpoint made by weight arithmetic",
         f"Made from `{checkpoint.source.spec}` by adding differences of other checkpoints.",
     )
-    return Package(checkpoint.source, sources(checkpoint), card, files=_adapter_files(checkpoint.delta))
-
-
-def _adapter_files(delta: Delta) -> dict[str, bytes]:
-    if len(delta.changes) != 1:
-        return {}
-    change = delta.changes[0]
-    if not isinstance(change.of, Adapter) or change.coefficient != 1 or change.rules:
-        return {}
-    file = change.of.folder / GUARD_CARD
-    return {GUARD_CARD: file.read_bytes()} if file.exists() else {}
+    return Package(checkpoint.source, sources(checkpoint), card, files=checkpoint.guard_card.files)
 
 
 def raise_unknown(name: str, known: Any) -> None:
@@ -311,38 +275,6 @@ def raise_unknown(name: str, known: Any) -> None:
         raise WeightopsError(
             f"no tensor {name!r}; there are {len(known)}, for example {next(iter(sorted(known)), 'none')}"
         )
-
-
-def _collect(changes: Any) -> tuple[Change, ...]:
-    """Like terms together: one change for each (what, rules), the reverse difference with its sign turned, no zeros."""
-    sums: dict[tuple[Difference | Adapter, tuple[Rule, ...]], float] = {}
-    for change in changes:
-        of, coefficient = change.of, change.coefficient
-        if isinstance(of, Difference):
-            reverse = Difference(of.subtrahend, of.minuend)
-            if (reverse, change.rules) in sums:
-                of, coefficient = reverse, -coefficient
-        sums[of, change.rules] = sums.get((of, change.rules), 0.0) + coefficient
-    return tuple(Change(of, coefficient, rules) for (of, rules), coefficient in sums.items() if coefficient)
-
-
-def misfits(checkpoint: Checkpoint) -> tuple[list[str], list[str]]:
-    """Problems and notes where a delta names tensors that the checkpoint has not."""
-    have, spec = checkpoint.source.tensors.keys(), checkpoint.source.spec
-    problems, notes = [], []
-    for change in checkpoint.delta.changes:
-        missing = sorted(change.names() - have)
-        if isinstance(change.of, Adapter) and missing:
-            problems.append(
-                f"{change.of.spec}: changes {missing[0]}, which {spec} has not; this adapter is for another base"
-            )
-        elif missing and not change.names() & have:
-            problems.append(f"{spec}: no tensor in common with {change.of.minuend.spec}; are these the right models?")  # type: ignore[union-attr]
-        elif missing:
-            notes.append(
-                f"{len(missing)} tensors of the delta are not in {spec} and are left out, the first {missing[0]}"
-            )
-    return problems, notes
 
 
 def _terms(delta: Delta, name: str) -> tuple[Term, ...]:

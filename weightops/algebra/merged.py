@@ -7,19 +7,24 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..anatomy.layers import layer_of, stacks
 from ..anatomy.place import Place
 from ..dtypes import FLOATS
-from ..engine.jobs import Input, Job, Merge, Term
+from ..engine.jobs import Input, Job, Merge
 from ..engine.merging import workspace
 from ..engine.plan import DEFAULT_SHARD, Plan, make_plan
+from ..io.adapter import Adapter
+from ..io.weights import Weights
 from ..ops.registry import Operator, find, methods
 from ..output.modelcard import Card
 from ..output.save import Package, save
+from .changes import Difference, misfits, shares
 from .checkpoint import Checkpoint, Delta, computed, describe, lower, sources
+from .guard_cards import CarriedCard, carried_card
 from .rules import AlgebraError
 
 if TYPE_CHECKING:
@@ -51,6 +56,20 @@ class MergedCheckpoint:
         """The names of its tensors, the base's."""
         return self.base.names
 
+    @cached_property
+    def models(self) -> tuple[Checkpoint, ...]:
+        """The base with each task vector alone."""
+        return tuple(self.base + delta for delta in self.merged.deltas)
+
+    @cached_property
+    def guard_card(self) -> CarriedCard:
+        """The ``guard.json`` that goes out with it; see :attr:`.checkpoint.Checkpoint.guard_card`."""
+        most: dict[Weights | Adapter, float] = {self.base.source: 0.0}
+        for model in self.models:
+            for source, share in shares(model.source, model.delta.changes).items():
+                most[source] = max(most.get(source, 0.0), share)
+        return carried_card(self.base.source, most)
+
     def tensor(self, name: str) -> torch.Tensor:
         """One tensor, computed now, in the base's dtype."""
         self.base.shape(name)
@@ -62,16 +81,26 @@ class MergedCheckpoint:
             "kind": "operator",
             "method": self.merged.method,
             "settings": dict(self.merged.settings),
-            "models": [describe(self.base + delta) for delta in self.merged.deltas],
+            "models": [describe(model) for model in self.models],
         }
         jobs = [_job(self, name) for name in self.names]
-        return make_plan(jobs, recipe, shard_size=shard_size, allow_nonfinite=allow_nonfinite)
+        wrong, notes = zip(*(misfits(model.source, model.delta.changes) for model in self.models), strict=True)
+        return make_plan(
+            jobs,
+            recipe,
+            problems=[problem for each in wrong for problem in each],
+            notes=[*(note for each in notes for note in each), *self.guard_card.notes],
+            shard_size=shard_size,
+            allow_nonfinite=allow_nonfinite,
+        )
 
     def save(self, out: str | Path, *, overwrite: bool = False, progress: bool = True, **plan: Any) -> Path:
         """Write it as a Hugging Face folder, in one streaming pass; see :meth:`.checkpoint.Checkpoint.save`."""
-        used = dict.fromkeys(one for delta in self.merged.deltas for one in sources(self.base + delta))
+        self.guard_card.warn()
+        used = dict.fromkeys(one for model in self.models for one in sources(model))
         text = f"Task vectors on `{self.base.source.spec}` merged by `{self.merged.method}`."
-        package = Package(self.base.source, tuple(used), Card(f"A {self.merged.method} merge", text))
+        card, files = Card(f"A {self.merged.method} merge", text), self.guard_card.files
+        package = Package(self.base.source, tuple(used), card, files=files)
         return save(self.plan(**plan), package, Path(out), overwrite=overwrite, progress=progress).folder
 
 
@@ -109,31 +138,44 @@ def _job(checkpoint: MergedCheckpoint, name: str) -> Job:
     """One tensor as a job; a tensor that no delta changes, or that holds integers, is the base's."""
     merged, base = checkpoint.merged, checkpoint.base
     plain = lower(base, name)
-    lowered = [lower(base + delta, name) for delta in merged.deltas]
-    if plain.dtype not in FLOATS or not plain.count or all(job.terms == plain.terms for job in lowered):
+    lowered = [lower(model, name) for model in checkpoint.models]
+    unchanged = all((job.anchor, job.terms) == (plain.anchor, plain.terms) for job in lowered)
+    if plain.dtype not in FLOATS or not plain.count or unchanged:
         return plain
     place = layer_of(name)
     where = Place(name, place.index, stacks(base.names)[place.stack]) if place else Place(name)
-    inputs = tuple(_input(job, plain, merged.method) for job in lowered)
-    merge = Merge(merged.method, inputs, _input(plain, plain, merged.method), merged.settings, where)
+    inputs = tuple(_input(_model_at(model, name, merged.method), name) for model in checkpoint.models)
+    merge = Merge(merged.method, inputs, _input(base, name), merged.settings, where)
     merge = replace(merge, workspace=workspace(plain.shape, merge))
     return Job(name, plain.dtype, plain.shape, None, merge=merge)
 
 
-def _input(job: Job, plain: Job, method: str) -> Input:
-    """One model of a merge: another model's tensor, or the base's with low-rank updates."""
-    extra = [term for term in job.terms if term not in plain.terms]
-    if job.anchor is None or plain.anchor is None:
-        raise AlgebraError(f"{job.name}: {method} needs a base with weights of its own")
-    if len(extra) == 1 and _is_model(extra[0], plain):
-        return Input(extra[0].plus)  # type: ignore[arg-type]  # a difference is of stored tensors
-    if all(term.minus is None for term in job.terms):
-        return Input(job.anchor, job.terms)
-    raise AlgebraError(
-        f"{job.name}: {method} merges plain task vectors, model - base or an adapter, on the base they were taken "
-        "from; save what you scaled or added first"
-    )
+def _model_at(checkpoint: Checkpoint, name: str, method: str) -> Checkpoint:
+    """The model whose task vector a delta is, as far as one tensor goes; a merge file would name it.
+
+    Args:
+        checkpoint: The base plus the delta.
+
+    Raises:
+        AlgebraError: the delta is no model less the base, or an adapter.
+    """
+    changes = [change for change in checkpoint.delta.changes if name in change]
+    adapters = Delta(tuple(change for change in changes if isinstance(change.of, Adapter)))
+    differences = [(change.of, change.at(name)) for change in changes if isinstance(change.of, Difference)]
+    if not differences:
+        return Checkpoint(checkpoint.source, adapters)
+    (of, coefficient), *more = differences
+    if more or coefficient != 1.0 or of.subtrahend != checkpoint.source:
+        raise AlgebraError(
+            f"{name}: {method} merges plain task vectors, model - base or an adapter, on the base they were taken "
+            "from; save what you scaled or added first"
+        )
+    return Checkpoint(of.minuend, adapters)
 
 
-def _is_model(term: Term, plain: Job) -> bool:
-    return term.coefficient == 1.0 and term.minus == plain.anchor and not plain.terms
+def _input(model: Checkpoint, name: str) -> Input:
+    """One model of a merge: its tensor, and the low-rank updates of its adapters."""
+    job = lower(model, name)
+    if job.anchor is None or any(term.minus is not None for term in job.terms):
+        raise AlgebraError(f"{name}: {model.spec} scales an adapter that replaces this tensor; save the model first")
+    return Input(job.anchor, job.terms)

@@ -16,7 +16,8 @@ from ..io.gguf import ALIASES, alias_file, dequantised
 from ..io.hub import download, is_hub_id
 from ..io.safetensors import StoredTensor
 from ..io.weights import Weights
-from .checkpoint import Change, Checkpoint, Delta
+from .changes import Change
+from .checkpoint import Checkpoint, Delta
 
 #: Tensors beside packed integers that only make sense with the code that packed them.
 _PACKED = re.compile(r"\.(qweight|qzeros|scales|g_idx|absmax|quant_map|SCB|weight_scale(_inv)?|weight_packed)$")

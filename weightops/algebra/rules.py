@@ -45,6 +45,11 @@ class Rule:
         accepted = re.search(self.by, name) is not None if isinstance(self.by, str) else bool(self.by(name))  # type: ignore[operator]
         return float(accepted is (self.kind == "only"))
 
+    @property
+    def shown(self) -> str:
+        """The selector, for a message."""
+        return getattr(self.by, "__qualname__", "function") if callable(self.by) else repr(self.by)
+
     def describe(self, names: Iterable[str]) -> Any:
         """The rule as JSON values; a function by what it says of each of the names."""
         if callable(self.by):

@@ -141,7 +141,7 @@ def _worker(
                 record: Record = {"in": digests}
                 if job.written:
                     record["out"] = block_digest(result[lo * size : hi * size])
-                if job.terms:
+                if job.measure:
                     record["squares"] = squares[block].tolist()
                 records.append(record)
             if job.written:

@@ -124,11 +124,19 @@ class Merge:
 
 
 @dataclass(frozen=True)
+class Measure:
+    """Two sums of terms whose sizes execution reports: a change, and what it is compared with."""
+
+    change: tuple[Term, ...]
+    base: tuple[Term, ...]
+
+
+@dataclass(frozen=True)
 class Job:
     """One output tensor: anchor + sum of terms, rounded once to ``dtype``; or, with ``merge``, what a method makes.
 
-    With no terms and the anchor's own dtype the bytes are copied. A job that is not ``written`` only measures its
-    terms. An anchor shorter than the job is followed by zeros, for patches to fill.
+    With no terms and the anchor's own dtype the bytes are copied. A job that is not ``written`` only measures. An
+    anchor shorter than the job is followed by zeros, for patches to fill.
     """
 
     name: str
@@ -138,6 +146,7 @@ class Job:
     terms: tuple[Term, ...] = ()
     patches: tuple[Patch, ...] = ()
     merge: Merge | None = None
+    measure: Measure | None = None
     written: bool = True
 
     @property
@@ -158,7 +167,8 @@ class Job:
             found.update(dict.fromkeys(update.plus for update in source.updates))
         if self.anchor is not None:
             found[self.anchor] = None
-        for term in self.terms:
+        measured = (*self.measure.change, *self.measure.base) if self.measure else ()
+        for term in (*self.terms, *measured):
             found[term.plus] = None
             if term.minus is not None:
                 found[term.minus] = None

@@ -138,7 +138,6 @@ def affine(
     end: int,
     out: Bytes,
     out_code: int,
-    squares: npt.NDArray[np.float64],
     nonfinite: npt.NDArray[np.uint8],
 ) -> None:
     """One block: out = anchor + sum of coefficients[t] * (rows[plus[t]] - rows[minus[t]]).
@@ -148,8 +147,7 @@ def affine(
         anchor: Row of the anchor; -1: the sum of the terms alone.
         minus: Rows subtracted, -1 where a term has none.
         begin, end: Elements of the rows to compute; the others are left alone.
-        out_code: Dtype of the result; -1: the terms are only measured.
-        squares: [terms, 2], fp64; receives |plus - minus|^2 and |minus|^2 of each term, added to what is there.
+        out_code: Dtype of the result.
         nonfinite: [k + 1]; set to 1 for each row, and in the last place for the result, that holds NaN or Inf.
     """
     accs, ones, twos = np.empty(_TILE, np.float32), np.empty(_TILE, np.float32), np.empty(_TILE, np.float32)
@@ -168,23 +166,58 @@ def affine(
             if minus[t] >= 0:
                 _widen(codes[minus[t]], rows[minus[t]], lo, two_bits, two)
                 nonfinite[minus[t]] |= _nonfinite(two_bits)
-                squares[t, 1] += _sum_of_squares(two)
                 for j in range(n):
                     one[j] -= two[j]
-            squares[t, 0] += _sum_of_squares(one)
-            if out_code >= 0:
-                coefficient = coefficients[t]
+            coefficient = coefficients[t]
+            for j in range(n):
+                one[j] *= coefficient
+            for j in range(n):
+                acc[j] += one[j]
+        _narrow(out_code, acc_bits, acc, two, lo, out)
+        if out_code == 2:
+            nonfinite[-1] |= _nonfinite(acc_bits)
+        else:  # a finite fp32 may round to an infinite half
+            top = 0x7F80 if out_code == 1 else 0x7C00
+            nonfinite[-1] |= nonfinite_halves(out.view(np.uint16)[lo : lo + n], top)
+
+
+@jit
+def squared_norm(
+    rows: Bytes,
+    codes: npt.NDArray[np.int64],
+    plus: npt.NDArray[np.int64],
+    minus: npt.NDArray[np.int64],
+    coefficients: npt.NDArray[np.float32],
+    begin: int,
+    end: int,
+    nonfinite: npt.NDArray[np.uint8],
+) -> float:
+    """The squared Euclidean norm of the sum of coefficients[t] * (rows[plus[t]] - rows[minus[t]]), fp64.
+
+    Args:
+        rows, codes, minus, begin, end: As for :func:`affine`.
+        nonfinite: Set to 1 for each row that holds NaN or Inf.
+    """
+    total = 0.0
+    accs, ones, twos = np.empty(_TILE, np.float32), np.empty(_TILE, np.float32), np.empty(_TILE, np.float32)
+    for lo in range(begin, end, _TILE):
+        n = min(_TILE, end - lo)
+        acc, one, two = accs[:n], ones[:n], twos[:n]
+        one_bits, two_bits = one.view(np.uint32), two.view(np.uint32)
+        acc[:] = np.float32(0)
+        for t in range(len(plus)):
+            _widen(codes[plus[t]], rows[plus[t]], lo, one_bits, one)
+            nonfinite[plus[t]] |= _nonfinite(one_bits)
+            if minus[t] >= 0:
+                _widen(codes[minus[t]], rows[minus[t]], lo, two_bits, two)
+                nonfinite[minus[t]] |= _nonfinite(two_bits)
                 for j in range(n):
-                    one[j] *= coefficient
-                for j in range(n):
-                    acc[j] += one[j]
-        if out_code >= 0:
-            _narrow(out_code, acc_bits, acc, two, lo, out)
-            if out_code == 2:
-                nonfinite[-1] |= _nonfinite(acc_bits)
-            else:  # a finite fp32 may round to an infinite half
-                top = 0x7F80 if out_code == 1 else 0x7C00
-                nonfinite[-1] |= nonfinite_halves(out.view(np.uint16)[lo : lo + n], top)
+                    one[j] -= two[j]
+            coefficient = coefficients[t]
+            for j in range(n):
+                acc[j] += coefficient * one[j]
+        total += _sum_of_squares(acc)
+    return total
 
 
 @jit
@@ -355,12 +388,14 @@ def affine_numpy(
 
 
 @np.errstate(all="ignore")
-def squares_numpy(
-    operands: list[npt.NDArray[np.floating[Any]]], plus: list[int], minus: list[int], lo: int, hi: int
-) -> npt.NDArray[np.float64]:
-    """|plus - minus|^2 and |minus|^2 of each term over elements lo..hi: [terms, 2]."""
-    sums = np.zeros((len(plus), 2))
-    for t, (p, m) in enumerate(zip(plus, minus, strict=True)):
-        base = operands[m][lo:hi].astype(np.float64) if m != _NONE else np.zeros(1)
-        sums[t] = np.square(operands[p][lo:hi] - base).sum(), np.square(base).sum()
-    return sums
+def squared_norm_numpy(
+    operands: list[npt.NDArray[np.floating[Any]]], plus: list[int], minus: list[int], coefficients: list[float]
+) -> float:
+    """The same as :func:`squared_norm` on whole arrays, in fp64."""
+    total: npt.NDArray[np.float64] = np.zeros(1)
+    for p, m, coefficient in zip(plus, minus, coefficients, strict=True):
+        difference = operands[p].astype(np.float64)
+        if m != _NONE:
+            difference = difference - operands[m].astype(np.float64)
+        total = total + coefficient * difference
+    return float(np.square(total).sum())

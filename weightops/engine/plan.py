@@ -111,7 +111,7 @@ class Plan:
     def identity(self) -> dict[str, Any]:
         """What a resumed run has in common with the run it resumes: the recipe, the layout and the inputs' state."""
         layout = hashlib.sha256(b"".join(file.name.encode() + file.head for file in self.files))
-        layout.update(repr([job.patches for job in self.jobs]).encode())
+        layout.update(repr([(job.patches, job.measure) for job in self.jobs]).encode())
         return {
             "recipe": self.recipe,
             "layout": layout.hexdigest(),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -13,10 +14,11 @@ from .. import dtypes
 from ..errors import WeightopsError
 from ..io.safetensors import StoredTensor
 from . import kernels
-from .jobs import Job, JobSlice, LowRank, Operand, Patch
+from .jobs import Job, JobSlice, LowRank, Measure, Operand, Patch, Term
 
 Bytes = npt.NDArray[np.uint8]
 Squares = npt.NDArray[np.float64]
+Flags = npt.NDArray[np.bool_]
 
 
 def rows_of(piece: JobSlice, buffer: Bytes) -> Bytes:
@@ -34,7 +36,7 @@ def compute(piece: JobSlice, rows: Bytes, files: Mapping[Path, int], *, allow_no
         files: Open descriptors.
 
     Returns:
-        The result's bytes (in ``rows``), and |plus - minus|^2, |minus|^2 of each term: [blocks, terms, 2].
+        The result's bytes (in ``rows``), and the squared norms of what the job measures: [blocks, 2].
 
     Raises:
         WeightopsError: NaN or Inf, integer tensors that differ, or a file that ended early.
@@ -43,21 +45,24 @@ def compute(piece: JobSlice, rows: Bytes, files: Mapping[Path, int], *, allow_no
     for row, operand in zip(rows, job.operands, strict=False):
         _read_operand(operand, piece, row, files)
     size = (piece.end - piece.begin) * dtypes.itemsize(job.dtype)
-    squares = np.zeros((piece.blocks, len(job.terms), 2))
-    flags: Sequence[object] = ()
+    squares = np.zeros((piece.blocks, 2))
+    flags = np.zeros(len(rows), np.bool_)
     if job.dtype not in dtypes.FLOATS:
         result = rows[0][:size]
         _check_equal(job, rows, size)
     elif job.copies:
         result = rows[0][:size]
-        flags = [kernels.holds_nonfinite(result, job.dtype)]
+        flags[0] = kernels.holds_nonfinite(result, job.dtype)
         if job.patches:  # the operand's bytes stay as they were read
             rows[-1][:size] = result
             result = rows[-1][:size]
     else:
         result = rows[-1][:size]
         wide = "F64" in (job.dtype, *map(dtype_of, job.operands))
-        flags = (_affine_wide if wide else _affine)(piece, rows, squares)
+        if job.written:
+            (_affine_wide if wide else _affine)(piece, rows, flags)
+        if job.measure is not None:
+            (_measure_wide if wide else _measure)(piece, job.measure, rows, squares, flags)
     if not allow_nonfinite:
         _refuse_nonfinite(job, flags)
     for patch in job.patches:
@@ -70,46 +75,70 @@ def dtype_of(operand: Operand) -> str:
     return operand.dtype if isinstance(operand, StoredTensor) else "F32"
 
 
-def _rows_by_role(job: Job) -> tuple[int, list[int], list[int], list[float]]:
+def _rows_by_role(job: Job, terms: Sequence[Term]) -> tuple[int, list[int], list[int], list[float]]:
     """Row of the anchor, of each term's plus and minus (-1: none), and the coefficients."""
     place = {operand: row for row, operand in enumerate(job.operands)}
     anchor = -1 if job.anchor is None else place[job.anchor]
-    plus = [place[term.plus] for term in job.terms]
-    minus = [-1 if term.minus is None else place[term.minus] for term in job.terms]
-    return anchor, plus, minus, [term.coefficient for term in job.terms]
+    plus = [place[term.plus] for term in terms]
+    minus = [-1 if term.minus is None else place[term.minus] for term in terms]
+    return anchor, plus, minus, [term.coefficient for term in terms]
 
 
-def _affine(piece: JobSlice, rows: Bytes, squares: Squares) -> Sequence[object]:
-    """Run the kernel block by block, so that sums do not depend on the slice; returns who holds NaN or Inf."""
+def _affine(piece: JobSlice, rows: Bytes, flags: Flags) -> None:
+    """Run the kernel block by block; flags who holds NaN or Inf."""
     job = piece.job
-    anchor, plus, minus, coefficients = _rows_by_role(job)
-    codes = np.array([kernels.CODES[dtype_of(operand)] for operand in job.operands], np.int64)
-    with np.errstate(over="ignore"):  # a scale that fp32 cannot hold shows in the result
-        factors = np.array(coefficients, np.float32)
-    found = np.zeros(len(rows), np.uint8)
-    code = kernels.CODES[job.dtype] if job.written else -1
-    for block, (lo, hi) in enumerate(piece.spans):
+    anchor, plus, minus, coefficients = _rows_by_role(job, job.terms)
+    for lo, hi in piece.spans:
         kernels.affine(
-            rows, codes, anchor, np.array(plus, np.int64), np.array(minus, np.int64),
-            factors, lo, hi, rows[-1], code, squares[block], found,
+            rows, _codes(job), anchor, np.array(plus, np.int64), np.array(minus, np.int64),
+            _factors(coefficients), lo, hi, rows[-1], kernels.CODES[job.dtype], flags.view(np.uint8),
         )  # fmt: skip
-    return [bool(flag) for flag in found]
 
 
-def _affine_wide(piece: JobSlice, rows: Bytes, squares: Squares) -> Sequence[object]:
+def _measure(piece: JobSlice, measure: Measure, rows: Bytes, squares: Squares, flags: Flags) -> None:
+    """The squared norms of change and base, block by block, so that the sums do not depend on the slice."""
+    for column, terms in enumerate((measure.change, measure.base)):
+        _, plus, minus, coefficients = _rows_by_role(piece.job, terms)
+        for block, (lo, hi) in enumerate(piece.spans):
+            squares[block, column] = kernels.squared_norm(
+                rows, _codes(piece.job), np.array(plus, np.int64), np.array(minus, np.int64),
+                _factors(coefficients), lo, hi, flags.view(np.uint8),
+            )  # fmt: skip
+
+
+def _codes(job: Job) -> npt.NDArray[np.int64]:
+    return np.array([kernels.CODES[dtype_of(operand)] for operand in job.operands], np.int64)
+
+
+def _factors(coefficients: Sequence[float]) -> npt.NDArray[np.float32]:
+    with np.errstate(over="ignore"):  # a scale that fp32 cannot hold shows in the result
+        return np.array(coefficients, np.float32)
+
+
+def _affine_wide(piece: JobSlice, rows: Bytes, flags: Flags) -> None:
     """The same in numpy, in fp64: where an operand or the result is fp64."""
-    job, count = piece.job, piece.end - piece.begin
-    anchor, plus, minus, coefficients = _rows_by_role(job)
-    names = [dtype_of(operand) for operand in job.operands]
+    job, wide = piece.job, _widened(piece, rows, flags)
+    anchor, plus, minus, coefficients = _rows_by_role(job, job.terms)
+    result = kernels.affine_numpy(wide, anchor, plus, minus, coefficients, job.dtype)
+    rows[-1][: len(result)] = result
+    flags[-1] = kernels.holds_nonfinite(result, job.dtype)
+
+
+def _measure_wide(piece: JobSlice, measure: Measure, rows: Bytes, squares: Squares, flags: Flags) -> None:
+    wide = _widened(piece, rows, flags)
+    for column, terms in enumerate((measure.change, measure.base)):
+        _, plus, minus, coefficients = _rows_by_role(piece.job, terms)
+        for block, (lo, hi) in enumerate(piece.spans):
+            part = [values[lo:hi] for values in wide]
+            squares[block, column] = kernels.squared_norm_numpy(part, plus, minus, coefficients)
+
+
+def _widened(piece: JobSlice, rows: Bytes, flags: Flags) -> list[npt.NDArray[np.floating[Any]]]:
+    """Every operand of the slice as numbers; flags who holds NaN or Inf."""
+    count, names = piece.end - piece.begin, [dtype_of(operand) for operand in piece.job.operands]
     wide = [kernels.widen(row[: count * dtypes.itemsize(n)], n) for row, n in zip(rows, names, strict=False)]
-    flags = [not np.isfinite(values).all() for values in wide]
-    for block, (lo, hi) in enumerate(piece.spans):
-        squares[block] = kernels.squares_numpy(wide, plus, minus, lo, hi)
-    if job.written:
-        result = kernels.affine_numpy(wide, anchor, plus, minus, coefficients, job.dtype)
-        rows[-1][: len(result)] = result
-        flags.append(kernels.holds_nonfinite(result, job.dtype))
-    return flags
+    flags[: len(wide)] |= [not np.isfinite(values).all() for values in wide]
+    return wide
 
 
 def _check_equal(job: Job, rows: Bytes, size: int) -> None:
@@ -122,12 +151,12 @@ def _check_equal(job: Job, rows: Bytes, size: int) -> None:
             )
 
 
-def _refuse_nonfinite(job: Job, found: Sequence[object]) -> None:
+def _refuse_nonfinite(job: Job, flags: Flags) -> None:
     """Name whoever holds NaN or Inf: an operand, or, last, the result."""
-    for operand, bad in zip(job.operands, found, strict=False):
+    for operand, bad in zip(job.operands, flags, strict=False):
         if bad:
             raise WeightopsError(_nonfinite(operand))
-    if any(found):
+    if flags.any():
         raise WeightopsError(_too_large(job))
 
 

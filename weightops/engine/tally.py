@@ -13,7 +13,7 @@ from .jobs import Job, JobSlice, Merge
 if TYPE_CHECKING:
     from .plan import Plan
 
-#: What one block leaves behind: digests of the operands it owns, digest of what was written, squares of its terms.
+#: What one block leaves behind: digests of the operands it owns, digest of what was written, squared norms.
 Record = dict[str, Any]
 
 
@@ -24,12 +24,12 @@ class Tally:
     Attributes:
         inputs: Content digest of every stored tensor that was read whole.
         outputs: Content digest of every tensor written.
-        squares: By job, for each term: |plus - minus|^2 and |minus|^2.
+        squares: By job that measures: the squared norms of its change and of its base.
     """
 
     inputs: dict[StoredTensor, str] = field(default_factory=dict)
     outputs: dict[str, str] = field(default_factory=dict)
-    squares: dict[Job, list[tuple[float, float]]] = field(default_factory=dict)
+    squares: dict[Job, tuple[float, float]] = field(default_factory=dict)
 
 
 def block_digest(data: Any) -> str:
@@ -69,14 +69,14 @@ class Gather:
         if piece.job.merge is not None:
             self._add_merged(piece.job, piece.job.merge, records[0])
             return
-        sums = self.tally.squares.setdefault(piece.job, [(0.0, 0.0)] * len(piece.job.terms))
         for record in records:
             for tensor, digest in zip(self._owned[piece.number], record["in"], strict=True):
                 self._reading.setdefault(tensor, blake3()).update(bytes.fromhex(digest))
             if piece.job.written:
                 self._writing.update(bytes.fromhex(record["out"]))
-            for t, (change, base) in enumerate(record.get("squares", ())):
-                sums[t] = (sums[t][0] + change, sums[t][1] + base)
+            if "squares" in record:
+                change, base = self.tally.squares.get(piece.job, (0.0, 0.0))
+                self.tally.squares[piece.job] = (change + record["squares"][0], base + record["squares"][1])
         if piece.end == piece.job.count:
             self._close(piece.number, piece.job)
 

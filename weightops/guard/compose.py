@@ -9,20 +9,22 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from math import fsum, sqrt
+from pathlib import Path
 from typing import Any
 
-from ..algebra.checkpoint import Checkpoint, lower, sources
+from ..algebra.checkpoint import Checkpoint, Delta, lower, sources
 from ..anatomy.groups import GROUPS, group_of
 from ..anatomy.vocabulary import vocabulary_tensors, with_vocabulary
 from ..dtypes import FLOATS, QUANTISED_FLOATS
-from ..engine.jobs import Job, Term
-from ..engine.plan import DEFAULT_SHARD, Plan, make_plan
+from ..engine.jobs import Job, Measure, Operand, Term
+from ..engine.plan import DEFAULT_MEMORY, DEFAULT_SHARD, Plan, make_plan
 from ..engine.tally import Tally
 from ..errors import WeightopsError
 from ..io.safetensors import StoredTensor
 from ..output.modelcard import Card, Paper
-from ..output.save import Package
+from ..output.save import Package, prepare
 from .card import NAME as GUARD_CARD
 from .card import GuardCard, card_folder
 from .labels import Label, add_missing, changed_rows, find_labels, label_patches
@@ -37,8 +39,8 @@ class GroupNorms:
 
     Attributes:
         tensors: How many tensors guard, base and target have in common.
-        vector: |V|, the Euclidean norm of guard - base; ``None`` before execution.
-        ratio: |V| / |B|.
+        vector: |V|, the Euclidean norm of guard - base alone, whatever the target; ``None`` before execution.
+        ratio: |V| / |B|, where |B| is the Euclidean norm of the base's weights.
         applied: Whether it was added to the target.
     """
 
@@ -62,8 +64,7 @@ class Composition:
         """The parts of the model, what is applied and dropped; with norms once it has been executed."""
         squares: dict[str, tuple[float, float]] = {}
         for job, sums in (tally.squares if tally else {}).items():
-            if sums:
-                squares[job.name] = (fsum(change for change, _ in sums), fsum(base for _, base in sums))
+            squares[job.name] = sums
         rows = []
         for names, applied in ((self.applied, True), (self.dropped, False)):
             for group in GROUPS:
@@ -71,6 +72,30 @@ class Composition:
                 if members:
                     rows.append(_norms(group, members, applied, squares if tally else None))
         return rows
+
+    def save(
+        self,
+        out: str | Path,
+        *,
+        overwrite: bool = False,
+        threads: int | None = None,
+        memory: int = DEFAULT_MEMORY,
+        progress: bool = True,
+    ) -> Path:
+        """Write the new guard as a Hugging Face folder with its ``guard.json``, in one streaming pass.
+
+        Args:
+            out: Folder to make.
+            overwrite: Replace a folder that exists.
+            threads: Slices computed at a time; the processors by default.
+            memory: Most bytes of buffers.
+            progress: Show a bar with the time left on stderr once it takes more than two seconds.
+
+        Raises:
+            WeightopsError: every problem of the plan, or what went wrong on the way; ``out`` is then as it was.
+        """
+        prepared = prepare(self.plan, self.package, Path(out), overwrite=overwrite)
+        return prepared.write(threads=threads, memory=memory, progress=progress).folder
 
 
 def compose_guard(
@@ -87,7 +112,7 @@ def compose_guard(
     allow_nonfinite: bool = False,
     command: str | None = None,
 ) -> Composition:
-    """Plan target + scale * (guard - base); only headers are read.
+    """Plan target + scale * (guard - base); only headers are read. ``.save(out)`` of the result writes it.
 
     Args:
         scale: Strength of the guard vector.
@@ -100,17 +125,19 @@ def compose_guard(
         WeightopsError: a regular expression or a label that cannot be used. What headers show to be wrong with the
             models stands in ``plan.problems``.
     """
-    wanted = _scope(include, exclude)
+    scope = _scope(include, exclude)
     common = frozenset(guard.names) & frozenset(base.names) & frozenset(target.names)
-    applied = frozenset(filter(wanted, common))
+    applied = frozenset(filter(scope.applies, common))
     vector = guard - base
     result = target + (scale * vector).only(applied.__contains__)
     jobs = {name: lower(result, name, dtype) for name in target.names}
-    unseen = sorted(name for name in common if not jobs[name].terms)
-    measured = [job for name in unseen if (job := _measure(vector.on(target), name))]
+    measures = {name: measure for name in sorted(common) if (measure := _measure(vector, base, name))}
+    beside = [name for name in measures if name not in applied or not jobs[name].terms]
+    jobs |= {name: replace(jobs[name], measure=measures[name]) for name in measures.keys() - set(beside)}
     rows = _label_rows(guard, base, target, labels, jobs)
+    problems, notes = _missing(guard, base, target, scope) if common else ([], [])
     plan = make_plan(
-        [*rows.jobs.values(), *measured],
+        [*rows.jobs.values(), *(_measuring(name, measures[name]) for name in beside)],
         {
             "kind": "compose-guard",
             "guard": guard.spec,
@@ -122,8 +149,8 @@ def compose_guard(
             "labels": list(labels),
             "dtype": dtype,
         },
-        problems=_no_overlap(guard, base, target, common, applied),
-        notes=rows.notes,
+        problems=[*_no_overlap(guard, base, target, common, applied), *_no_change(guard, base, vector), *problems],
+        notes=[*rows.notes, *notes],
         shard_size=shard_size,
         allow_nonfinite=allow_nonfinite,
     )
@@ -133,12 +160,13 @@ def compose_guard(
         card=_card(guard, base, target, scale, command),
         config=rows.config,
         files=rows.files,
+        accept=(lambda tally: None) if labels else partial(_refuse_unchanged, guard, base, target, applied),
     )
     return Composition(plan, package, applied, common - applied)
 
 
 @dataclass(frozen=True)
-class _Rows:
+class _LabelRows:
     """What the guard's labels make of the target: its jobs, its config and tokenizer, and what to tell the user."""
 
     jobs: Mapping[str, Job]
@@ -149,18 +177,18 @@ class _Rows:
 
 def _label_rows(
     guard: Checkpoint, base: Checkpoint, target: Checkpoint, words: Sequence[str], jobs: Mapping[str, Job]
-) -> _Rows:
+) -> _LabelRows:
     """Copy label rows where asked; else say which label rows are dropped with the embeddings and the head."""
     folder = card_folder(guard)
     card = None if folder is None else GuardCard.read(folder)
     named = list(words) or list(card.labels if card else ())
     if not named:
-        return _Rows(jobs, (_unnamed_note(guard, base),) if _vocabulary_moved(guard, base) else (), {}, {})
+        return _LabelRows(jobs, (_unnamed_note(guard, base),) if _vocabulary_moved(guard, base) else (), {}, {})
     known = dict(zip(card.labels, card.label_ids, strict=True)) if card else {}
     labels = find_labels(named, guard.source, base.source, target.source, known)
     lost = changed_rows(labels, guard.source, base.source)
     if not words:
-        return _Rows(jobs, tuple(_lost_note(lost, named)), {}, _guard_file(card, labels))
+        return _LabelRows(jobs, tuple(_lost_note(lost, named)), {}, _guard_file(card, labels))
     if moved := sorted(guard.delta.names & {tensor.name for tensor in vocabulary_tensors(guard.source)}):
         raise WeightopsError(
             f"--labels: an adapter of {guard.spec} changes {moved[0]}, and rows are copied from files; write the guard "
@@ -171,7 +199,7 @@ def _label_rows(
     changed = {name: _patched(jobs[name], rows, patch) for name, patch in patches.items()}
     grown = any(changed[name].shape != jobs[name].shape for name in changed)
     config = with_vocabulary(target.source.config, max(job.shape[0] for job in changed.values())) if grown else {}
-    return _Rows({**jobs, **changed}, (), config, {**files, **_guard_file(card, labels)})
+    return _LabelRows({**jobs, **changed}, (), config, {**files, **_guard_file(card, labels)})
 
 
 def _patched(job: Job, rows: int, patches: tuple[Any, ...]) -> Job:
@@ -217,17 +245,32 @@ def _unnamed_note(guard: Checkpoint, base: Checkpoint) -> str:
     )
 
 
-def _scope(include: Sequence[str], exclude: Sequence[str]) -> Any:
-    """The predicate that include and exclude describe."""
-    wanted, unwanted = (
-        [_pattern(text, option) for text in texts] for texts, option in ((include, "--include"), (exclude, "--exclude"))
+@dataclass(frozen=True)
+class _Scope:
+    """Which tensors the guard vector is applied to."""
+
+    wanted: tuple[re.Pattern[str], ...]
+    unwanted: tuple[re.Pattern[str], ...]
+
+    def applies(self, name: str) -> bool:
+        """Whether the vector is added to this tensor."""
+        chosen = any(p.search(name) for p in self.wanted) if self.wanted else group_of(name) not in LEFT_OUT
+        return chosen and not self.excludes(name)
+
+    def needs(self, name: str) -> bool:
+        """Whether a model that lacks this tensor cannot take part; buffers and the like may be missing."""
+        return self.applies(name) and (bool(self.wanted) or group_of(name) in ("attention", "mlp"))
+
+    def excludes(self, name: str) -> bool:
+        """Whether the user leaves it out."""
+        return any(p.search(name) for p in self.unwanted)
+
+
+def _scope(include: Sequence[str], exclude: Sequence[str]) -> _Scope:
+    """What include and exclude describe."""
+    return _Scope(
+        tuple(_pattern(text, "--include") for text in include), tuple(_pattern(text, "--exclude") for text in exclude)
     )
-
-    def accepts(name: str) -> bool:
-        chosen = any(p.search(name) for p in wanted) if wanted else group_of(name) not in LEFT_OUT
-        return chosen and not any(p.search(name) for p in unwanted)
-
-    return accepts
 
 
 def _pattern(text: str, option: str) -> re.Pattern[str]:
@@ -251,20 +294,72 @@ def _no_overlap(
     return []
 
 
-def _measure(checkpoint: Checkpoint, name: str) -> Job | None:
-    """A job that reads a dropped tensor's difference for the report, over the rows that guard and base share."""
-    terms = [term for term in lower(checkpoint, name).terms if _measurable(term)]
-    if not terms:
-        return None
-    shape = min(
-        (operand.shape for t in terms for operand in (t.plus, t.minus) if operand is not None), key=lambda s: s[:1]
-    )
-    return Job(name, "F32", shape, None, tuple(Term(1.0, t.plus, t.minus) for t in terms), written=False)
+def _missing(guard: Checkpoint, base: Checkpoint, target: Checkpoint, scope: _Scope) -> tuple[list[str], list[str]]:
+    """Problems and notes for tensors that two of the three models have and the third does not."""
+    models = (guard, base, target)
+    problems: list[str] = []
+    notes: list[str] = []
+    for lacking in range(3):
+        one, other = (model for place, model in enumerate(models) if place != lacking)
+        shared = one.source.tensors.keys() & other.source.tensors.keys()
+        names = sorted(name for name in shared - models[lacking].source.tensors.keys() if not scope.excludes(name))
+        needed, beside = [n for n in names if scope.needs(n)], [n for n in names if not scope.needs(n)]
+        where, spec = f"in {one.spec} and {other.spec}", models[lacking].spec
+        problems += [
+            f"{name}: {where}, not in {spec}; guard, base and target need every tensor that is applied, so use models "
+            "of one architecture or exclude it"
+            for name in needed
+        ]
+        if beside:
+            notes.append(f"{len(beside)} tensors {where} are not in {spec} and are not applied, the first {beside[0]}")
+    return problems, notes
 
 
-def _measurable(term: Term) -> bool:
-    """Whether a term's norm has a meaning: floats, in rows of one width. Quantised ones are for the plan to refuse."""
-    operands = [operand for operand in (term.plus, term.minus) if operand is not None]
+def _no_change(guard: Checkpoint, base: Checkpoint, vector: Delta) -> list[str]:
+    if vector.changes:
+        return []
+    return [f"guard {guard.spec} and base {base.spec} are the same files, so nothing would be added; name the guard"]
+
+
+def _refuse_unchanged(
+    guard: Checkpoint, base: Checkpoint, target: Checkpoint, applied: frozenset[str], tally: Tally
+) -> None:
+    """An output in which nothing was added is the target under another name.
+
+    Raises:
+        WeightopsError: guard and base hold the same values wherever the vector is applied.
+    """
+    changes = [change for job, (change, _) in tally.squares.items() if job.name in applied]
+    if changes and not any(changes):
+        raise WeightopsError(
+            f"{guard.spec} and {base.spec} hold equal values in all {len(changes)} tensors that are applied, so the "
+            f"output would be {target.spec} unchanged; check which model is the guard, or include the tensors in "
+            "which it differs"
+        )
+
+
+def _measure(vector: Delta, base: Checkpoint, name: str) -> Measure | None:
+    """What the report needs of a tensor: guard - base, whatever the target has of its own, and the base."""
+    stored, plain = base.source.tensors[name], lower(base, name)
+    changed = lower(Checkpoint(base.source, vector), name)
+    replaced = () if changed.anchor in (None, stored) else (Term(1.0, changed.anchor, stored),)
+    measure = Measure((*replaced, *changed.terms), (Term(1.0, plain.anchor or stored), *plain.terms))
+    return measure if _measurable((*measure.change, *measure.base)) else None
+
+
+def _measuring(name: str, measure: Measure) -> Job:
+    """A job that only measures, over the rows that guard and base share."""
+    shapes = [operand.shape for operand in _operands((*measure.change, *measure.base))]
+    return Job(name, "F32", min(shapes, key=lambda shape: shape[:1]), None, measure=measure, written=False)
+
+
+def _operands(terms: Sequence[Term]) -> list[Operand]:
+    return [operand for term in terms for operand in (term.plus, term.minus) if operand is not None]
+
+
+def _measurable(terms: Sequence[Term]) -> bool:
+    """Whether a norm has a meaning: floats, in rows of one width. Quantised ones are for the plan to refuse."""
+    operands = _operands(terms)
     kinds = {operand.dtype for operand in operands if isinstance(operand, StoredTensor)}
     floats = kinds <= {*FLOATS, *QUANTISED_FLOATS}
     return floats and len({operand.shape[1:] for operand in operands}) == 1

@@ -6,6 +6,7 @@ import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -40,7 +41,7 @@ class Update:
 
 @dataclass(frozen=True, eq=False)
 class Adapter:
-    """A LoRA adapter as it lies on disk.
+    """A LoRA adapter as it lies on disk. Two openings of the same files are equal.
 
     Attributes:
         updates: By the name of the tensor that is changed.
@@ -55,6 +56,22 @@ class Adapter:
     @property
     def files(self) -> tuple[Path, ...]:
         return tuple(sorted({u.left.file for u in self.updates.values()} | {t.file for t in self.replaced.values()}))
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Adapter) and (self is other or self._contents == other._contents)
+
+    def __hash__(self) -> int:
+        return hash(self._contents[0])
+
+    @cached_property
+    def _contents(self) -> tuple[Any, ...]:
+        """The folder, and every factor's shape, place and scale; links resolved."""
+
+        def place(tensor: StoredTensor) -> tuple[Any, ...]:
+            return tensor.dtype, tensor.shape, tensor.file.name, tensor.offset
+
+        updates = {n: (place(u.left), place(u.right), u.scale, u.transposed) for n, u in self.updates.items()}
+        return self.folder.resolve(), updates, {name: place(tensor) for name, tensor in self.replaced.items()}
 
     def __repr__(self) -> str:
         return f"Adapter({self.spec!r}, {len(self.updates)} updates)"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ from .safetensors import StoredTensor
 
 @dataclass(frozen=True, eq=False)
 class Weights:
-    """A checkpoint as it lies on disk. Two openings of one source are two values.
+    """A checkpoint as it lies on disk. Two openings of the same files are equal, however they were named.
 
     Attributes:
         spec: What the user named: a path, ``org/name``, an alias.
@@ -32,6 +33,19 @@ class Weights:
     def files(self) -> tuple[Path, ...]:
         """The files that hold the tensors, each once, in order of name."""
         return tuple(sorted({tensor.file for tensor in self.tensors.values()}))
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Weights) and (self is other or self._contents == other._contents)
+
+    def __hash__(self) -> int:
+        return hash(self._contents[0])
+
+    @cached_property
+    def _contents(self) -> tuple[Any, ...]:
+        """The folder, and where each tensor lies and as what; links resolved."""
+        real = {file: file.resolve() for file in self.files}
+        placed = {name: (t.dtype, t.shape, real[t.file], t.offset) for name, t in self.tensors.items()}
+        return frozenset(real.values()), self.folder and self.folder.resolve(), placed
 
     def __repr__(self) -> str:
         return f"Weights({self.spec!r}, {len(self.tensors)} tensors)"

@@ -11,7 +11,8 @@ import numpy as np
 import numpy.typing as npt
 
 from .. import dtypes
-from ..algebra.checkpoint import Checkpoint, lower, misfits, sources
+from ..algebra.changes import misfits
+from ..algebra.checkpoint import Checkpoint, lower, sources
 from ..anatomy.layers import embedding_of
 from ..anatomy.layers_config import relayer_configs
 from ..anatomy.place import Place
@@ -123,7 +124,7 @@ def build(config: MergeConfig, models: Mapping[str, Checkpoint], options: Option
             problems += [f"{tensor.name}: {problem}" for problem in error.problems]
     notes = [*config.notes, *layout.notes, *(vocabulary.notes if vocabulary else ())]
     for name in config.referenced_models():
-        wrong, said = misfits(models[name])
+        wrong, said = misfits(models[name].source, models[name].delta.changes)
         problems, notes = problems + wrong, notes + said
     plan = make_plan(
         jobs,

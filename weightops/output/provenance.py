@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -25,10 +26,11 @@ RECORD = "weightops.json"
 def record(plan: Plan, tally: Tally, sources: Iterable[Weights | Adapter]) -> dict[str, Any]:
     """The record of a finished run, as JSON values: recipe, sources with revision and content, outputs with digests."""
     jobs = {job.name: job for job in plan.jobs if job.written}
+    digests = {_place(tensor): digest for tensor, digest in tally.inputs.items()}
     return {
         "weightops": __version__,
         "recipe": dict(plan.recipe),
-        "sources": [_source(source, tally.inputs) for source in sources],
+        "sources": [_source(source, digests) for source in sources],
         "outputs": {name: _as_written(job.dtype, job.shape, tally.outputs[name]) for name, job in sorted(jobs.items())},
     }
 
@@ -75,11 +77,16 @@ def tensor_digest(tensor: StoredTensor) -> str:
     return total.hexdigest()
 
 
-def _source(source: Weights | Adapter, digests: Mapping[StoredTensor, str]) -> dict[str, Any]:
+def _place(tensor: StoredTensor) -> tuple[str, int, int]:
+    """Where a tensor lies, whatever path its file was opened by."""
+    return os.path.realpath(tensor.file), tensor.offset, tensor.nbytes
+
+
+def _source(source: Weights | Adapter, digests: Mapping[tuple[str, int, int], str]) -> dict[str, Any]:
     if isinstance(source, Weights):
-        read = {tensor: digests[tensor] for tensor in source.tensors.values() if tensor in digests}
+        read = {tensor: digests[place] for tensor in source.tensors.values() if (place := _place(tensor)) in digests}
     else:  # small, and its factors are read again for every slice
-        read = {tensor: digests.get(tensor) or tensor_digest(tensor) for tensor in _adapter_tensors(source)}
+        read = {tensor: digests.get(_place(tensor)) or tensor_digest(tensor) for tensor in _adapter_tensors(source)}
     entry: dict[str, Any] = {"name": source.spec, "content": content(read), "tensors": len(read)}
     if isinstance(source, Weights) and source.revision:
         entry["revision"] = source.revision

@@ -332,3 +332,28 @@ def test_zero_dimensional_and_empty_tensors_pass_through(tmp_path):
     assert {n: t.tolist() for n, t in tiny.read(out).items()} == {"s": 2.5, "e": [], "x": [2.0, 2.0, 2.0]}
     assert verify(out) == []
     assert (one - two).tensor("e").shape == (0, 3)
+
+
+@pytest.mark.parametrize(
+    ("selected", "said"),
+    [
+        (lambda delta: delta.only("nomatch"), r"only\('nomatch'\): leaves no tensor of the delta, which has \d+"),
+        (lambda delta: delta.without("."), r"without\('.'\): leaves no tensor"),
+        (lambda delta: delta.only("mlp").only("norm"), r"only\('mlp'\) and only\('norm'\): leaves no tensor"),
+        (lambda delta: delta.only(lambda name: False), r"lambda>\): leaves no tensor"),
+        (lambda delta: delta.only("mlp") + 2 * delta.only("nomatch"), r"only\('nomatch'\)"),
+    ],
+)
+def test_a_selection_that_leaves_nothing_is_a_problem_and_no_copy_of_the_base(selected, said, models, tmp_path):
+    t, a, b = models(3)
+    with pytest.raises(WeightopsError, match=said):
+        (t + selected(a - b)).save(tmp_path / "out", progress=False)
+    assert not (tmp_path / "out").exists()
+
+
+def test_files_that_are_opened_twice_are_one_source(models, tmp_path):
+    a, b = models(2)
+    again = wo.open(a.source.folder)
+    assert a - again == Delta()
+    assert (a - b) - (again - b) == Delta()
+    assert a - b != Delta()

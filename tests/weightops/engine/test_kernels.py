@@ -48,20 +48,20 @@ def tiled(row: npt.NDArray[np.uint8], dtype: str, count: int) -> npt.NDArray[np.
 def run(
     rows: list[npt.NDArray[np.uint8]], dtypes: list[str], anchor: int, plus: list[int], minus: list[int],
     coefficients: list[float], out: str, span: tuple[int, int] | None = None,
-) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.float64], npt.NDArray[np.uint8]]:  # fmt: skip
-    """The kernel on rows of any dtypes: the result's bytes, the squares, and who holds NaN or Inf."""
+) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.uint8]]:  # fmt: skip
+    """The kernel on rows of any dtypes: the result's bytes, and who holds NaN or Inf."""
     count = len(rows[0]) // SIZE[dtypes[0]]
     width = 4 * (count + count % 2)
     stack = np.zeros((len(rows) + 1, width), np.uint8)
     for row, raw in zip(stack, rows, strict=False):
         row[: len(raw)] = raw
-    squares, found = np.zeros((len(plus), 2)), np.zeros(len(rows) + 1, np.uint8)
+    found = np.zeros(len(rows) + 1, np.uint8)
     kernels.affine(
         stack, np.array([kernels.CODES[d] for d in dtypes], np.int64), anchor, np.array(plus, np.int64),
         np.array(minus, np.int64), np.array(coefficients, np.float32), *(span or (0, count)), stack[-1],
-        kernels.CODES[out], squares, found,
+        kernels.CODES[out], found,
     )  # fmt: skip
-    return stack[-1][: count * SIZE[out]].copy(), squares, found
+    return stack[-1][: count * SIZE[out]].copy(), found
 
 
 def canonical(raw: npt.NDArray[np.uint8], dtype: str) -> npt.NDArray[np.generic]:
@@ -89,7 +89,7 @@ def problems(draw: st.DrawFn) -> tuple:
 @given(problems())
 def test_the_kernel_equals_the_numpy_reference_to_the_bit(problem):
     rows, dtypes, anchor, plus, minus, coefficients, out = problem
-    result, _, _ = run(*problem)
+    result, _ = run(*problem)
     wide = [kernels.widen(row, dtype) for row, dtype in zip(rows, dtypes, strict=True)]
     expected = kernels.affine_numpy(wide, anchor, plus, minus, coefficients, out)
     assert np.array_equal(canonical(result, out), canonical(expected, out))
@@ -99,7 +99,7 @@ def test_the_kernel_equals_the_numpy_reference_to_the_bit(problem):
 @given(problems())
 def test_the_kernel_equals_the_formula_in_torch_to_the_bit(problem):
     rows, dtypes, anchor, plus, minus, coefficients, out = problem
-    result, _, _ = run(*problem)
+    result, _ = run(*problem)
     wide = [torch.from_numpy(row).view(TORCH[dtype]).float() for row, dtype in zip(rows, dtypes, strict=True)]
     total = wide[anchor]
     for p, m, coefficient in zip(plus, minus, coefficients, strict=True):
@@ -112,7 +112,7 @@ def test_the_kernel_equals_the_formula_in_torch_to_the_bit(problem):
 @given(problems())
 def test_whoever_holds_nan_or_inf_is_found_and_nobody_else(problem):
     rows, dtypes, anchor, plus, minus, _, out = problem
-    result, _, found = run(*problem)
+    result, found = run(*problem)
     used = {anchor, *plus, *(m for m in minus if m >= 0)}
     for place, (row, dtype) in enumerate(zip(rows, dtypes, strict=True)):
         assert bool(found[place]) == (place in used and not np.isfinite(kernels.widen(row, dtype)).all())
@@ -122,28 +122,37 @@ def test_whoever_holds_nan_or_inf_is_found_and_nobody_else(problem):
 
 @settings(deadline=None, max_examples=60)
 @given(problems(), st.integers(0, 99))
-def test_the_squares_are_those_of_the_differences_and_of_what_is_subtracted(problem, seed):
-    rows, dtypes, _, plus, minus, _, _ = problem
+def test_the_squared_norm_is_that_of_the_whole_sum_and_the_fp64_form_agrees(problem, seed):
+    """Cross terms count: two changes that cancel have no size, however large each of them is."""
+    rows, dtypes, _, plus, minus, coefficients, _ = problem
     draw = np.random.default_rng(seed)
+    coefficients = draw.normal(size=len(plus)).tolist()
     for row, dtype in zip(rows, dtypes, strict=True):
         row[:] = kernels.narrow(draw.normal(size=len(row) // SIZE[dtype]), dtype)
-    wide = [kernels.widen(row, dtype) for row, dtype in zip(rows, dtypes, strict=True)]
-    _, squares, _ = run(*problem)
-    for t, (p, m) in enumerate(zip(plus, minus, strict=True)):
-        difference = wide[p] if m < 0 else wide[p] - wide[m]
-        assert squares[t, 0] == pytest.approx(np.square(difference.astype(np.float64)).sum(), rel=1e-9)
-        assert squares[t, 1] == pytest.approx(np.square(wide[m].astype(np.float64)).sum() if m >= 0 else 0, rel=1e-9)
+    wide = [kernels.widen(row, dtype).astype(np.float64) for row, dtype in zip(rows, dtypes, strict=True)]
+    count = len(wide[0])
+    parts = [c * (wide[p] - (wide[m] if m >= 0 else 0)) for p, m, c in zip(plus, minus, coefficients, strict=True)]
+    expected = np.square(np.sum(parts, axis=0)).sum() if parts else 0.0
+    largest = sum(np.square(part).sum() for part in parts)
+    stack = np.zeros((len(rows), 4 * (count + count % 2)), np.uint8)
+    for row, raw in zip(stack, rows, strict=True):
+        row[: len(raw)] = raw
+    codes, found = np.array([kernels.CODES[d] for d in dtypes], np.int64), np.zeros(len(rows) + 1, np.uint8)
+    places = np.array(plus, np.int64), np.array(minus, np.int64), np.array(coefficients, np.float32)
+    mine = kernels.squared_norm(stack, codes, *places, 0, count, found)
+    assert mine == pytest.approx(expected, rel=1e-4, abs=1e-5 * largest)
+    assert kernels.squared_norm_numpy(wide, plus, minus, coefficients) == pytest.approx(expected, rel=1e-9, abs=1e-12)
 
 
 @given(problems(), st.data())
 @settings(deadline=None, max_examples=60)
 def test_only_the_elements_asked_for_are_computed_and_they_do_not_depend_on_the_others(problem, data):
     out = problem[-1]
-    whole, _, _ = run(*problem)
+    whole, _ = run(*problem)
     count = len(whole) // SIZE[out]
     lo = data.draw(st.integers(0, count))
     hi = data.draw(st.integers(lo, count))
-    part, _, _ = run(*problem, span=(lo, hi))
+    part, _ = run(*problem, span=(lo, hi))
     inside = slice(lo * SIZE[out], hi * SIZE[out])
     assert np.array_equal(canonical(part[inside], out), canonical(whole[inside], out))
     assert not part[: lo * SIZE[out]].any()
@@ -185,7 +194,7 @@ def test_all_halves_and_every_tie_between_two_narrow_as_in_torch(dtype):
 
 @pytest.mark.parametrize("dtype", ["F16", "BF16"])
 def test_all_halves_come_back_through_fp32_to_the_bit_and_nan_stays_nan(dtype):
-    through, _, _ = run([all_halves()], [dtype], 0, [], [], [], dtype)
+    through, _ = run([all_halves()], [dtype], 0, [], [], [], dtype)
     before, after = (kernels.widen(raw, dtype) for raw in (all_halves(), through))
     assert np.array_equal(np.isnan(before), np.isnan(after))
     kept = ~np.isnan(before)
@@ -241,7 +250,7 @@ def test_the_fp64_path_is_the_formula_in_torch_fp64_without_a_warning(vectors, s
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         mine = kernels.affine_numpy([t, g, b], 0, [1], [2], [scale], "F64").view(np.float64)
-        kernels.squares_numpy([t, g, b], [1], [2], 0, len(t))
+        kernels.squared_norm_numpy([t, g, b], [1], [2], [scale])
         for dtype in NARROW:
             kernels.narrow(mine, dtype)
     theirs = torch.from_numpy(t) + scale * (torch.from_numpy(g) - torch.from_numpy(b))

@@ -196,11 +196,70 @@ def test_scale_zero_is_the_target_exactly(tmp_path):
     assert all(tiny.same_bytes(result[name], mine[name]) for name in mine)
 
 
-def test_a_guard_that_is_its_base_leaves_the_target_exactly(tmp_path):
+def test_a_guard_that_is_its_base_is_refused_before_anything_is_read(tmp_path):
     _, base, target = triple(tmp_path, tiny.llama(0))
-    compose(base, base, target, tmp_path / "out")
-    result, mine = tiny.read(tmp_path / "out"), tiny.read(target)
-    assert all(tiny.same_bytes(result[name], mine[name]) for name in mine)
+    link = tmp_path / "link"
+    link.symlink_to(base)
+    for guard in (base, link):
+        composition = wo.compose_guard(*(wo.open(folder) for folder in (guard, base, target)))
+        with pytest.raises(WeightopsError, match="are the same files, so nothing would be added"):
+            composition.save(tmp_path / "out", progress=False)
+    assert {path.name for path in tmp_path.iterdir()} == {"guard", "base", "target", "link"}
+
+
+def test_a_guard_that_equals_its_base_where_it_is_applied_leaves_no_output(tmp_path):
+    guard, base, target = triple(tmp_path, tiny.llama(0))
+    changed = tiny.read(base) | {"model.norm.weight": tiny.read(guard)["model.norm.weight"]}
+    tiny.rewrite(guard, changed)
+    with pytest.raises(WeightopsError, match="equal values in all 14 tensors that are applied"):
+        compose(guard, base, target, tmp_path / "out")
+    assert {path.name for path in tmp_path.iterdir()} == {"guard", "base", "target"}
+    compose(guard, base, target, tmp_path / "out", include=["norm"])
+
+
+@pytest.mark.parametrize("lacking", ["guard", "base", "target"])
+def test_a_tensor_that_one_of_the_three_lacks_is_a_problem_where_it_is_applied_and_a_note_elsewhere(lacking, tmp_path):
+    folders = dict(zip(("guard", "base", "target"), triple(tmp_path, tiny.llama(0)), strict=True))
+    tensors = tiny.read(folders[lacking])
+    del tensors[CHANGED], tensors["model.norm.weight"]
+    tiny.rewrite(folders[lacking], tensors)
+    models = open_all(folders.values())
+    plan = wo.compose_guard(*models).plan
+    have = " and ".join(str(folder) for name, folder in folders.items() if name != lacking)
+    assert [p.partition(";")[0] for p in plan.problems] == [f"{CHANGED}: in {have}, not in {folders[lacking]}"]
+    assert [note for note in plan.notes if "norm" in note] == [
+        f"1 tensors in {have} are not in {folders[lacking]} and are not applied, the first model.norm.weight"
+    ]
+    wo.compose_guard(*models, exclude=[r"layers\.0\.mlp\.up"]).plan.check()
+    included = wo.compose_guard(*models, include=["norm"]).plan.problems
+    assert [problem.partition(":")[0] for problem in included] == ["model.norm.weight"]
+
+
+def test_the_size_of_the_change_does_not_depend_on_adapters_of_the_target(tmp_path):
+    """|V| is that of guard - base; where the guard is the base and an adapter, that of the adapter's product."""
+    base = tiny.write(tmp_path / "base", tiny.llama(0))
+    names = ["model.layers.0.mlp.up_proj.weight", "model.layers.1.self_attn.q_proj.weight"]
+    adapters = [tiny.lora(tmp_path / f"lora{seed}", tiny.read(base), names, seed) for seed in (1, 2)]
+    guard, plain, target = open_all([f"{base}+{adapters[0]}", base, f"{base}+{adapters[1]}"])
+    composition = wo.compose_guard(guard, plain, target)
+    saved = save(composition.plan, composition.package, tmp_path / "out", progress=False)
+    rows = {row.group: row for row in composition.report(saved.tally)}
+    b = {name: tensor.double() for name, tensor in tiny.read(base).items()}
+    for group, part, name in (("mlp", "mlp", names[0]), ("attention", "self_attn", names[1])):
+        vector = (guard - plain).tensor(name).double().norm().item()
+        size = sqrt(sum(b[n].square().sum().item() for n in b if part in n))
+        assert rows[group].vector == pytest.approx(vector, rel=1e-5)
+        assert rows[group].ratio == pytest.approx(vector / size, rel=1e-5)
+    assert (rows["norm"].vector, rows["norm"].ratio) == (0.0, 0.0)
+
+
+def test_a_composition_saves_itself(tmp_path):
+    models = open_all(triple(tmp_path, tiny.llama(0)))
+    out = wo.compose_guard(*models).save(tmp_path / "one", progress=False)
+    assert out == tmp_path / "one"
+    composition = wo.compose_guard(*models)
+    save(composition.plan, composition.package, tmp_path / "two", progress=False)
+    assert tiny.files_of(tmp_path / "one") == tiny.files_of(tmp_path / "two")
 
 
 def test_include_replaces_the_default_choice_and_exclude_takes_away(tmp_path):

@@ -1,0 +1,108 @@
+"""The terms of a delta: what is added, how often, and to which tensors."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Set
+from dataclasses import dataclass
+
+from ..io.adapter import Adapter
+from ..io.weights import Weights
+from .rules import Rule
+
+
+@dataclass(frozen=True)
+class Difference:
+    """minuend - subtrahend, over the tensors that both have."""
+
+    minuend: Weights
+    subtrahend: Weights
+
+
+@dataclass(frozen=True)
+class Change:
+    """coefficient * (difference or adapter), as its rules let through."""
+
+    of: Difference | Adapter
+    coefficient: float = 1.0
+    rules: tuple[Rule, ...] = ()
+
+    def names(self) -> frozenset[str]:
+        """Every tensor that this changes, rules applied."""
+        return frozenset(name for name in self.everywhere() if self.at(name))
+
+    def __contains__(self, name: str) -> bool:
+        """Whether this changes a tensor, rules applied."""
+        if isinstance(self.of, Adapter):
+            known = name in self.of.updates or name in self.of.replaced
+        else:
+            known = name in self.of.minuend.tensors and name in self.of.subtrahend.tensors
+        return known and self.at(name) != 0
+
+    def everywhere(self) -> Set[str]:
+        """Every tensor that this could change, rules aside."""
+        if isinstance(self.of, Adapter):
+            return self.of.updates.keys() | self.of.replaced.keys()
+        return self.of.minuend.tensors.keys() & self.of.subtrahend.tensors.keys()
+
+    def at(self, name: str) -> float:
+        """The coefficient for a tensor."""
+        coefficient = self.coefficient
+        for rule in self.rules:
+            coefficient *= rule.factor(name)
+        return coefficient
+
+
+def collect(changes: Iterable[Change]) -> tuple[Change, ...]:
+    """Like terms together: one change for each (what, rules), the reverse difference with its sign turned, no zeros."""
+    sums: dict[tuple[Difference | Adapter, tuple[Rule, ...]], float] = {}
+    for change in changes:
+        of, coefficient = change.of, change.coefficient
+        if isinstance(of, Difference):
+            reverse = Difference(of.subtrahend, of.minuend)
+            if (reverse, change.rules) in sums:
+                of, coefficient = reverse, -coefficient
+        sums[of, change.rules] = sums.get((of, change.rules), 0.0) + coefficient
+    return tuple(Change(of, coefficient, rules) for (of, rules), coefficient in sums.items() if coefficient)
+
+
+def misfits(source: Weights, changes: Iterable[Change]) -> tuple[list[str], list[str]]:
+    """Problems and notes where changes name tensors that the source does not have, or are restricted to none."""
+    have, spec = source.tensors.keys(), source.spec
+    problems, notes = [], []
+    for change in changes:
+        if nothing := _selects_nothing(change):
+            problems.append(nothing)
+        missing = sorted(change.names() - have)
+        if isinstance(change.of, Adapter) and missing:
+            problems.append(
+                f"{change.of.spec}: changes {missing[0]}, which {spec} does not have; this adapter is for another base"
+            )
+        elif isinstance(change.of, Difference) and missing and not change.names() & have:
+            problems.append(f"{spec}: no tensor in common with {change.of.minuend.spec}; are these the right models?")
+        elif missing:
+            notes.append(
+                f"{len(missing)} tensors of the delta are not in {spec} and are left out, the first {missing[0]}"
+            )
+    return problems, notes
+
+
+def _selects_nothing(change: Change) -> str | None:
+    """The problem with a change whose selections leave no tensor: what was meant was surely another pattern."""
+    names, selections = sorted(change.everywhere()), [rule for rule in change.rules if rule.kind != "scaled"]
+    if not names or any(all(rule.factor(name) for rule in selections) for name in names):
+        return None
+    empty = [rule for rule in selections if not any(rule.factor(name) for name in names)]
+    said = " and ".join(f"{rule.kind}({rule.shown})" for rule in empty or selections)
+    return f"{said}: leaves no tensor of the delta, which has {len(names)}, for example {names[0]}; correct the pattern"
+
+
+def shares(source: Weights, changes: Iterable[Change]) -> dict[Weights | Adapter, float]:
+    """How often each source goes into a checkpoint, selections aside; the checkpoint's own source comes first."""
+    sums: dict[Weights | Adapter, float] = {source: 1.0}
+    for change in changes:
+        if isinstance(change.of, Adapter):
+            sums[change.of] = sums.get(change.of, 0.0) + change.coefficient
+        else:
+            sums[change.of.minuend] = sums.get(change.of.minuend, 0.0) + change.coefficient
+            sums[change.of.subtrahend] = sums.get(change.of.subtrahend, 0.0) - change.coefficient
+    return sums
