@@ -252,7 +252,9 @@ def test_an_adapter_for_another_base_is_refused(run, tmp_path, models):
     deeper = family(tmp_path / "deeper", ["base"], layers=3)["base"]
     adapter = lora(deeper, tmp_path / "lora", target_modules=["q_proj"])
     done = run(f"merge_method: linear\nmodels: [{{model: {{a}}}}, {{model: {{b}}+{adapter}}}]\n", code=1)
-    assert f"{adapter}: changes model.layers.2.self_attn.q_proj.weight, which {models['b']} has not" in done.stderr
+    assert (
+        f"{adapter}: changes model.layers.2.self_attn.q_proj.weight, which {models['b']} does not have" in done.stderr
+    )
     assert "this adapter is for another base" in done.stderr
 
 

@@ -127,6 +127,19 @@ def _sum_of_squares(values: Any) -> float:
 
 
 @jit
+def _difference(rows: Any, codes: Any, plus: int, minus: int, lo: int, one: Any, two: Any, nonfinite: Any) -> None:
+    """A tile of row ``plus`` less row ``minus`` (-1: of ``plus`` alone) into ``one``; ``two`` is room."""
+    one_bits, two_bits = one.view(np.uint32), two.view(np.uint32)
+    _widen(codes[plus], rows[plus], lo, one_bits, one)
+    nonfinite[plus] |= _nonfinite(one_bits)
+    if minus >= 0:
+        _widen(codes[minus], rows[minus], lo, two_bits, two)
+        nonfinite[minus] |= _nonfinite(two_bits)
+        for j in range(len(one)):
+            one[j] -= two[j]
+
+
+@jit
 def affine(
     rows: Bytes,
     codes: npt.NDArray[np.int64],
@@ -154,20 +167,14 @@ def affine(
     for lo in range(begin, end, _TILE):
         n = min(_TILE, end - lo)
         acc, one, two = accs[:n], ones[:n], twos[:n]
-        acc_bits, one_bits, two_bits = acc.view(np.uint32), one.view(np.uint32), two.view(np.uint32)
+        acc_bits = acc.view(np.uint32)
         if anchor >= 0:
             _widen(codes[anchor], rows[anchor], lo, acc_bits, acc)
             nonfinite[anchor] |= _nonfinite(acc_bits)
         else:
             acc[:] = np.float32(0)
         for t in range(len(plus)):
-            _widen(codes[plus[t]], rows[plus[t]], lo, one_bits, one)
-            nonfinite[plus[t]] |= _nonfinite(one_bits)
-            if minus[t] >= 0:
-                _widen(codes[minus[t]], rows[minus[t]], lo, two_bits, two)
-                nonfinite[minus[t]] |= _nonfinite(two_bits)
-                for j in range(n):
-                    one[j] -= two[j]
+            _difference(rows, codes, plus[t], minus[t], lo, one, two, nonfinite)
             coefficient = coefficients[t]
             for j in range(n):
                 one[j] *= coefficient
@@ -203,16 +210,9 @@ def squared_norm(
     for lo in range(begin, end, _TILE):
         n = min(_TILE, end - lo)
         acc, one, two = accs[:n], ones[:n], twos[:n]
-        one_bits, two_bits = one.view(np.uint32), two.view(np.uint32)
         acc[:] = np.float32(0)
         for t in range(len(plus)):
-            _widen(codes[plus[t]], rows[plus[t]], lo, one_bits, one)
-            nonfinite[plus[t]] |= _nonfinite(one_bits)
-            if minus[t] >= 0:
-                _widen(codes[minus[t]], rows[minus[t]], lo, two_bits, two)
-                nonfinite[minus[t]] |= _nonfinite(two_bits)
-                for j in range(n):
-                    one[j] -= two[j]
+            _difference(rows, codes, plus[t], minus[t], lo, one, two, nonfinite)
             coefficient = coefficients[t]
             for j in range(n):
                 acc[j] += coefficient * one[j]
@@ -385,17 +385,3 @@ def affine_numpy(
             difference = difference - operands[m].astype(wide)
         result = result + wide(coefficient) * difference
     return narrow(result, dtype)
-
-
-@np.errstate(all="ignore")
-def squared_norm_numpy(
-    operands: list[npt.NDArray[np.floating[Any]]], plus: list[int], minus: list[int], coefficients: list[float]
-) -> float:
-    """The same as :func:`squared_norm` on whole arrays, in fp64."""
-    total: npt.NDArray[np.float64] = np.zeros(1)
-    for p, m, coefficient in zip(plus, minus, coefficients, strict=True):
-        difference = operands[p].astype(np.float64)
-        if m != _NONE:
-            difference = difference - operands[m].astype(np.float64)
-        total = total + coefficient * difference
-    return float(np.square(total).sum())

@@ -130,7 +130,21 @@ def _measure_wide(piece: JobSlice, measure: Measure, rows: Bytes, squares: Squar
         _, plus, minus, coefficients = _rows_by_role(piece.job, terms)
         for block, (lo, hi) in enumerate(piece.spans):
             part = [values[lo:hi] for values in wide]
-            squares[block, column] = kernels.squared_norm_numpy(part, plus, minus, coefficients)
+            squares[block, column] = squared_norm_wide(part, plus, minus, coefficients)
+
+
+@np.errstate(all="ignore")
+def squared_norm_wide(
+    operands: list[npt.NDArray[np.floating[Any]]], plus: list[int], minus: list[int], coefficients: list[float]
+) -> float:
+    """The same as :func:`.kernels.squared_norm` on whole arrays, in fp64."""
+    total: npt.NDArray[np.float64] = np.zeros(1)
+    for p, m, coefficient in zip(plus, minus, coefficients, strict=True):
+        difference = operands[p].astype(np.float64)
+        if m != -1:
+            difference = difference - operands[m].astype(np.float64)
+        total = total + coefficient * difference
+    return float(np.square(total).sum())
 
 
 def _widened(piece: JobSlice, rows: Bytes, flags: Flags) -> list[npt.NDArray[np.floating[Any]]]:

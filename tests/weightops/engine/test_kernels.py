@@ -14,6 +14,7 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from weightops.engine import kernels
+from weightops.engine.slices import squared_norm_wide
 
 LAWS = settings(deadline=None, max_examples=300)
 TORCH = {"F16": torch.float16, "BF16": torch.bfloat16, "F32": torch.float32, "F64": torch.float64}
@@ -141,7 +142,7 @@ def test_the_squared_norm_is_that_of_the_whole_sum_and_the_fp64_form_agrees(prob
     places = np.array(plus, np.int64), np.array(minus, np.int64), np.array(coefficients, np.float32)
     mine = kernels.squared_norm(stack, codes, *places, 0, count, found)
     assert mine == pytest.approx(expected, rel=1e-4, abs=1e-5 * largest)
-    assert kernels.squared_norm_numpy(wide, plus, minus, coefficients) == pytest.approx(expected, rel=1e-9, abs=1e-12)
+    assert squared_norm_wide(wide, plus, minus, coefficients) == pytest.approx(expected, rel=1e-9, abs=1e-12)
 
 
 @given(problems(), st.data())
@@ -250,7 +251,7 @@ def test_the_fp64_path_is_the_formula_in_torch_fp64_without_a_warning(vectors, s
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         mine = kernels.affine_numpy([t, g, b], 0, [1], [2], [scale], "F64").view(np.float64)
-        kernels.squared_norm_numpy([t, g, b], [1], [2], [scale])
+        squared_norm_wide([t, g, b], [1], [2], [scale])
         for dtype in NARROW:
             kernels.narrow(mine, dtype)
     theirs = torch.from_numpy(t) + scale * (torch.from_numpy(g) - torch.from_numpy(b))
