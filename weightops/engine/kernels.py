@@ -151,6 +151,8 @@ def affine(
     end: int,
     out: Bytes,
     out_code: int,
+    measured: int,
+    squares: npt.NDArray[np.float64],
     nonfinite: npt.NDArray[np.uint8],
 ) -> None:
     """One block: out = anchor + sum of coefficients[t] * (rows[plus[t]] - rows[minus[t]]).
@@ -161,6 +163,7 @@ def affine(
         minus: Rows subtracted, -1 where a term has none.
         begin, end: Elements of the rows to compute; the others are left alone.
         out_code: Dtype of the result.
+        measured: Term whose |plus - minus|^2 and |minus|^2 are added to ``squares``, [2], on the way; -1: none.
         nonfinite: [k + 1]; set to 1 for each row, and in the last place for the result, that holds NaN or Inf.
     """
     accs, ones, twos = np.empty(_TILE, np.float32), np.empty(_TILE, np.float32), np.empty(_TILE, np.float32)
@@ -175,6 +178,9 @@ def affine(
             acc[:] = np.float32(0)
         for t in range(len(plus)):
             _difference(rows, codes, plus[t], minus[t], lo, one, two, nonfinite)
+            if t == measured:
+                squares[0] += _sum_of_squares(one)
+                squares[1] += _sum_of_squares(two)
             coefficient = coefficients[t]
             for j in range(n):
                 one[j] *= coefficient

@@ -60,8 +60,8 @@ def compute(piece: JobSlice, rows: Bytes, files: Mapping[Path, int], *, allow_no
         result = rows[-1][:size]
         wide = "F64" in (job.dtype, *map(dtype_of, job.operands))
         if job.written:
-            (_affine_wide if wide else _affine)(piece, rows, flags)
-        if job.measure is not None:
+            (_affine_wide if wide else _affine)(piece, rows, squares, flags)
+        if job.measure is not None and (wide or not job.written or _measured_term(job) < 0):
             (_measure_wide if wide else _measure)(piece, job.measure, rows, squares, flags)
     if not allow_nonfinite:
         _refuse_nonfinite(job, flags)
@@ -84,14 +84,25 @@ def _rows_by_role(job: Job, terms: Sequence[Term]) -> tuple[int, list[int], list
     return anchor, plus, minus, [term.coefficient for term in terms]
 
 
-def _affine(piece: JobSlice, rows: Bytes, flags: Flags) -> None:
-    """Run the kernel block by block; flags who holds NaN or Inf."""
+def _measured_term(job: Job) -> int:
+    """The term that is itself what the job measures, plus - minus and minus, so that it costs no second pass; or -1."""
+    if job.measure is None or len(job.measure.change) != 1 or len(job.measure.base) != 1:
+        return -1
+    (change,), (base,) = job.measure.change, job.measure.base
+    whole = change.minus is not None and base == Term(1.0, change.minus) and change.coefficient == 1.0
+    same = [t for t, term in enumerate(job.terms) if (term.plus, term.minus) == (change.plus, change.minus)]
+    return same[0] if whole and same else -1
+
+
+def _affine(piece: JobSlice, rows: Bytes, squares: Squares, flags: Flags) -> None:
+    """Run the kernel block by block, so that sums do not depend on the slice; flags who holds NaN or Inf."""
     job = piece.job
     anchor, plus, minus, coefficients = _rows_by_role(job, job.terms)
-    for lo, hi in piece.spans:
+    for block, (lo, hi) in enumerate(piece.spans):
         kernels.affine(
             rows, _codes(job), anchor, np.array(plus, np.int64), np.array(minus, np.int64),
-            _factors(coefficients), lo, hi, rows[-1], kernels.CODES[job.dtype], flags.view(np.uint8),
+            _factors(coefficients), lo, hi, rows[-1], kernels.CODES[job.dtype], _measured_term(job), squares[block],
+            flags.view(np.uint8),
         )  # fmt: skip
 
 
@@ -115,7 +126,7 @@ def _factors(coefficients: Sequence[float]) -> npt.NDArray[np.float32]:
         return np.array(coefficients, np.float32)
 
 
-def _affine_wide(piece: JobSlice, rows: Bytes, flags: Flags) -> None:
+def _affine_wide(piece: JobSlice, rows: Bytes, squares: Squares, flags: Flags) -> None:
     """The same in numpy, in fp64: where an operand or the result is fp64."""
     job, wide = piece.job, _widened(piece, rows, flags)
     anchor, plus, minus, coefficients = _rows_by_role(job, job.terms)

@@ -265,12 +265,13 @@ def test_the_record_holds_the_digests_of_what_was_read_and_written(sum_of_three,
     assert tally.squares == {}
 
 
-def test_what_a_job_measures_is_reported_whether_it_is_written_or_not(sum_of_three, tmp_path):
+@pytest.mark.parametrize("share", [1.0, 0.5], ids=["a term of the job", "a sum of its own"])
+def test_what_a_job_measures_is_reported_whether_it_is_written_or_not(share, sum_of_three, tmp_path):
     plan = sum_of_three.plan()
     g, b = (wo.open(tmp_path / name).source.tensors for name in "gb")
 
     def measuring(job, written):
-        change, base = (Term(0.5, g[job.name], b[job.name]),), (Term(1.0, b[job.name]),)
+        change, base = (Term(share, g[job.name], b[job.name]),), (Term(1.0, b[job.name]),)
         job = job if written else Job(job.name, "F32", job.shape, None, written=False)
         return replace(job, measure=Measure(change, base))
 
@@ -284,7 +285,7 @@ def test_what_a_job_measures_is_reported_whether_it_is_written_or_not(sum_of_thr
     g, b = (tiny.read(tmp_path / name) for name in "gb")
     for job, (change, base) in squares.items():
         difference = g[job.name].double() - b[job.name].double()
-        assert change == pytest.approx(0.25 * difference.square().sum().item(), 1e-6)
+        assert change == pytest.approx(share**2 * difference.square().sum().item(), 1e-6)
         assert base == pytest.approx(b[job.name].double().square().sum().item(), 1e-6)
 
 

@@ -60,7 +60,7 @@ def run(
     kernels.affine(
         stack, np.array([kernels.CODES[d] for d in dtypes], np.int64), anchor, np.array(plus, np.int64),
         np.array(minus, np.int64), np.array(coefficients, np.float32), *(span or (0, count)), stack[-1],
-        kernels.CODES[out], found,
+        kernels.CODES[out], -1, np.zeros(2), found,
     )  # fmt: skip
     return stack[-1][: count * SIZE[out]].copy(), found
 
