@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from merge_files import config_of, family, ours
 
+from weightops.algebra.opening import Opener
 from weightops.errors import WeightopsError
 from weightops.merge.build import Built, Options, build
 from weightops.merge.config.reading import parse
@@ -29,7 +30,7 @@ def models(tmp_path_factory) -> dict[str, Path]:
 
 def planned(text: str, **options) -> Built:
     (config,) = parse(text, "c.yml")
-    return build(config, open_models(config, {}), Options(text=text, **options))
+    return build(config, open_models(config, {}, Opener()), Options(text=text, **options))
 
 
 def problems(text: str) -> tuple[str, ...]:
