@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from weightops.guard.prompt import left_padded
 from weightops.recipes.floor.objective import Batch, Row
+from weightops.rows.padding import left_padded
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -6,7 +6,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from weightops.recipes.data.packing import packed_batch
 from weightops.recipes.floor.objective import Batch, Row
+from weightops.rows.padding import right_padded
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -16,7 +18,8 @@ if TYPE_CHECKING:
 class NextToken:
     """Cross entropy of every next token, in fp32: plain language modelling.
 
-    Rows have ``input_ids``, and may have ``trained``: whether each of them is to be predicted (the first never is).
+    Rows have ``input_ids``, and may have ``trained``: whether each of them is to be predicted (the first never is), and
+    ``segments``: which of the examples packed into the row each belongs to.
 
     Attributes:
         pad: Token to fill shorter rows with.
@@ -25,19 +28,23 @@ class NextToken:
     pad: int = 0
 
     def batch(self, rows: Sequence[Row]) -> dict[str, Tensor]:
-        """``input_ids`` and ``attention_mask``, both [rows, longest - 1], and ``targets``, the same, -100 for none."""
+        """What the model reads, without the last column: ``input_ids`` and ``attention_mask``, [rows, longest - 1].
+
+        Beside them ``targets``, the same shape, -100 for none. Packed rows: as :func:`packed_batch` makes them.
+        """
         import torch
 
-        width = max(len(row["input_ids"]) for row in rows)
-        ids = torch.full((len(rows), width), self.pad)
-        mask = torch.zeros((len(rows), width), dtype=torch.int64)
-        targets = torch.full((len(rows), width), -100)
+        packed = any("segments" in row for row in rows)
+        inputs = packed_batch(rows, self.pad) if packed else right_padded([row["input_ids"] for row in rows], self.pad)
+        targets = torch.full(inputs["input_ids"].shape, -100)
         for place, row in enumerate(rows):
-            length, own = len(row["input_ids"]), torch.tensor(row["input_ids"])
-            trained = torch.tensor(row.get("trained") or [True] * length)
-            ids[place, :length], mask[place, :length] = own, 1
-            targets[place, :length] = own.where(trained, torch.tensor(-100))
-        return {"input_ids": ids[:, :-1], "attention_mask": mask[:, :-1], "targets": targets[:, 1:]}
+            ids = torch.tensor(row["input_ids"])
+            trained = torch.tensor(row.get("trained") or [True] * len(ids))
+            targets[place, : len(ids)] = ids.where(trained, torch.tensor(-100))
+        shorter = {
+            name: tensor[..., :-1, :-1] if tensor.ndim == 4 else tensor[:, :-1] for name, tensor in inputs.items()
+        }
+        return {**shorter, "targets": targets[:, 1:]}
 
     def items(self, batch: Batch) -> int:
         """Tokens to predict."""
@@ -47,7 +54,8 @@ class NextToken:
         """Summed over the tokens to predict."""
         import torch
 
-        logits = model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"], use_cache=False).logits
+        inputs = {name: tensor for name, tensor in batch.items() if name != "targets"}
+        logits = model(**inputs, use_cache=False).logits
         return torch.nn.functional.cross_entropy(
             logits.flatten(0, 1).float(), batch["targets"].flatten(), reduction="sum"
         )

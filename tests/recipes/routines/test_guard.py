@@ -16,10 +16,10 @@ from weightops.guard.metrics import score
 from weightops.guard.presets import open_guard
 from weightops.output.save import save
 from weightops.recipes.floor.settings import Data, Lora, Training
-from weightops.recipes.passes.prefixes import Example
 from weightops.recipes.routines.guard import GuardRecipe, run, teacher_onset, train
+from weightops.rows.labelled import LabelledText
 
-ROWS = [Example(f"{word} {number}", word == "no") for number in range(12) for word in ("yes", "no")]
+ROWS = [LabelledText(f"{word} {number}", word == "no") for number in range(12) for word in ("yes", "no")]
 NOWHERE = Data(("rows.jsonl",))
 HARD = Training(lr=1e-2, epochs=24)
 
@@ -122,7 +122,7 @@ def tuned(base, out):
 
 
 def test_every_prefix_is_trained_on_and_held_out_rows_are_whole_texts(chat_model, tmp_path):
-    rows = [Example("good day " * 5, False), Example("fine then " + "bad " * 5, True, 10)] * 4
+    rows = [LabelledText("good day " * 5, False), LabelledText("fine then " + "bad " * 5, True, 10)] * 4
     recipe = GuardRecipe(
         str(chat_model), Data(("x.jsonl",), held_out=0.25), prefix_chars=10, training=Training(epochs=1)
     )
@@ -154,3 +154,20 @@ def test_every_fault_of_the_settings_is_said_before_anything_is_loaded(tmp_path)
     assert all(
         name in said for name in ("labels:", "new_labels:", "prefix_chars:", "training.lr:", "training.lora.rank:")
     )
+
+
+def test_rows_of_one_label_are_refused_before_a_model_is_loaded(tmp_path):
+    rows = [row for row in ROWS if row.unsafe] + [LabelledText("corrects itself", False, 3)]
+    with pytest.raises(WeightopsError, match="all 12 rows to train on are labelled unsafe; add rows that are safe"):
+        train(GuardRecipe("no/such-model", NOWHERE), rows, tmp_path / "guard")
+
+
+def test_data_may_use_the_recipes_own_words_and_no_others(tmp_path):
+    file = tmp_path / "rows.jsonl"
+    file.write_text('{"text": "a", "label": "benign"}\n{"text": "b", "label": "harmful"}\n')
+    recipe = GuardRecipe(str(tmp_path / "none"), Data((str(file),)), labels=("benign", "harmful"))
+    with pytest.raises(WeightopsError, match="none: no such file or folder"):
+        run(recipe, tmp_path / "guard")
+    with pytest.raises(WeightopsError) as caught:
+        run(replace(recipe, labels=("safe", "unsafe")), tmp_path / "guard")
+    assert [problem.partition(": ")[0] for problem in caught.value.problems] == [f"{file}, line 1", f"{file}, line 2"]
