@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
-from weightops.recipes.floor.objective import Batch, Row
+from weightops.guard.prompt import pad_id
+from weightops.recipes.floor.components import RUNTIME
+from weightops.recipes.floor.objective import Batch, Objective, Row
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 
 @dataclass(frozen=True)
-class NextToken:
+class NextToken(Objective):
     """Cross entropy of every next token, in fp32: plain language modelling.
 
     Rows have ``input_ids``, and may have ``trained``: whether each of them is to be predicted (the first never is).
@@ -22,7 +24,11 @@ class NextToken:
         pad: Token to fill shorter rows with.
     """
 
-    pad: int = 0
+    pad: int = field(default=0, metadata=RUNTIME)
+
+    def ready(self, model: Any, tokenizer: Any) -> Objective:
+        """With the tokenizer's token to fill rows with."""
+        return replace(self, pad=pad_id(tokenizer))
 
     def batch(self, rows: Sequence[Row]) -> dict[str, Tensor]:
         """``input_ids`` and ``attention_mask``, both [rows, longest - 1], and ``targets``, the same, -100 for none."""
@@ -51,7 +57,3 @@ class NextToken:
         return torch.nn.functional.cross_entropy(
             logits.flatten(0, 1).float(), batch["targets"].flatten(), reduction="sum"
         )
-
-    def metrics(self, model: Any, batch: Batch) -> dict[str, float]:
-        """None but the loss."""
-        return {}

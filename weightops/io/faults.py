@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 from ..errors import WeightopsError
 
 
@@ -23,10 +25,13 @@ class Faults:
     def __bool__(self) -> bool:
         return bool(self._found)
 
+    def __iter__(self) -> Iterator[tuple[int, str]]:
+        """Line and problem of each fault, by line."""
+        return iter(sorted(self._found, key=lambda found: found[0]))
+
     def problems(self) -> tuple[str, ...]:
         """Everything found, by line, each ``file:line: what is wrong``."""
-        ordered = sorted(self._found, key=lambda found: found[0])
-        return tuple(f"{self.where}:{line}: {problem}" for line, problem in ordered)
+        return tuple(f"{self.where}:{line}: {problem}" for line, problem in self)
 
     def raise_any(self) -> None:
         """Raise everything found.
