@@ -27,9 +27,11 @@ class Objective(Protocol):
 
     Attributes:
         reads: Fields that every row must have.
+        packs: Whether it keeps apart the examples of a packed row, which the row's ``segments`` tell.
     """
 
     reads: ClassVar[tuple[str, ...]] = ("input_ids",)
+    packs: ClassVar[bool] = False
 
     def ready(self, model: Any, tokenizer: Any) -> Objective:
         """The objective with what it takes from the model, before anything of it moves, and from its tokenizer."""
