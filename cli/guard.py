@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -66,7 +66,10 @@ def command() -> None:
 @_guard_options
 @click.argument("texts", nargs=-1)
 @click.option(
-    "--jsonl", type=click.Path(path_type=Path), multiple=True, help="Texts from the field text of a file; - is stdin."
+    "--jsonl",
+    type=click.Path(path_type=Path),
+    multiple=True,
+    help="Rows with text or messages: JSON Lines (.gz too) or Parquet; - is stdin.",
 )
 @click.option("--batch", type=click.IntRange(min=1), default=16, show_default=True, help="Texts in one forward pass.")
 @click.option("--json", "as_json", is_flag=True, help="Print for a program.")
@@ -88,8 +91,10 @@ def score(
     cat lines.txt | weightops guard score mine-guard
     """
     from weightops.guard.presets import open_guard
+    from weightops.rows.labelled import texts as texts_of
+    from weightops.rows.reader import read_rows
 
-    asked = [*texts, *(text for file in jsonl for text in _texts(file))]
+    asked = [*texts, *texts_of(read_rows(jsonl, allow_empty=True))]
     if not asked and not jsonl:
         asked = [line.rstrip("\r\n") for line in click.get_text_stream("stdin", errors="replace")]
     guard = open_guard(model, preset, threshold, dtype)
@@ -133,7 +138,9 @@ def evaluate(
     threshold: float | None,
     dtype: str,
 ) -> None:
-    """Measure a guard on labelled texts: JSON Lines of text, label (safe or unsafe) and perhaps first_unsafe_char.
+    """Measure a guard on labelled texts: rows of text (or messages), label (safe or unsafe), perhaps first_unsafe_char.
+
+    DATA is JSON Lines (.gz too, - is stdin) or Parquet.
 
     Whole texts and, as they would stream, every prefix; the first that is unsafe counts. Intervals are 95 %.
 
@@ -141,10 +148,11 @@ def evaluate(
     weightops guard eval mine-guard test.jsonl --out report
     """
     from weightops.guard.evaluate import evaluate as run
-    from weightops.guard.evaluate import read_rows
     from weightops.guard.presets import open_guard
+    from weightops.rows.labelled import labelled_texts
+    from weightops.rows.reader import read_rows
 
-    labelled = read_rows(data)
+    labelled = labelled_texts(read_rows(data))
     if faults := [f"--rows {row}: there are {len(labelled)} texts" for row in rows if row > len(labelled)]:
         raise WeightopsError(*faults)
     guard = open_guard(model, preset, threshold, dtype)
@@ -230,26 +238,6 @@ def _write_report(out: Path, report: dict[str, Any], found: Any, rows: list[int]
     out.mkdir(parents=True, exist_ok=True)
     (out / "evaluation.json").write_text(json.dumps(report, indent=2, ensure_ascii=False) + "\n", "utf-8")
     draw(found, out / "evaluation.png", rows or None, title=report["model"])
-
-
-def _texts(file: Path) -> Iterator[str]:
-    """The field text of each line."""
-    import json
-
-    try:
-        data = click.get_binary_stream("stdin").read() if str(file) == "-" else file.read_bytes()
-    except OSError as error:
-        raise WeightopsError(f"{file}: cannot be read ({error.strerror}); name a JSON Lines file") from error
-    for number, line in enumerate(data.split(b"\n"), 1):
-        if not line.strip():
-            continue
-        try:
-            text = json.loads(line)["text"]
-        except (ValueError, TypeError, KeyError, RecursionError):
-            text = None
-        if not isinstance(text, str):
-            raise WeightopsError(f"{file}, line {number}: not a JSON object with a text")
-        yield text
 
 
 def _line(text: str) -> str:

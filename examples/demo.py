@@ -141,9 +141,10 @@ def f1(rows: list[dict[str, Any]]) -> float:
 
 
 def prompts(language: str, split: str) -> list[dict[str, Any]]:
-    from weightops.recipes.data.rows import read_rows
+    from weightops.rows.reader import read_rows
 
-    return [row for row in read_rows(prompt_file(language)) if row["split"] == split]
+    rows = read_rows([prompt_file(language)], only={"split": split})
+    return [{"text": row.text, "label": row.label, **row.columns} for row in rows]
 
 
 def prompt_file(language: str) -> Path:

@@ -20,7 +20,7 @@ LEVELS = (
     ("engine",),
     ("ops",),
     ("anatomy",),
-    ("io",),
+    ("rows", "io"),
     ("dtypes", "errors", "version"),
 )
 RANK = {name: (level, place) for level, names in enumerate(LEVELS) for place, name in enumerate(names)}
@@ -148,7 +148,7 @@ def test_no_file_is_longer_than_400_lines():
         ("weightops.recipes.objectives.next_token", "from weightops.recipes.objectives.label_decision import x"),
         ("weightops.recipes.passes.prefixes", "from weightops.recipes.objectives.next_token import NextToken"),
         ("weightops.recipes.floor.trainer", "from weightops.recipes.routines import guard"),
-        ("weightops.recipes.floor.settings", "from weightops.recipes.data.rows import load_rows"),
+        ("weightops.recipes.floor.settings", "from weightops.recipes.data.source import load_rows"),
     ],
 )
 def test_an_import_that_goes_up_is_found(module, source):

@@ -1,1 +1,1 @@
-"""Rows to train on."""
+"""Rows to train on: where they come from, their token ids, several in one."""

@@ -6,9 +6,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from weightops.guard.prompt import left_padded, pad_id
 from weightops.recipes.floor.components import RUNTIME
 from weightops.recipes.floor.objective import Batch, Objective, Row
+from weightops.rows.padding import left_padded, pad_id
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -10,14 +10,10 @@ from __future__ import annotations
 
 import itertools
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Callable, Iterator, Sequence
 
-from weightops.errors import WeightopsError
+from weightops.rows.labelled import LabelledText
 
-SAFE, UNSAFE = "safe", "unsafe"
-LABELS = {SAFE: False, UNSAFE: True, 0: False, 1: True}
 _MARK = re.compile("[\u0300-\u036f\ufe00-\ufe0f\u200d\U0001f3fb-\U0001f3ff\u20d0-\u20ff\U000e0020-\U000e007f]")
 """Characters that belong to the one before them: accents, variation selectors, joiners, skin tones, tags."""
 
@@ -25,50 +21,15 @@ FirstUnsafe = Callable[[str], int | None]
 """Where a text of unknown onset first is unsafe, as an index of a character; none where that cannot be told."""
 
 
-@dataclass(frozen=True)
-class Example:
-    """A labelled text.
-
-    Attributes:
-        text: What is judged.
-        unsafe: Its label, as a whole.
-        first_unsafe_char: Index of the character from which on it is unsafe, where known.
-        labels: Labels of its parts as they came, where a row has them; see :func:`corrects_itself`.
-    """
-
-    text: str
-    unsafe: bool
-    first_unsafe_char: int | None = None
-    labels: tuple[bool, ...] = ()
-
-
-def examples(rows: Sequence[Mapping[str, Any]]) -> list[Example]:
-    """Rows of ``text`` or ``messages``, ``label``, and perhaps ``first_unsafe_char`` or ``prefix_labels``.
-
-    Of a conversation the last message is judged: it is all that a guard is shown when it serves (ours). A label is safe
-    or unsafe, 0 or 1, false or true.
-
-    Raises:
-        WeightopsError: with every row that is not such a row (the first ten), by number.
-    """
-    made = [_example(row) for row in rows]
-    faults = [f"row {number}: {found}" for number, found in enumerate(made, 1) if isinstance(found, str)]
-    if len(faults) > 10:
-        faults[10:] = [f"{len(faults) - 10} more rows like these; mend the data"]
-    if faults:
-        raise WeightopsError(*faults)
-    return [found for found in made if isinstance(found, Example)]
-
-
-def corrects_itself(example: Example) -> bool:
+def corrects_itself(row: LabelledText) -> bool:
     """Whether a text was unsafe and then is safe: by its parts' labels, or a first unsafe character in a safe text."""
-    parts = (*example.labels, example.unsafe)
-    onset = example.first_unsafe_char is not None and not example.unsafe
+    parts = (*row.labels, row.unsafe)
+    onset = row.first_unsafe_char is not None and not row.unsafe
     return onset or any(before and not after for before, after in itertools.pairwise(parts))
 
 
 def prefixes(
-    rows: Sequence[Example], step: int = 100, first_unsafe: FirstUnsafe = lambda text: None
+    rows: Sequence[LabelledText], step: int = 100, first_unsafe: FirstUnsafe = lambda text: None
 ) -> list[tuple[str, bool]]:
     """Every prefix of every row that does not correct itself, with whether it is unsafe.
 
@@ -80,7 +41,7 @@ def prefixes(
     return [pair for row in rows if not corrects_itself(row) for pair in _labelled(row, step, first_unsafe)]
 
 
-def _labelled(row: Example, step: int, first_unsafe: FirstUnsafe) -> Iterator[tuple[str, bool]]:
+def _labelled(row: LabelledText, step: int, first_unsafe: FirstUnsafe) -> Iterator[tuple[str, bool]]:
     onset = row.first_unsafe_char
     if row.unsafe and onset is None and step:
         onset = first_unsafe(row.text)
@@ -113,19 +74,3 @@ def _whole(text: str, end: int) -> int:
 def _inside(before: str, after: str) -> bool:
     pair = "\ud800" <= before <= "\udbff" and "\udc00" <= after <= "\udfff"
     return pair or before + after == "\r\n" or before == "\u200d" or bool(_MARK.match(after))
-
-
-def _example(row: Mapping[str, Any]) -> Example | str:
-    text, label, onset = row.get("text"), row.get("label"), row.get("first_unsafe_char")
-    messages, parts = row.get("messages"), row.get("prefix_labels") or ()
-    if text is None and isinstance(messages, list) and messages and isinstance(messages[-1], dict):
-        text = messages[-1].get("content")
-    if not isinstance(text, str):
-        return "needs a text, or messages whose last has one"
-    if not isinstance(label, str | int) or label not in LABELS:
-        return f"needs a label that is {SAFE} or {UNSAFE}; found {label!r}"
-    if onset is not None and (type(onset) is not int or not 0 <= onset < len(text)):
-        return f"first_unsafe_char must be the index of one of its {len(text)} characters; found {onset!r}"
-    if not isinstance(parts, list | tuple) or any(not isinstance(x, str | int) or x not in LABELS for x in parts):
-        return f"prefix_labels must be a list of {SAFE} and {UNSAFE}; found {parts!r}"
-    return Example(text, LABELS[label], onset, tuple(LABELS[part] for part in parts))

@@ -15,7 +15,7 @@ from pydantic import Field
 from weightops.errors import WeightopsError
 from weightops.guard.card import GuardCard
 from weightops.guard.prompt import label_ids, prompts, system_text
-from weightops.recipes.data.rows import load_rows, split
+from weightops.recipes.data.source import load_rows, split
 from weightops.recipes.floor.checking import check, relation
 from weightops.recipes.floor.settings import (
     VOCABULARY_AND_NORMS,
@@ -27,7 +27,8 @@ from weightops.recipes.floor.settings import (
 )
 from weightops.recipes.floor.unfinished import check_free
 from weightops.recipes.objectives.label_decision import LabelDecision
-from weightops.recipes.passes.prefixes import SAFE, UNSAFE, Example, FirstUnsafe, cuts, examples, prefixes
+from weightops.recipes.passes.prefixes import FirstUnsafe, corrects_itself, cuts, prefixes
+from weightops.rows.labelled import SAFE, UNSAFE, LabelledText, check_both_labels, labelled_texts
 
 if TYPE_CHECKING:
     from weightops.recipes.floor.trainer import Fitted
@@ -39,7 +40,7 @@ class GuardRecipe:
 
     Attributes:
         base: Model to start from, with a chat template: a folder, ``org/name``, an alias.
-        data: Rows of text (or messages), label, and perhaps first_unsafe_char.
+        data: Rows of text (or messages), label, and perhaps first_unsafe_char; see docs/data.md.
         labels: The words to answer with, safe then unsafe.
         new_labels: Give labels that are not one token each a token of their own; their rows train too, and
             ``compose-guard --labels`` carries them over.
@@ -91,12 +92,13 @@ def run(recipe: GuardRecipe, out: Path, overwrite: bool = False) -> Fitted:
     """
     check(recipe)
     check_free(out, overwrite)
-    return train(recipe, examples(load_rows(recipe.data)), out, overwrite)
+    return train(recipe, labelled_texts(load_rows(recipe.data), recipe.labels), out, overwrite)
 
 
-def train(recipe: GuardRecipe, rows: Sequence[Example], out: Path, overwrite: bool = False) -> Fitted:
+def train(recipe: GuardRecipe, rows: Sequence[LabelledText], out: Path, overwrite: bool = False) -> Fitted:
     """The same, on rows that are there already."""
-    learnt, held_out = split(list(rows), recipe.data.held_out, recipe.training.seed)
+    learnt, held_out = split(rows, recipe.data.held_out, recipe.training.seed)
+    check_both_labels([row for row in learnt if not corrects_itself(row)])
     onset: FirstUnsafe = (lambda text: None) if recipe.teacher is None else teacher_onset(recipe)
     asked = prefixes(learnt, recipe.prefix_chars, onset)
     from weightops.algebra.loading import load

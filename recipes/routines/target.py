@@ -16,11 +16,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 from pydantic import Field
 
 from weightops.errors import WeightopsError
-from weightops.recipes.data.rows import load_rows
+from weightops.recipes.data.source import load_rows
 from weightops.recipes.floor.checking import check, relation
 from weightops.recipes.floor.settings import VOCABULARY_AND_NORMS, Count, Data, ModelName, Training, freezing
 from weightops.recipes.floor.unfinished import check_free
 from weightops.recipes.objectives.next_token import NextToken
+from weightops.rows.chat import rendered
+from weightops.rows.row import Row, raise_faults
 
 if TYPE_CHECKING:
     from weightops.recipes.floor.trainer import Fitted
@@ -92,16 +94,27 @@ def row_texts(tokenizer: Any, data: Data) -> list[str]:
     """The texts of rows; messages as the model's chat template writes them.
 
     Raises:
-        WeightopsError: a row has neither, by number.
+        WeightopsError: every row that has neither (the first ten, and how many more), by its place.
     """
     rows = load_rows(data)
-    texts = [
-        tokenizer.apply_chat_template(row["messages"], tokenize=False) if row.get("messages") else row.get("text")
-        for row in rows
-    ]
-    if wrong := [number for number, text in enumerate(texts, 1) if not isinstance(text, str)]:
-        raise WeightopsError(*(f"row {number}: needs a text, or messages" for number in wrong[:10]))
+    texts: list[str] = []
+    faults: list[str] = []
+    for row in rows:
+        try:
+            texts.append(_text(tokenizer, row))
+        except WeightopsError as error:
+            faults += [f"{row.place}: {problem}" for problem in error.problems]
+    raise_faults(faults)
     return texts
+
+
+def _text(tokenizer: Any, row: Row) -> str:
+    if (messages := row.checked("messages")) is not None:
+        return rendered(tokenizer, messages)
+    text = row.checked("text")
+    if text is None:
+        raise WeightopsError("needs a text, or messages")
+    return str(text)
 
 
 def blocks(tokenizer: Any, texts: Sequence[str], recipe: TargetRecipe) -> list[list[int]]:

@@ -6,16 +6,14 @@ characters are judged, time to detect, false alarms on safe text. Bootstrap inte
 
 from __future__ import annotations
 
-import gzip
 import importlib
-import json
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..errors import WeightopsError
+from ..rows.labelled import LabelledText
 from .judge import Guard
 from .metrics import Scores, score
 from .streaming.stream import Crossing, Stream, Streams
@@ -23,17 +21,6 @@ from .streaming.stream import Crossing, Stream, Streams
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
-
-_LABELS = {"safe": False, "unsafe": True, 0: False, 1: True}
-
-
-@dataclass(frozen=True)
-class Row:
-    """A text whose label is known; ``first_unsafe_char`` is where it becomes unsafe, if that is known."""
-
-    text: str
-    unsafe: bool
-    first_unsafe_char: int | None = None
 
 
 @dataclass(frozen=True)
@@ -76,7 +63,7 @@ class Evaluation:
         curve: For each prefix length: characters, F1 of that prefix alone, F1 by first crossing up to it.
     """
 
-    rows: tuple[Row, ...]
+    rows: tuple[LabelledText, ...]
     tracks: tuple[Track, ...]
     threshold: float
     step: int
@@ -90,7 +77,7 @@ class Evaluation:
             {
                 "unsafe": row.unsafe,
                 "characters": len(row.text),
-                "first_unsafe_char": row.first_unsafe_char,
+                "first_unsafe_char": row.first_unsafe_char if row.unsafe else None,
                 "crossed_at": asdict(crossed) if (crossed := track.crossing(self.threshold)) else None,
                 "probabilities": [round(probability, 6) for probability in track.probabilities],
             }
@@ -106,59 +93,9 @@ class Evaluation:
         return {**head, "measures": measured, "curve": curve, "rows": texts}
 
 
-def read_rows(files: Sequence[Path]) -> list[Row]:
-    """The rows of JSON Lines files (``.gz`` too): ``text``, ``label`` and perhaps ``first_unsafe_char``.
-
-    A label is safe or unsafe, 0 or 1, false or true.
-
-    Raises:
-        WeightopsError: with every line that is not such a row, or no rows at all.
-    """
-    rows: list[Row] = []
-    faults: list[str] = []
-    for file in files:
-        for number, line in enumerate(_lines(file), 1):
-            if line.strip():
-                row = _row(line)
-                rows += [row] if isinstance(row, Row) else []
-                faults += [f"{file}, line {number}: {row}"] if isinstance(row, str) else []
-    if len(faults) > 10:
-        faults[10:] = [f"{len(faults) - 10} more lines like these; mend the data"]
-    if faults or not rows:
-        raise WeightopsError(*(faults or [f"{', '.join(map(str, files))}: no rows; name JSON Lines of text and label"]))
-    return rows
-
-
-def _lines(file: Path) -> list[str]:
-    try:
-        data = gzip.decompress(file.read_bytes()) if file.suffix == ".gz" else file.read_bytes()
-        return data.decode("utf-8").split("\n")
-    except UnicodeDecodeError as error:
-        raise WeightopsError(f"{file}: not UTF-8 (byte {error.start}); save it as UTF-8") from error
-    except (OSError, EOFError) as error:
-        said = getattr(error, "strerror", None) or error
-        raise WeightopsError(f"{file}: cannot be read ({said}); name a JSON Lines file") from error
-
-
-def _row(line: str) -> Row | str:
-    """A row, or what is wrong with the line."""
-    try:
-        values = json.loads(line)
-    except (ValueError, RecursionError):
-        return "not valid JSON"
-    if not isinstance(values, dict) or not isinstance(values.get("text"), str):
-        return "needs a text"
-    label, first = values.get("label"), values.get("first_unsafe_char")
-    if not isinstance(label, str | int) or label not in _LABELS:
-        return f"label must be safe or unsafe, 0 or 1; found {label!r}"
-    if first is not None and not (type(first) is int and 0 <= first <= len(values["text"])):
-        return f"first_unsafe_char must be a position in the text; found {first!r}"
-    return Row(values["text"], _LABELS[label], first if _LABELS[label] else None)
-
-
 def evaluate(
     guard: Guard,
-    rows: Sequence[Row],
+    rows: Sequence[LabelledText],
     *,
     step: int = 100,
     batch: int = 16,
@@ -215,7 +152,7 @@ def _follow(streams: Streams, texts: Sequence[str], step: int) -> list[Track]:
 
 
 def measure(
-    rows: Sequence[Row],
+    rows: Sequence[LabelledText],
     found: Sequence[Track],
     threshold: float,
     *,
@@ -300,11 +237,15 @@ def _f1_at(truth: NDArray[np.bool_], found: Sequence[Track], threshold: float, l
     return _count(truth, np.array(alone)).f1, _count(truth, np.array(crossed)).f1
 
 
-def _check_lengths(guard: Guard, rows: Sequence[Row]) -> None:
+def _check_lengths(guard: Guard, rows: Sequence[LabelledText]) -> None:
     most = getattr(guard.model.config.get_text_config(), "max_position_embeddings", None) or math.inf
     lengths = [len(ids) for ids in guard.frame.rows([row.text for row in rows])]
-    faults = [f"row {at}: {length} tokens with what the guard asks, and the model reads {most}; shorten or drop it"
-              for at, length in enumerate(lengths, 1) if length > most]  # fmt: skip
+    faults = [
+        f"{row.place or f'row {at}'}: {length} tokens with what the guard asks, and the model reads {most}; "
+        "shorten or drop it"
+        for at, (row, length) in enumerate(zip(rows, lengths, strict=True), 1)
+        if length > most
+    ]
     if faults:
         raise WeightopsError(*faults)
 

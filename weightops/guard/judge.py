@@ -8,8 +8,9 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ..rows.padding import left_padded, pad_id
 from .card import GuardCard
-from .prompt import Frame, frame_of, left_padded, pad_id
+from .prompt import Frame, frame_of
 
 if TYPE_CHECKING:
     import numpy as np

@@ -69,7 +69,7 @@ def _scores(axes: Any, evaluation: Evaluation, rows: Sequence[int]) -> None:
         if crossed := track.crossing(evaluation.threshold):
             height = track.probabilities[track.characters.index(crossed.characters)]
             axes.plot(crossed.characters, height, color=colour, marker="o", ms=7, mfc="white", zorder=3)
-        if row.first_unsafe_char is not None:
+        if row.unsafe and row.first_unsafe_char is not None:
             height = np.interp(row.first_unsafe_char, track.characters, track.probabilities)
             axes.plot(row.first_unsafe_char, height, color=colour, marker="|", ms=14, mew=2, zorder=3)
     axes.axhline(evaluation.threshold, color=INK, ls="--", lw=1.2)
@@ -92,7 +92,7 @@ def _scores(axes: Any, evaluation: Evaluation, rows: Sequence[int]) -> None:
 
 
 def _known_first(evaluation: Evaluation, rows: Sequence[int]) -> bool:
-    return any(evaluation.rows[at].first_unsafe_char is not None for at in rows)
+    return any(evaluation.rows[at].unsafe and evaluation.rows[at].first_unsafe_char is not None for at in rows)
 
 
 def _plain(axes: Any) -> None:

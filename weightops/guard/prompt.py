@@ -5,13 +5,11 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from ..errors import WeightopsError
+from ..rows.row import well_formed
 from .card import TEXT, GuardCard
-
-if TYPE_CHECKING:
-    from torch import Tensor
 
 _TEXT = "\ue000"
 """Stands for the judged text while the template is rendered: a private-use character, in no template."""
@@ -100,7 +98,7 @@ class Frame:
 
     def _plain(self, texts: list[str]) -> list[list[int]]:
         ids: list[list[int]] = self.tokenizer(
-            [_whole(text) for text in texts], add_special_tokens=False, split_special_tokens=True, verbose=False
+            [well_formed(text) for text in texts], add_special_tokens=False, split_special_tokens=True, verbose=False
         )["input_ids"]
         return ids
 
@@ -124,25 +122,6 @@ def frame_of(tokenizer: Any, card: GuardCard) -> Frame:
         return Frame.around(tokenizer, *_around(tokenizer, card.system))
     before, _, after = card.template.partition(TEXT)
     return Frame.around(tokenizer, before, after)
-
-
-def left_padded(rows: Sequence[Sequence[int]], pad: int) -> dict[str, Tensor]:
-    """A batch whose rows all end in its last column, where the answer is read.
-
-    Returns:
-        ``input_ids``, ``attention_mask`` and ``position_ids``, each [rows, longest], int64.
-    """
-    import torch
-
-    width = max(map(len, rows))
-    ids = torch.tensor([[pad] * (width - len(row)) + list(row) for row in rows])
-    mask = torch.tensor([[0] * (width - len(row)) + [1] * len(row) for row in rows])
-    return {"input_ids": ids, "attention_mask": mask, "position_ids": (mask.cumsum(1) - 1).clamp(min=0)}
-
-
-def pad_id(tokenizer: Any) -> int:
-    """The token to fill rows with; it is masked, so any will do."""
-    return next((token for token in (tokenizer.pad_token_id, tokenizer.eos_token_id) if token is not None), 0)
 
 
 def rendered_around(tokenizer: Any, turns: Callable[[str], list[dict[str, Any]]], **more: Any) -> tuple[str, str]:
@@ -180,15 +159,6 @@ def _around(tokenizer: Any, system: str) -> tuple[str, str]:
         return rendered_around(tokenizer, with_system)
     except jinja2.TemplateError:  # Gemma 2 and others refuse a system turn
         return rendered_around(tokenizer, without)
-
-
-def _whole(text: str) -> str:
-    """The text with U+FFFD for half a pair of surrogates, which no tokenizer takes."""
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
-    return text
 
 
 def _special(tokenizer: Any) -> list[str]:

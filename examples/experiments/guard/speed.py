@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from weightops.guard import Guard, Streams
-from weightops.guard.prompt import left_padded, pad_id
+from weightops.rows.padding import left_padded, pad_id
 
 VERDICTS = {"one token": 1, "five tokens": 5, "30 tokens": 30}
 """Tokens of a generated verdict: a bare label; ``unsafe`` and a category, as Llama Guard writes; with a reason."""

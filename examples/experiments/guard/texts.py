@@ -8,7 +8,6 @@ XSTest's prompts, which only sound unsafe, are a second test of short texts.
 
 from __future__ import annotations
 
-import gzip
 import json
 import random
 from collections.abc import Sequence
@@ -16,6 +15,8 @@ from pathlib import Path
 from typing import Any
 
 from weightops.errors import WeightopsError
+from weightops.rows.reader import read_rows
+from weightops.rows.row import Row
 
 REQUESTS = (3, 8)
 LONGEST = 250
@@ -40,7 +41,7 @@ def requests(data: Path, split: str, seed: int, most: int | None = None) -> list
 
 def lookalikes(data: Path) -> list[dict[str, Any]]:
     """XSTest (CC BY 4.0): prompts that are safe but sound unsafe, and their unsafe contrasts."""
-    return [{"text": row["prompt"], "label": row["label"]} for row in _read(data, LOOKALIKES)]
+    return [{"text": row.prompt, "label": row.label} for row in _read(data, LOOKALIKES)]
 
 
 def write(rows: Sequence[dict[str, Any]], file: Path) -> Path:
@@ -63,14 +64,13 @@ def _unsafe(draw: random.Random, harmless: Sequence[str], request: str) -> dict[
 
 
 def _requests(data: Path, name: str) -> list[str]:
-    found = dict.fromkeys(" ".join(row["instruction"].split()) for row in _read(data, f"{SPLITS}/{name}"))
+    found = dict.fromkeys(" ".join(row.columns["instruction"].split()) for row in _read(data, f"{SPLITS}/{name}"))
     return [request for request in found if 0 < len(request) <= LONGEST]
 
 
-def _read(data: Path, name: str) -> list[dict[str, Any]]:
-    file = data / f"{name}.jsonl.gz"
+def _read(data: Path, name: str) -> list[Row]:
     try:
-        with gzip.open(file, "rt", encoding="utf-8") as lines:
-            return [json.loads(line) for line in lines]
-    except (OSError, ValueError) as error:
-        raise WeightopsError(f"{file}: cannot be read ({error}); docs/guard.md says where the data is from") from error
+        return read_rows([data / f"{name}.jsonl.gz"])
+    except WeightopsError as error:
+        told = (f"{problem}; docs/guard.md says where the data is from" for problem in error.problems)
+        raise WeightopsError(*told) from error

@@ -7,7 +7,9 @@ import pytest
 
 from examples.experiments.guard import texts
 from weightops.errors import WeightopsError
-from weightops.recipes.passes.prefixes import examples, prefixes
+from weightops.recipes.passes.prefixes import prefixes
+from weightops.rows.labelled import labelled_texts
+from weightops.rows.row import Row
 
 
 @pytest.fixture
@@ -40,7 +42,7 @@ def test_a_text_is_unsafe_from_the_end_of_its_one_harmful_request(data, split):
         assert len(harmful) == (row["label"] == "unsafe")
         if harmful:
             assert row["text"][: row["first_unsafe_char"] + 1].endswith(harmful[0])
-    assert prefixes(examples(rows), 100)  # they are rows that the recipe takes
+    assert prefixes(labelled_texts([Row.of("made", row) for row in rows]), 100)  # they are rows that the recipe takes
 
 
 def test_no_request_is_in_training_and_test_and_seeds_differ(data):

@@ -1,11 +1,10 @@
 import unicodedata
 
-import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from weightops.errors import WeightopsError
-from weightops.recipes.passes.prefixes import Example, corrects_itself, cuts, examples, prefixes
+from weightops.recipes.passes.prefixes import corrects_itself, cuts, prefixes
+from weightops.rows.labelled import LabelledText
 
 texts = st.text(st.sampled_from("ab é\u0301\u200d\U0001f468\U0001f3fd\ud83d\ude00\r\n日"), max_size=60)
 
@@ -15,7 +14,7 @@ def labelled(draw):
     text = draw(texts)
     unsafe = draw(st.booleans())
     onset = draw(st.none() | st.integers(0, len(text) - 1)) if text else None
-    return Example(text, unsafe, onset)
+    return LabelledText(text, unsafe, onset)
 
 
 @given(texts, st.integers(1, 9))
@@ -54,37 +53,13 @@ def test_a_prefix_is_unsafe_exactly_when_it_holds_the_first_unsafe_character(row
 
 
 def test_an_unknown_onset_leaves_the_whole_text_only_unless_somebody_tells():
-    row = Example("fine, then bad", True)
+    row = LabelledText("fine, then bad", True)
     assert prefixes([row], 5) == [("fine, then bad", True)]
     assert prefixes([row], 5, lambda text: 9) == [("fine,", False), ("fine, then", True), ("fine, then bad", True)]
 
 
 def test_rows_that_correct_themselves_are_left_out():
-    back = [{"text": "ab", "label": "safe", "first_unsafe_char": 0}]
-    back += [{"text": "ab", "label": "unsafe", "prefix_labels": ["safe", "unsafe", "safe"]}]
-    assert prefixes(examples(back), 1) == []
-    once = [{"text": "ab", "label": "unsafe", "prefix_labels": ["safe", "unsafe"], "first_unsafe_char": 1}]
-    assert prefixes(examples(once), 1) == [("a", False), ("ab", True)]
-
-
-def test_of_a_conversation_the_last_message_is_judged():
-    row = {"messages": [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}], "label": 1}
-    assert examples([row]) == [Example("a", True)]
-
-
-@pytest.mark.parametrize(
-    "row",
-    [
-        {"text": "a"},
-        {"label": "safe"},
-        {"text": "a", "label": "fine"},
-        {"text": 1, "label": "safe"},
-        {"text": "a", "label": "unsafe", "first_unsafe_char": 1},
-        {"text": "a", "label": "unsafe", "first_unsafe_char": True},
-        {"text": "a", "label": "unsafe", "prefix_labels": ["bad"]},
-        {"messages": [], "label": "safe"},
-    ],
-)
-def test_a_row_that_cannot_be_used_is_named(row):
-    with pytest.raises(WeightopsError, match="row 2"):
-        examples([{"text": "a", "label": "safe"}, row])
+    back = [LabelledText("ab", False, 0), LabelledText("ab", True, labels=(False, True, False))]
+    assert prefixes(back, 1) == []
+    once = LabelledText("ab", True, 1, (False, True))
+    assert prefixes([once], 1) == [("a", False), ("ab", True)]

@@ -16,12 +16,12 @@ from weightops.guard.metrics import score
 from weightops.guard.presets import open_guard
 from weightops.output.save import save
 from weightops.recipes.floor.settings import Data, Training
-from weightops.recipes.passes.prefixes import Example
 from weightops.recipes.routines.guard import GuardRecipe, run, teacher_onset, train
 from weightops.recipes.updates.full import Full
 from weightops.recipes.updates.lora import Lora
+from weightops.rows.labelled import LabelledText
 
-ROWS = [Example(f"{word} {number}", word == "no") for number in range(12) for word in ("yes", "no")]
+ROWS = [LabelledText(f"{word} {number}", word == "no") for number in range(12) for word in ("yes", "no")]
 NOWHERE = Data(("rows.jsonl",))
 HARD = Training(lr=1e-2, epochs=24)
 
@@ -123,7 +123,7 @@ def tuned(base, out):
 
 
 def test_every_prefix_is_trained_on_and_held_out_rows_are_whole_texts(chat_model, tmp_path):
-    rows = [Example("good day " * 5, False), Example("fine then " + "bad " * 5, True, 10)] * 4
+    rows = [LabelledText("good day " * 5, False), LabelledText("fine then " + "bad " * 5, True, 10)] * 4
     recipe = GuardRecipe(
         str(chat_model), Data(("x.jsonl",), held_out=0.25), prefix_chars=10, training=Training(epochs=1)
     )

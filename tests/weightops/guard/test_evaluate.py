@@ -1,6 +1,5 @@
 """Evaluation: measures by hand, prefixes as if streamed, intervals that repeat."""
 
-import gzip
 import json
 import math
 
@@ -12,10 +11,11 @@ from hypothesis import strategies as st
 from tiny_chat import write_chat_model
 
 from weightops.errors import WeightopsError
-from weightops.guard.evaluate import Row, Track, evaluate, measure, needed, read_rows, tracks
+from weightops.guard.evaluate import Track, evaluate, measure, needed, tracks
 from weightops.guard.judge import Guard
 from weightops.guard.plots import chosen_rows, draw
 from weightops.guard.presets import PRESETS
+from weightops.rows.labelled import LabelledText
 
 
 @pytest.fixture(scope="module")
@@ -31,12 +31,12 @@ def track(*probabilities, step=100, last=None):
 
 #       what            unsafe  crossed at (0.5)   at the end
 BY_HAND = [
-    (Row("a" * 300, True, 120), track(0.1, 0.7, 0.9)),  # hit, found at 200: 80 after the first unsafe character
-    (Row("a" * 300, True), track(0.6, 0.2, 0.3)),  #        crossed at 100, at the end a miss
-    (Row("a" * 150, True, 0), track(0.1, 0.2, last=150)),  # a miss both ways
-    (Row("a" * 400, False), track(0.1, 0.8, 0.1, 0.2)),  #   a false alarm only while it arrives
-    (Row("a" * 100, False), track(0.1)),
-    (Row("a" * 100, False), track(0.95)),  #                 a false alarm both ways
+    (LabelledText("a" * 300, True, 120), track(0.1, 0.7, 0.9)),  # hit, found at 200: 80 after the first unsafe character
+    (LabelledText("a" * 300, True), track(0.6, 0.2, 0.3)),  #        crossed at 100, at the end a miss
+    (LabelledText("a" * 150, True, 0), track(0.1, 0.2, last=150)),  # a miss both ways
+    (LabelledText("a" * 400, False), track(0.1, 0.8, 0.1, 0.2)),  #   a false alarm only while it arrives
+    (LabelledText("a" * 100, False), track(0.1)),
+    (LabelledText("a" * 100, False), track(0.95)),  #                 a false alarm both ways
 ]  # fmt: skip
 
 
@@ -73,7 +73,7 @@ def test_measures_by_hand():
 probability = st.floats(0, 1)
 cases = st.lists(
     st.tuples(st.booleans(), st.lists(probability, min_size=1, max_size=5)), min_size=1, max_size=12
-).map(lambda items: [(Row("a" * 100 * len(p), unsafe), track(*p)) for unsafe, p in items])  # fmt: skip
+).map(lambda items: [(LabelledText("a" * 100 * len(p), unsafe), track(*p)) for unsafe, p in items])  # fmt: skip
 
 
 @settings(max_examples=30, deadline=None)
@@ -97,7 +97,7 @@ def test_intervals_repeat_with_the_seed_and_narrow_with_more_rows():
     def rows_of(count):
         unsafe = draws.random(count) < 0.5
         p = np.clip(unsafe * 0.15 + 0.85 * draws.random(count), 0, 1)
-        return [Row("a", bool(u)) for u in unsafe], [track(float(x), last=1) for x in p]
+        return [LabelledText("a", bool(u)) for u in unsafe], [track(float(x), last=1) for x in p]
 
     few, many = rows_of(30), rows_of(1500)
     first, again, other = (measure(*few, 0.5, resamples=200, seed=seed) for seed in (0, 0, 1))
@@ -111,7 +111,7 @@ def test_intervals_repeat_with_the_seed_and_narrow_with_more_rows():
 
 
 def test_one_label_alone_has_no_auroc_and_no_interval():
-    result = measure([Row("a", False)] * 3, [track(0.2, last=1)] * 3, 0.5, resamples=5)
+    result = measure([LabelledText("a", False)] * 3, [track(0.2, last=1)] * 3, 0.5, resamples=5)
     for name in ("auroc", "auprc", "offline_f1", "detected_after_characters"):
         assert math.isnan(result.measures[name])
         assert all(map(math.isnan, result.intervals[name]))
@@ -133,66 +133,23 @@ def test_a_track_is_the_judgement_of_every_prefix(guard):
 
 def test_the_whole_evaluation_agrees_with_judging_whole_texts(guard):
     whole = guard.probabilities(TEXTS)
-    rows = [Row(text, bool(p > np.median(whole))) for text, p in zip(TEXTS, whole, strict=True)]
+    rows = [LabelledText(text, bool(p > np.median(whole))) for text, p in zip(TEXTS, whole, strict=True)]
     result = evaluate(guard, rows, step=20, resamples=5)
     assert [t.probabilities[-1] for t in result.tracks] == pytest.approx(list(whole), abs=1e-5)
     assert result.measures["auroc"] == 1
 
 
 def test_texts_that_are_too_long_are_all_named(guard):
-    rows = [Row("x", True), Row("x " * 300, False), Row("y", True), Row("x " * 400, False)]
+    rows = [
+        LabelledText("x", True),
+        LabelledText("x " * 300, False),
+        LabelledText("y", True),
+        LabelledText("x " * 400, False),
+    ]
     with pytest.raises(WeightopsError) as caught:
         evaluate(guard, rows)
     assert [problem.split(":")[0] for problem in caught.value.problems] == ["row 2", "row 4"]
     assert all("the model reads 256" in problem for problem in caught.value.problems)
-
-
-def test_rows_of_files(tmp_path):
-    plain, packed = tmp_path / "a.jsonl", tmp_path / "b.jsonl.gz"
-    plain.write_text('{"text": "a\\u2028b", "label": "safe"}\n\n{"text": "cd", "label": 1, "first_unsafe_char": 2}\n')
-    packed.write_bytes(gzip.compress(b'{"text": "e", "label": "unsafe", "more": 0}\n{"text": "f", "label": false}'))
-    wanted = [Row("a\u2028b", False), Row("cd", True, 2), Row("e", True), Row("f", False)]
-    assert read_rows([plain, packed]) == wanted
-
-
-@pytest.mark.parametrize(
-    ("line", "said"),
-    [
-        ("{", "not valid JSON"),
-        ("[1]", "needs a text"),
-        ('{"text": 3, "label": 1}', "needs a text"),
-        ('{"text": "a"}', "label must be"),
-        ('{"text": "a", "label": "bad"}', "'bad'"),
-        ('{"text": "a", "label": [1]}', "label must be"),
-        ('{"text": "a", "label": 1, "first_unsafe_char": 2}', "first_unsafe_char"),
-        ('{"text": "a", "label": 1, "first_unsafe_char": true}', "first_unsafe_char"),
-        ("[" * 100_000, "not valid JSON"),
-    ],
-)
-def test_every_wrong_line_is_named(tmp_path, line, said):
-    file = tmp_path / "rows.jsonl"
-    file.write_text('{"text": "a", "label": 0}\n' + f"{line}\n" * 2)
-    with pytest.raises(WeightopsError) as caught:
-        read_rows([file])
-    assert [problem.startswith(f"{file}, line {n}: ") for n, problem in zip((2, 3), caught.value.problems, strict=True)]
-    assert all(said in problem for problem in caught.value.problems)
-
-
-def test_many_wrong_lines_are_counted_and_files_that_cannot_be_read_are_one_line(tmp_path):
-    file = tmp_path / "rows.jsonl"
-    file.write_text("{\n" * 50)
-    with pytest.raises(WeightopsError) as caught:
-        read_rows([file])
-    assert len(caught.value.problems) == 11
-    assert "40 more" in caught.value.problems[-1]
-    for content, said in ((b"", "no rows"), (b"\xff", "not UTF-8")):
-        file.write_bytes(content)
-        with pytest.raises(WeightopsError, match=said):
-            read_rows([file])
-    (tmp_path / "bad.gz").write_bytes(b"no gzip")
-    for name in ("none.jsonl", "bad.gz"):
-        with pytest.raises(WeightopsError, match="cannot be read"):
-            read_rows([tmp_path / name])
 
 
 def test_a_missing_package_says_which_extra():

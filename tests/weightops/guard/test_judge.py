@@ -9,7 +9,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from weightops.errors import WeightopsError
 from weightops.guard.card import GuardCard
 from weightops.guard.judge import judge, probabilities
-from weightops.guard.prompt import label_ids, left_padded, prompts, system_text
+from weightops.guard.prompt import label_ids, prompts, system_text
 
 
 @pytest.fixture(scope="module")
@@ -96,10 +96,3 @@ def test_labels_are_one_token_each_and_both_in_the_same_form(tokenizer):
     for wrong in (("safe", "never seen"), ("safe", "safe")):
         with pytest.raises(WeightopsError, match=f"{wrong[1]!r}"):
             label_ids(tokenizer, wrong)
-
-
-def test_padded_rows_end_in_the_last_column_and_count_from_zero():
-    found = left_padded([[7, 8, 9], [5]], 0)
-    assert found["input_ids"].tolist() == [[7, 8, 9], [0, 0, 5]]
-    assert found["attention_mask"].tolist() == [[1, 1, 1], [0, 0, 1]]
-    assert found["position_ids"].tolist() == [[0, 1, 2], [0, 0, 0]]

@@ -225,8 +225,8 @@ class _Reader:
         rows = [stream._prompt.ids for stream in streams]
         labels = self.guard.card.label_ids
         if self.reencodes:
+            from ...rows.padding import pad_id
             from ..judge import probabilities
-            from ..prompt import pad_id
 
             pad = pad_id(self.guard.tokenizer)
             return [float(p) for p in probabilities(self.guard.model, rows, labels, pad, len(rows))]

@@ -1,0 +1,32 @@
+"""The rows that a recipe names, and the share of them that is held out."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+from typing import TypeVar
+
+from weightops.recipes.floor.settings import Data
+from weightops.rows.reader import read_rows
+from weightops.rows.row import Row
+
+T = TypeVar("T")
+
+
+def load_rows(data: Data) -> list[Row]:
+    """The rows that a recipe asks for, their fields renamed, in the order of the files.
+
+    Raises:
+        WeightopsError: with everything that cannot be read, or no rows that are wanted.
+    """
+    return read_rows(data.files, hub=data.hub, subset=data.subset, split=data.split, only=data.only, rename=data.rename)
+
+
+def split(rows: Sequence[T], share: float, seed: int) -> tuple[list[T], list[T]]:
+    """Rows to train on and rows held out: a share drawn by the seed, both in their order.
+
+    >>> split([0, 1, 2, 3], 0.5, seed=1)
+    ([1, 3], [0, 2])
+    """
+    held = set(random.Random(f"{seed}/held out").sample(range(len(rows)), round(share * len(rows))))
+    return [r for i, r in enumerate(rows) if i not in held], [r for i, r in enumerate(rows) if i in held]

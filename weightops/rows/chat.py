@@ -1,0 +1,303 @@
+"""Conversations and answers as token ids, with which of them are to be learnt: the assistant's words and no others.
+
+A chat template is a program, so where an answer lies in what it writes cannot be read off the text: an answer may be
+repeated by the user, trimmed, or lose its reasoning once another turn follows. The template's own
+``{% generation %}`` marks are used where it has them. Otherwise an answer is found by place (ours): the conversation is
+rendered once more with one character in the answer's stead, and what is equal before and after it frames the answer.
+It begins where the generation prompt ends, since a model that answers is given the prompt and writes the rest, and it
+ends with the turn's end mark (``<|im_end|>``, ``</s>``), without the blanks after that.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from ..errors import WeightopsError
+from .row import Message, Turns, well_formed
+
+Span = tuple[int, int]
+"""First character and the one after the last."""
+
+_GENERATION = re.compile(r"\{%-?\s*generation\s*-?%\}")
+_REASONING_END = "</think>"
+
+
+@dataclass(frozen=True)
+class Tokens:
+    """Token ids of a row.
+
+    Attributes:
+        ids: All of them, [tokens].
+        trained: Which of them are to be learnt, [tokens].
+    """
+
+    ids: tuple[int, ...]
+    trained: tuple[bool, ...]
+
+
+def chat_tokens(tokenizer: Any, messages: Sequence[Message], first: int = 0) -> Tokens:
+    """A conversation as the tokenizer's chat template writes it; the assistant's turns are learnt.
+
+    Special tokens spelled out in a message are special tokens, as they are for ``apply_chat_template``.
+
+    Args:
+        tokenizer: Of transformers, with a chat template, and fast: offsets are needed.
+        messages: The conversation.
+        first: Index of the first message whose words are learnt.
+
+    Raises:
+        WeightopsError: no assistant turn, no chat template, or one that refuses or rewrites the conversation.
+    """
+    turns = [_plain(message) for message in messages]
+    if not any(turn["role"] == "assistant" for turn in turns[first:]):
+        raise WeightopsError("no message of the assistant to learn from; add one, or train on text")
+    if not tokenizer.chat_template:
+        raise WeightopsError(f"{tokenizer.name_or_path}: no chat template; use an instruction-tuned model, or text")
+    template = tokenizer.get_chat_template()
+    text, spans = _marked(tokenizer, template, turns) if _GENERATION.search(template) else _placed(tokenizer, turns)
+    if first:
+        begin = _begin(tokenizer, turns, first, text)
+        spans = [span for span in spans if span[0] >= begin]
+    return _tokens(tokenizer, text, spans)
+
+
+def completion_tokens(tokenizer: Any, prompt: Turns, completion: Turns, chat: bool = True) -> Tokens:
+    """A prompt and its completion; only the completion is learnt.
+
+    Args:
+        tokenizer: Of transformers, fast.
+        prompt: A text, or messages.
+        completion: The same.
+        chat: Put plain texts through the chat template as user and assistant, where the tokenizer has one. Otherwise
+            they follow one another as they are, and the end-of-text token comes after them.
+
+    Raises:
+        WeightopsError: as :func:`chat_tokens`.
+    """
+    if isinstance(prompt, str) and isinstance(completion, str) and not (chat and tokenizer.chat_template):
+        return text_tokens(tokenizer, prompt + completion, len(prompt))
+    before, after = _turns(prompt, "user"), _turns(completion, "assistant")
+    return chat_tokens(tokenizer, [*before, *after], len(before))
+
+
+def text_tokens(tokenizer: Any, text: str, start: int = 0) -> Tokens:
+    """A plain text between the tokens that the model expects at its ends; it is learnt from a character on.
+
+    Args:
+        tokenizer: Of transformers, fast.
+        text: The text.
+        start: The first character that is learnt.
+    """
+    before, after = well_formed(text[:start]), well_formed(text[start:])
+    made = _tokens(tokenizer, before + after, [(len(before), len(before + after))], special=True)
+    end = tokenizer.eos_token_id
+    if end is None:
+        return made
+    if made.ids and made.ids[-1] == end:
+        return Tokens(made.ids, (*made.trained[:-1], True))
+    return Tokens((*made.ids, end), (*made.trained, True))
+
+
+def rendered(tokenizer: Any, messages: Sequence[Message], generation: bool = False) -> str:
+    """A conversation as the chat template writes it.
+
+    Args:
+        tokenizer: With a chat template.
+        messages: The conversation.
+        generation: End with what comes before the assistant's answer.
+
+    Raises:
+        WeightopsError: no chat template, or it refuses the conversation.
+    """
+    if not tokenizer.chat_template:
+        raise WeightopsError(f"{tokenizer.name_or_path}: no chat template; use an instruction-tuned model, or text")
+    turns = [_plain(message) for message in messages]
+    try:
+        return str(tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=generation))
+    except Exception as error:  # a template is a stranger's program: it raises what it likes
+        raise _refusal(error) from error
+
+
+def _refusal(error: Exception) -> WeightopsError:
+    reason = str(error).strip().partition("\n")[0] or type(error).__name__
+    return WeightopsError(f"the chat template refuses the conversation ({reason})")
+
+
+def _plain(message: Message) -> dict[str, Any]:
+    """A message without its nulls (Parquet gives every message every key), its texts well formed."""
+    turn = {name: value for name, value in message.items() if value is not None}
+    content = turn.get("content")
+    if isinstance(content, str):
+        turn["content"] = well_formed(content)
+    elif content is not None:
+        turn["content"] = [_part(part) for part in content]
+    return turn
+
+
+def _part(part: Mapping[str, Any]) -> dict[str, Any]:
+    known = {name: value for name, value in part.items() if value is not None}
+    return {**known, "text": well_formed(known["text"])} if known["type"] == "text" else known
+
+
+def _turns(value: Turns, role: str) -> list[Message]:
+    return [{"role": role, "content": value}] if isinstance(value, str) else list(value)
+
+
+def _marked(tokenizer: Any, template: str, turns: list[dict[str, Any]]) -> tuple[str, list[Span]]:
+    """The conversation, and what the template itself marks as the assistant's."""
+    from transformers.utils.chat_template_utils import render_jinja_template
+
+    try:
+        made: Any = render_jinja_template(
+            conversations=[turns],
+            chat_template=template,
+            return_assistant_tokens_mask=True,
+            **tokenizer.special_tokens_map,
+        )
+    except Exception as error:  # as above
+        raise _refusal(error) from error
+    (text,), (marks,) = made
+    special = _special(tokenizer)
+    return text, [_with_end_mark(text, start, end, special) for start, end in marks]
+
+
+def _special(tokenizer: Any) -> re.Pattern[str]:
+    """The special tokens that may end a turn, the longest first."""
+    tokens = {token.content for token in tokenizer.added_tokens_decoder.values() if token.special}
+    marks = sorted(tokens - {tokenizer.bos_token, ""}, key=len, reverse=True)
+    return re.compile("|".join(map(re.escape, marks)) or r"(?!)")
+
+
+def _with_end_mark(text: str, start: int, end: int, special: re.Pattern[str]) -> Span:
+    """A marked span that ends with its end mark: blanks after it go, one right after the span is added."""
+    trimmed = start + len(text[start:end].rstrip())
+    if any(match.end() == trimmed for match in special.finditer(text, start, trimmed)):
+        return start, trimmed
+    after = special.match(text, end)
+    return start, after.end() if after else end
+
+
+def _placed(tokenizer: Any, turns: list[dict[str, Any]]) -> tuple[str, list[Span]]:
+    """The conversation, and where each of the assistant's turns lies in it."""
+    text = rendered(tokenizer, turns)
+    blank = next(mark for mark in map(chr, range(0xE000, 0xF900)) if mark not in text)
+    spans: list[Span] = []
+    for at, turn in enumerate(turns):
+        if turn["role"] == "assistant":
+            start, end = _span(tokenizer, turns, at, text, blank)
+            if spans and start < spans[-1][1]:
+                raise _unclear(at)
+            spans.append((start, end))
+    return text, spans
+
+
+def _span(tokenizer: Any, turns: list[dict[str, Any]], at: int, text: str, blank: str) -> Span:
+    """Where one turn of the assistant lies in the conversation."""
+    emptied = {**turns[at], "content": [{"type": "text", "text": blank}] if _is_list(turns[at]) else blank}
+    opening = _opening(tokenizer, turns[:at], text)
+    left, shown, right = rendered(tokenizer, [*turns[:at], emptied, *turns[at + 1 :]]).partition(blank)
+    if not shown or not text.endswith(right):
+        return _by_growth(tokenizer, turns, at, text, opening)
+    if opening is None and not text.startswith(left):
+        raise _unclear(at)
+    start = len(left) if opening is None else opening
+    answer_end = len(text) - len(right)
+    answer = _last_text(turns[at]).rpartition(_REASONING_END)[2].strip()
+    if not text[start : max(start, answer_end)].strip().endswith(answer):
+        raise _unclear(at)
+    closing = _closing(tokenizer, [*turns[:at], emptied], blank, right)
+    return start, max(start, answer_end + len(closing))
+
+
+def _closing(tokenizer: Any, until: list[dict[str, Any]], blank: str, right: str) -> str:
+    """The end mark of the last of some turns: what follows it whether the conversation ends there or goes on."""
+    alone = rendered(tokenizer, until).partition(blank)[2]
+    special = _special(tokenizer)
+    closing = _shared(alone, right, special)
+    try:
+        followed = rendered(tokenizer, [*until, {"role": "user", "content": "next"}]).partition(blank)[2]
+    except WeightopsError:  # this template takes no further turn
+        return closing.rstrip()
+    return _shared(closing, followed, special).rstrip()
+
+
+def _shared(one: str, other: str, special: re.Pattern[str]) -> str:
+    """What two texts begin with alike, without the first characters of a mark in which they differ."""
+    alike = _common(one, other)
+    if alike == len(one):
+        return one
+    ends = (match.end() for match in re.compile(rf"{special.pattern}|\s").finditer(one))
+    return one[: max((end for end in ends if end <= alike), default=0)]
+
+
+def _by_growth(tokenizer: Any, turns: list[dict[str, Any]], at: int, text: str, opening: int | None) -> Span:
+    """Where a turn lies that shows no content (calls of tools, say): between the conversation before it and with it."""
+    grown = rendered(tokenizer, turns[: at + 1])
+    if opening is None or not text.startswith(grown) or _last_text(turns[at]).strip() not in grown[opening:]:
+        raise _unclear(at)
+    return opening, max(opening, len(grown.rstrip()))
+
+
+def _opening(tokenizer: Any, before: list[dict[str, Any]], text: str) -> int | None:
+    """Where the generation prompt ends; none where the template has none, or the conversation goes on otherwise.
+
+    A prompt that already opens the reasoning, for instance, is no part of an earlier turn whose reasoning is dropped.
+    """
+    if not before:
+        return None
+    try:
+        prompt, plain = rendered(tokenizer, before, generation=True), rendered(tokenizer, before)
+    except WeightopsError:  # such a beginning is no conversation for this template
+        return None
+    return len(prompt) if prompt != plain and text.startswith(prompt) else None
+
+
+def _begin(tokenizer: Any, turns: list[dict[str, Any]], first: int, text: str) -> int:
+    """Where the messages from ``first`` on begin."""
+    opening = _opening(tokenizer, turns[:first], text)
+    if opening is not None:
+        return opening
+    return _common(rendered(tokenizer, turns[:first]), text)
+
+
+def _common(one: str, other: str) -> int:
+    """How many characters two texts begin with alike."""
+    pairs = enumerate(zip(one, other, strict=False))
+    return next((at for at, (a, b) in pairs if a != b), min(len(one), len(other)))
+
+
+def _is_list(turn: Mapping[str, Any]) -> bool:
+    return isinstance(turn.get("content"), list)
+
+
+def _last_text(turn: Mapping[str, Any]) -> str:
+    """The end of what a turn says: its content, or the last part that is text."""
+    content = turn.get("content", "")
+    if isinstance(content, str):
+        return content
+    return next((str(part["text"]) for part in reversed(content) if part["type"] == "text"), "")
+
+
+def _unclear(at: int) -> WeightopsError:
+    return WeightopsError(
+        f"message {at + 1}: the chat template rewrites it, so that what the assistant said cannot be found in what it "
+        "writes; mark it in the template with {% generation %}, or cut the conversation after this message"
+    )
+
+
+def _tokens(tokenizer: Any, text: str, spans: Sequence[Span], special: bool = False) -> Tokens:
+    """Token ids of a text; those that have a character of a span are learnt."""
+    if not tokenizer.is_fast:
+        raise WeightopsError(f"{tokenizer.name_or_path}: a slow tokenizer gives no offsets; use its fast form")
+    made = tokenizer(text, add_special_tokens=special, return_offsets_mapping=True, verbose=False)
+    trained = [False] * len(made["input_ids"])
+    remaining = list(reversed(spans))
+    for place, (start, end) in enumerate(made["offset_mapping"]):
+        while remaining and remaining[-1][1] <= start:
+            remaining.pop()
+        if remaining and end > remaining[-1][0]:
+            trained[place] = True
+    return Tokens(tuple(made["input_ids"]), tuple(trained))

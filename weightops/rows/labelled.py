@@ -1,0 +1,102 @@
+"""Texts to judge, with and without labels: what training a guard, measuring it and scoring read of a row."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from ..errors import WeightopsError
+from .row import Row, raise_faults, short
+
+SAFE, UNSAFE = "safe", "unsafe"
+
+
+@dataclass(frozen=True)
+class LabelledText:
+    """A text whose label is known.
+
+    Attributes:
+        text: What is judged.
+        unsafe: Its label, as a whole.
+        first_unsafe_char: Index of the character from which on it is unsafe, where that is known.
+        labels: Labels of its growing parts, where the row has them.
+        place: Where it is from, for messages.
+    """
+
+    text: str
+    unsafe: bool
+    first_unsafe_char: int | None = None
+    labels: tuple[bool, ...] = ()
+    place: str = field(default="", compare=False)
+
+
+def labelled_texts(rows: Sequence[Row], labels: tuple[str, str] = (SAFE, UNSAFE)) -> list[LabelledText]:
+    """The labelled texts of rows; of a conversation the last message is judged: it is all that a guard is shown.
+
+    Args:
+        rows: With ``text`` or ``messages``, ``label``, and perhaps ``first_unsafe_char`` and ``prefix_labels``.
+        labels: Two more words that a label may be, safe then unsafe. The words safe and unsafe, 0 and 1, false and
+            true always are labels, unless these two say otherwise.
+
+    Raises:
+        WeightopsError: every row that is not such a row (the first ten, and how many more), by its place.
+    """
+    meanings: Mapping[Any, bool] = {SAFE: False, UNSAFE: True, 0: False, 1: True} | dict(
+        zip(labels, (False, True), strict=True)
+    )
+    words = ", ".join(dict.fromkeys((SAFE, UNSAFE, *labels)))
+    raise_faults(f"{row.place}: {fault}" for row in rows for fault in _faults(row, meanings, words))
+    return [
+        LabelledText(
+            row.judged or "",
+            meanings[row.label],
+            row.first_unsafe_char,
+            tuple(meanings[part] for part in row.prefix_labels or ()),
+            row.place,
+        )
+        for row in rows
+    ]
+
+
+def texts(rows: Sequence[Row]) -> list[str]:
+    """The text of each row; of a conversation the last message's.
+
+    Raises:
+        WeightopsError: every row without one (the first ten, and how many more), by its place.
+    """
+    raise_faults(f"{row.place}: {fault}" for row in rows if (fault := _text_fault(row)))
+    return [row.judged or "" for row in rows]
+
+
+def check_both_labels(rows: Sequence[LabelledText]) -> None:
+    """Refuse texts to train on that are all safe, or all unsafe: nothing can be told apart by them.
+
+    Raises:
+        WeightopsError: only one label is there.
+    """
+    if rows and len({row.unsafe for row in rows}) == 1:
+        label, other = (UNSAFE, SAFE) if rows[0].unsafe else (SAFE, UNSAFE)
+        raise WeightopsError(f"all {len(rows)} rows to train on are labelled {label}; add rows that are {other}")
+
+
+def _text_fault(row: Row) -> str | None:
+    """What keeps a row from having a text to judge."""
+    if "text" in row.wrong:
+        return row.wrong["text"]
+    if row.text is None and "messages" in row.wrong:
+        return row.wrong["messages"]
+    return "needs a text, or messages whose last has one" if row.judged is None else None
+
+
+def _faults(row: Row, meanings: Mapping[Any, bool], words: str) -> Iterator[str]:
+    """Everything that keeps a row from being a labelled text."""
+    if fault := _text_fault(row):
+        yield fault
+    yield from (row.wrong[name] for name in ("label", "first_unsafe_char", "prefix_labels") if name in row.wrong)
+    if "label" not in row.wrong and row.label not in meanings:
+        yield f"label: must be {words}, 0, 1, false or true; found {short(row.label)}"
+    for part in row.prefix_labels or ():
+        if not isinstance(part, str | int) or part not in meanings:
+            yield f"prefix_labels: must be a list of labels ({words}); found {short(part)}"
+            return

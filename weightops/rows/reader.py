@@ -1,0 +1,188 @@
+"""The one reader of rows: JSON Lines (plain, ``.gz``, standard input), Parquet, or a data set of the hub.
+
+JSON Lines are read by the standard library, line by line, so that a bad line is named and a text that looks like a date
+stays a text; Parquet and the hub go through ``datasets``, which is imported only for them.
+"""
+
+from __future__ import annotations
+
+import gzip
+import importlib
+import io
+import json
+import os
+import stat
+import sys
+import zlib
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO, Any, cast
+
+from ..errors import WeightopsError
+from .row import FirstFaults, Row, short
+
+LINE_BYTES = 64 * 2**20
+"""Longest line that is read; a longer one is a fault."""
+UNPACKED_BYTES, UNPACKED_TIMES = 128 * 2**20, 100
+"""A ``.gz`` file may unpack to the first, or to so many times its own size where that is more."""
+STDIN_BYTES = 4 * 2**30
+"""What is read of standard input."""
+STDIN = "-"
+
+Record = dict[str, Any]
+
+
+def read_rows(
+    files: Sequence[str | Path] = (),
+    *,
+    hub: str | None = None,
+    subset: str | None = None,
+    split: str = "train",
+    only: Mapping[str, Any] | None = None,
+    rename: Mapping[str, str] | None = None,
+    allow_empty: bool = False,
+) -> list[Row]:
+    """The rows of files, or of a data set of the hub, in their order.
+
+    Args:
+        files: JSON Lines (``.gz`` is unpacked), ``.parquet``, or ``-`` for JSON Lines on standard input.
+        hub: ``org/name`` or ``org/name@revision``, read after the files.
+        subset: Configuration of the hub data set.
+        split: Split of the hub data set.
+        only: Field of the data to value; rows in which they are equal are kept.
+        rename: Field of ours to field of the data.
+        allow_empty: Return an empty list, rather than raise, where no row is left.
+
+    Raises:
+        WeightopsError: what cannot be read, every line that is no JSON object (the first ten, and how many more), a
+            renamed field that no row has, or no rows.
+    """
+    faults = FirstFaults("lines")
+    placed = [pair for file in files for pair in _file_records(file, faults)]
+    faults.raise_any()
+    if hub is not None:
+        placed += [(f"{hub}, row {n}", record) for n, record in enumerate(_hub(hub, subset, split), 1)]
+    names = ", ".join([*("stdin" if str(file) == STDIN else str(file) for file in files), *([hub] if hub else [])])
+    wanted = [pair for pair in placed if all(pair[1].get(name) == value for name, value in (only or {}).items())]
+    if not wanted and not allow_empty:
+        problem = f"none of {len(placed)} rows has {dict(only or {})}" if placed else "no rows"
+        raise WeightopsError(f"{names}: {problem}")
+    missing = {ours: theirs for ours, theirs in (rename or {}).items() if not any(theirs in r for _, r in placed)}
+    if placed and missing:
+        problems = [f"{names}: rename: no row has a field {short(theirs)}" for theirs in missing.values()]
+        raise WeightopsError(*(f"{problem}; check the spelling" for problem in problems))
+    renamed = rename or {}
+    return [Row.of(p, {**r, **{ours: r.get(theirs) for ours, theirs in renamed.items()}}) for p, r in wanted]
+
+
+def _file_records(file: str | Path, faults: FirstFaults) -> Iterator[tuple[str, Record]]:
+    """Place and record of each row of a file; what is wrong with single lines goes into ``faults``."""
+    name = str(file)
+    if name.endswith(".parquet"):
+        yield from ((f"{name}, row {number}", record) for number, record in enumerate(_parquet(name), 1))
+        return
+    shown = "stdin" if name == STDIN else name
+    try:
+        with _opened(name) as (stream, limit):
+            for number, line in _lines(stream, limit, shown, faults):
+                record = _record(line, number == 1)
+                if isinstance(record, str):
+                    faults.add(f"{shown}, line {number}: {record}")
+                elif record is not None:
+                    yield f"{shown}, line {number}", record
+    except (OSError, EOFError, ValueError, zlib.error) as error:  # ValueError: a name that no file can have
+        reason = getattr(error, "strerror", None) or error
+        faults.add(f"{shown}: cannot be read ({reason}); name a JSON Lines file")
+
+
+@contextmanager
+def _opened(name: str) -> Iterator[tuple[IO[bytes], int | None]]:
+    """A file's bytes, unpacked, and how many of them may be read; none for as many as there are."""
+    if name == STDIN:
+        yield getattr(sys.stdin, "buffer", None) or io.BytesIO(), STDIN_BYTES
+        return
+    with _regular(name) as raw:
+        if name.endswith(".gz"):
+            limit = max(UNPACKED_BYTES, UNPACKED_TIMES * os.fstat(raw.fileno()).st_size)
+            yield cast("IO[bytes]", gzip.GzipFile(fileobj=raw)), limit
+        else:
+            yield raw, None
+
+
+def _regular(name: str) -> IO[bytes]:
+    """A file that is one: no pipe, no device, whose end may never come."""
+    handle = os.open(name, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    kind = os.fstat(handle).st_mode
+    if not stat.S_ISREG(kind):
+        os.close(handle)
+        raise OSError(0, "a folder, not a file" if stat.S_ISDIR(kind) else "a pipe or a device, not a file")
+    return os.fdopen(handle, "rb")
+
+
+def _lines(stream: IO[bytes], limit: int | None, name: str, faults: FirstFaults) -> Iterator[tuple[int, bytes]]:
+    """Number and bytes of each line that is not blank, within the bounds."""
+    total = number = 0
+    while line := stream.readline(LINE_BYTES + 1):
+        number += 1
+        total += len(line)
+        if len(line) > LINE_BYTES:
+            faults.add(f"{name}, line {number}: longer than {LINE_BYTES >> 20} MiB; put one row on each line")
+            return
+        if limit is not None and total > limit:
+            faults.add(f"{name}, line {number}: more than {limit >> 20} MiB of rows; split it, or unpack it first")
+            return
+        if line.strip():
+            yield number, line
+
+
+def _record(line: bytes, first: bool) -> Record | str | None:
+    """A line's object, or what is wrong with it; none for a byte order mark alone."""
+    try:
+        text = line.decode("utf-8-sig" if first else "utf-8")
+    except UnicodeDecodeError as error:
+        return f"not UTF-8 (byte {error.start} of the line); save the file as UTF-8"
+    if not text.strip():
+        return None
+    try:
+        record = json.loads(text)
+    except (ValueError, RecursionError):  # JSON that is nested a hundred thousand deep recurses
+        return "not valid JSON"
+    return record if isinstance(record, dict) else "not a JSON object; write one object on each line"
+
+
+def _parquet(name: str) -> list[Record]:
+    try:
+        _regular(name).close()
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise WeightopsError(f"{name}: cannot be read ({reason}); name a Parquet file") from error
+    datasets = _datasets()
+    try:
+        records: list[Record] = datasets.Dataset.from_parquet(name, keep_in_memory=True).to_list()
+        return records
+    except Exception as error:  # datasets raises what pyarrow, fsspec and itself raise
+        raise WeightopsError(f"{name}: not a Parquet file that `datasets` reads ({_first_line(error)})") from error
+
+
+def _hub(spec: str, subset: str | None, split: str) -> list[Record]:
+    name, _, revision = spec.partition("@")
+    datasets = _datasets()
+    try:
+        records: list[Record] = datasets.load_dataset(name, subset, split=split, revision=revision or None).to_list()
+        return records
+    except Exception as error:  # as above
+        raise WeightopsError(f"{spec}: `datasets` cannot load it ({_first_line(error)})") from error
+
+
+def _datasets() -> Any:
+    try:
+        datasets = importlib.import_module("datasets")
+    except ImportError as error:
+        raise WeightopsError("datasets: not installed; pip install 'weightops[train]'") from error
+    datasets.disable_progress_bars()
+    return datasets
+
+
+def _first_line(error: Exception) -> str:
+    return f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0]}"

@@ -1,0 +1,267 @@
+"""What a row of data may hold; docs/data.md is the same for users.
+
+A field is checked when the row is made, but a fault counts only where a task reads that field: a column named
+``label`` that means something else is no reason to refuse texts that are only to be scored.
+"""
+
+from __future__ import annotations
+
+import reprlib
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from ..errors import WeightopsError
+
+Message = Mapping[str, Any]
+"""One turn: ``role``, ``content`` (a text, or a list of parts) and whatever else a chat template reads."""
+Turns = str | tuple[Message, ...]
+"""A plain text, or messages."""
+
+FIELDS = (
+    *("text", "messages", "prompt", "completion", "chosen", "rejected"),
+    *("label", "first_unsafe_char", "prefix_labels", "images"),
+)
+"""The columns that have a meaning here. All others are kept in :attr:`Row.columns`."""
+
+SHOWN = 10
+"""Faults that an error lists; the rest are counted."""
+
+_SHORT = reprlib.Repr()
+_SHORT.maxstring = _SHORT.maxother = 60
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One row. A field that the data does not have, or has as null, is ``None`` (``images``: empty).
+
+    Attributes:
+        place: Where it is from, for messages: ``prompts.jsonl, line 3``, ``prompts.parquet, row 3`` or
+            ``org/name, row 3``.
+        text: A plain text.
+        messages: A conversation.
+        prompt: What is asked: a text or messages.
+        completion: The answer to ``prompt``.
+        chosen: The better of two answers (or whole conversations).
+        rejected: The worse one.
+        label: As the data has it; :func:`~weightops.rows.labelled.labelled_texts` reads it.
+        first_unsafe_char: Index i of the character from which on the judged text is unsafe, 0 <= i < its length.
+        prefix_labels: Labels of growing parts of the text, as the data has them.
+        images: What the data set holds for each image: a path, bytes, or a decoded picture.
+        columns: All other columns by name.
+        wrong: What is wrong, by the field that has the fault; such a field is ``None``.
+    """
+
+    place: str
+    text: str | None = None
+    messages: tuple[Message, ...] | None = None
+    prompt: Turns | None = None
+    completion: Turns | None = None
+    chosen: Turns | None = None
+    rejected: Turns | None = None
+    label: Any = None
+    first_unsafe_char: int | None = None
+    prefix_labels: tuple[Any, ...] | None = None
+    images: tuple[Any, ...] = ()
+    columns: Mapping[str, Any] = field(default_factory=dict)
+    wrong: Mapping[str, str] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, place: str, record: Mapping[str, Any]) -> Row:
+        """The row of a record, with everything checked that can be checked without knowing the task."""
+        values: dict[str, Any] = {}
+        wrong: dict[str, str] = {}
+        for name in FIELDS:
+            value = record.get(name)
+            if value is None or (name in ("messages", "images") and value == []):
+                continue
+            problem = _CHECKS[name](value)
+            if problem is None:
+                values[name] = tuple(value) if isinstance(value, list) else value
+            else:
+                wrong[name] = problem
+        others = {name: value for name, value in record.items() if name not in FIELDS}
+        row = cls(place, **values, columns=others)
+        wrong |= {name: problem for name, problem in _relations(row) if name not in wrong}
+        sound = {name: value for name, value in values.items() if name not in wrong}
+        return cls(place, **sound, columns=others, wrong=wrong) if wrong else row
+
+    def checked(self, name: str) -> Any:
+        """The value of a field that is needed.
+
+        Raises:
+            WeightopsError: what is wrong with it.
+        """
+        if name in self.wrong:
+            raise WeightopsError(self.wrong[name])
+        return getattr(self, name)
+
+    @property
+    def judged(self) -> str | None:
+        """The text that a guard judges: ``text``, or else the last message's; none where neither has one."""
+        if self.text is not None:
+            return self.text
+        return content_text(self.messages[-1]) if self.messages else None
+
+
+def content_text(message: Message) -> str | None:
+    """The text of a message, its parts joined; none where it has no text."""
+    content = message.get("content")
+    if isinstance(content, str):
+        return content
+    texts = [part["text"] for part in content or () if part["type"] == "text"]
+    return "".join(texts) if texts else None
+
+
+def well_formed(text: str) -> str:
+    """The text with U+FFFD for half a pair of surrogates, which JSON can hold and no tokenizer takes."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+    return text
+
+
+def short(value: object) -> str:
+    """A value for a message: of bounded length and depth, whatever it is.
+
+    >>> short("a" * 1000)
+    "'aaaaaaaaaaaaaaaaaaaaaaaaaaa...aaaaaaaaaaaaaaaaaaaaaaaaaaaa'"
+    """
+    return _SHORT.repr(value)
+
+
+class FirstFaults:
+    """The first ten faults and a count of the others.
+
+    Args:
+        rest: What the others are called.
+    """
+
+    def __init__(self, rest: str = "rows") -> None:
+        self.rest = rest
+        self.shown: list[str] = []
+        self.more = 0
+
+    def add(self, fault: str) -> None:
+        """Note a fault: one line, with its place."""
+        if len(self.shown) < SHOWN:
+            self.shown.append(fault)
+        else:
+            self.more += 1
+
+    def raise_any(self) -> None:
+        """Raise what was noted.
+
+        Raises:
+            WeightopsError: unless there was nothing.
+        """
+        more = [f"{self.more} more {self.rest} like these; fix the data"] if self.more else []
+        if self.shown:
+            raise WeightopsError(*self.shown, *more)
+
+
+def raise_faults(faults: Iterable[str], rest: str = "rows") -> None:
+    """Raise the first ten faults and a count of the others, if there are any.
+
+    Raises:
+        WeightopsError: there is a fault.
+    """
+    first = FirstFaults(rest)
+    for fault in faults:
+        first.add(fault)
+    first.raise_any()
+
+
+def _text(value: Any) -> str | None:
+    return None if isinstance(value, str) else f"must be a text; found {short(value)}"
+
+
+def _messages(value: Any) -> str | None:
+    if not isinstance(value, list) or not value:
+        return f"must be a list of messages, each with role and content; found {short(value)}"
+    for number, message in enumerate(value, 1):
+        if problem := _message(message):
+            return f"message {number} {problem}"
+    return None
+
+
+def _message(message: Any) -> str | None:
+    if not isinstance(message, dict):
+        return f"must have role and content; found {short(message)}"
+    if "from" in message and "value" in message and "role" not in message:
+        return "has from and value; rename them to role (system, user, assistant) and content"
+    if not isinstance(message.get("role"), str) or not message["role"]:
+        return f"must have a role such as user or assistant; found {short(message.get('role'))}"
+    content = message.get("content")
+    if isinstance(content, str) or (content is None and message.get("tool_calls")):
+        return None
+    if not isinstance(content, list):
+        return f"must have content that is a text or a list of parts; found {short(content)}"
+    return next((problem for part in content if (problem := _part(part))), None)
+
+
+def _part(part: Any) -> str | None:
+    kind = part.get("type") if isinstance(part, dict) else None
+    if kind == "image" or (kind == "text" and isinstance(part.get("text"), str)):
+        return None
+    return f"has a part that is neither a text nor an image: {short(part)}"
+
+
+def _turns(value: Any) -> str | None:
+    return None if isinstance(value, str) else _messages(value)
+
+
+def _index(value: Any) -> str | None:
+    return None if type(value) is int and value >= 0 else f"must be the index of a character; found {short(value)}"
+
+
+def _list(value: Any) -> str | None:
+    return None if isinstance(value, list | tuple) else f"must be a list; found {short(value)}"
+
+
+def _label(value: Any) -> str | None:
+    return None if isinstance(value, str | int) else f"must be a word, a number, or true or false; found {short(value)}"
+
+
+def _named(name: str, check: Callable[[Any], str | None]) -> Callable[[Any], str | None]:
+    def named(value: Any) -> str | None:
+        problem = check(value)
+        return None if problem is None else f"{name}: {problem}"
+
+    return named
+
+
+_KINDS: dict[str, Callable[[Any], str | None]] = {
+    "text": _text,
+    "messages": _messages,
+    "label": _label,
+    "first_unsafe_char": _index,
+    "prefix_labels": _list,
+    "images": _list,
+}
+_CHECKS = {name: _named(name, _KINDS.get(name, _turns)) for name in FIELDS}
+
+
+def _relations(row: Row) -> Iterable[tuple[str, str]]:
+    """What does not fit together, by the field that is at fault."""
+    first, judged = row.first_unsafe_char, row.judged
+    if first is not None and judged is not None and first >= len(judged):
+        yield (
+            "first_unsafe_char",
+            (
+                f"first_unsafe_char: must be the index of one of the text's {len(judged)} characters, counted from 0; "
+                f"found {first}"
+            ),
+        )
+    for name, other in (("completion", "prompt"), ("rejected", "chosen"), ("chosen", "rejected")):
+        if getattr(row, name) is not None and getattr(row, other) is None:
+            yield name, f"{name}: needs a field {other} beside it"
+    marks = sum(part["type"] == "image" for turn in row.messages or () for part in _parts(turn))
+    if row.images and marks and marks != len(row.images):
+        yield "images", f"images: {len(row.images)} given, but the messages have {marks} parts of type image"
+
+
+def _parts(message: Message) -> Sequence[Mapping[str, Any]]:
+    content = message.get("content")
+    return content if isinstance(content, list) else ()
