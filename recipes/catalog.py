@@ -37,7 +37,7 @@ def settings_of(routine: str) -> Any:
 
 def shipped() -> dict[str, Path]:
     """The files that come with weightops, by name, family by family."""
-    return {file.stem: file for file in sorted(FOLDER.glob("*/*.yaml"))}
+    return {file.stem: file for file in sorted(FOLDER.glob("*/*.yaml"), key=lambda file: (file.parent.name, file.stem))}
 
 
 def read_file(file: Path) -> str:

@@ -2,7 +2,7 @@
 
 Settings are frozen dataclasses. A field's type says what it may hold, ``Annotated[int, Field(ge=1)]`` for instance. A
 rule about several fields is a method with ``@relation``; it is left out where one of the fields that it reads is wrong,
-or where a key beside them is unknown. So every fault is found at once, and none is only a consequence of another.
+or is probably what an unknown key means. So every fault is found at once, and none only follows from another.
 """
 
 from __future__ import annotations
@@ -109,17 +109,15 @@ def read_settings(kind: type, given: Any, place: Place = (), root: type | None =
         return _WRONG, [Fault(place, f"{dotted(place)}: must be keys and values; found {_shown(given)}")]
     hints, known, root = _hints(kind), {each.name: each for each in _parameters(kind)}, root or kind
     faults = [Fault((*place, name), _unknown(name, tuple(known), root)) for name in given if name not in known]
-    values: dict[str, Any] = {}
+    values: dict[str, Any] = {_meant(name, tuple(known)): _WRONG for name in given if name not in known}
     for name, each in known.items():
         if name in given:
             values[name], inner = _read_field(hints[name], given[name], (*place, name), root)
             faults += inner
-        elif each.default is MISSING and each.default_factory is MISSING:
+        elif name not in values and each.default is MISSING and each.default_factory is MISSING:
             values[name] = _WRONG
             faults.append(Fault(place, f"{dotted((*place, name))} is missing"))
     made = _partial(kind, values) if faults else kind(**values)
-    if given.keys() - known.keys():
-        return made, faults
     return made, faults + [Fault((*place, name), f"{dotted((*place, name))}: {p}") for name, p in _related(made)]
 
 
@@ -280,6 +278,12 @@ def _related(settings: Any) -> Iterator[tuple[str, str]]:
                 yield from [(field, problem) for problem in rule(settings)]
             except _WrongFieldError:
                 continue
+
+
+def _meant(name: str, known: tuple[str, ...]) -> str:
+    """The field that an unknown key probably means; the key itself where there is none."""
+    here = (familiar(name) or "").rpartition(".")[2]
+    return here if here in known else next(iter(difflib.get_close_matches(name, known, n=1)), name)
 
 
 def _unknown(name: str, known: tuple[str, ...], root: type) -> str:

@@ -114,6 +114,8 @@ def test_a_relation_is_left_out_where_a_field_it_reads_is_wrong_and_only_there()
     assert set(faults(text="t", number=0)) == {"text", "number"}
     assert set(faults(text="t", names=[1])) == {"names[0]"}
     assert set(faults(inner={"low": 9, "high": 10, "mid": 1})) == {"inner.mid", "text"}
+    assert set(faults(inner={"low": 3, "hihg": 5})) == {"inner.hihg"}  # only what it means is left out
+    assert set(faults(inner={"low": 3, "other": 5})) == {"inner.other", "inner.high"}
 
 
 def test_what_is_wrong_with_values_made_in_python_is_said_too():
