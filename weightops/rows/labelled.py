@@ -95,7 +95,8 @@ def _faults(row: Row, meanings: Mapping[Any, bool], words: str) -> Iterator[str]
         yield fault
     yield from (row.wrong[name] for name in ("label", "first_unsafe_char", "prefix_labels") if name in row.wrong)
     if "label" not in row.wrong and row.label not in meanings:
-        yield f"label: must be {words}, 0, 1, false or true; found {short(row.label)}"
+        problem = "it is missing" if row.label is None else f"found {short(row.label)}"
+        yield f"label: must be {words}, 0, 1, false or true; {problem}"
     for part in row.prefix_labels or ():
         if not isinstance(part, str | int) or part not in meanings:
             yield f"prefix_labels: must be a list of labels ({words}); found {short(part)}"

@@ -93,7 +93,7 @@ def _file_records(file: str | Path, faults: FirstFaults) -> Iterator[tuple[str, 
                     yield f"{shown}, line {number}", record
     except (OSError, EOFError, ValueError, zlib.error) as error:  # ValueError: a name that no file can have
         reason = getattr(error, "strerror", None) or error
-        faults.add(f"{shown}: cannot be read ({reason}); name a JSON Lines file")
+        faults.add(f"{shown}: cannot be read ({reason}); name a file of JSON Lines")
 
 
 @contextmanager
@@ -116,7 +116,9 @@ def _regular(name: str) -> IO[bytes]:
     kind = os.fstat(handle).st_mode
     if not stat.S_ISREG(kind):
         os.close(handle)
-        raise OSError(0, "a folder, not a file" if stat.S_ISDIR(kind) else "a pipe or a device, not a file")
+        raise OSError(
+            0, "a folder, not a file" if stat.S_ISDIR(kind) else "a pipe or a device, not a file; write it to one first"
+        )
     return os.fdopen(handle, "rb")
 
 

@@ -160,3 +160,20 @@ def test_every_fault_of_the_settings_is_said_before_anything_is_loaded(tmp_path)
     assert all(
         name in said for name in ("labels:", "new_labels:", "prefix_chars:", "training.lr:", "training.update.rank:")
     )
+
+
+def test_rows_of_one_label_are_refused_before_a_model_is_loaded(tmp_path):
+    rows = [row for row in ROWS if row.unsafe] + [LabelledText("corrects itself", False, 3)]
+    with pytest.raises(WeightopsError, match="all 12 rows to train on are labelled unsafe; add rows that are safe"):
+        train(GuardRecipe("no/such-model", NOWHERE), rows, tmp_path / "guard")
+
+
+def test_data_may_use_the_recipes_own_words_and_no_others(tmp_path):
+    file = tmp_path / "rows.jsonl"
+    file.write_text('{"text": "a", "label": "benign"}\n{"text": "b", "label": "harmful"}\n')
+    recipe = GuardRecipe(str(tmp_path / "none"), Data((str(file),)), labels=("benign", "harmful"))
+    with pytest.raises(WeightopsError, match="none: no such file or folder"):
+        run(recipe, tmp_path / "guard")
+    with pytest.raises(WeightopsError) as caught:
+        run(replace(recipe, labels=("safe", "unsafe")), tmp_path / "guard")
+    assert [problem.partition(": ")[0] for problem in caught.value.problems] == [f"{file}, line 1", f"{file}, line 2"]
