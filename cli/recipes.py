@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import click
 
@@ -31,22 +30,25 @@ def command() -> None:
 @command.command("list")
 @click.option("--json", "as_json", is_flag=True, help="Print for a program.")
 def list_(as_json: bool) -> None:
-    """List the recipes that are shipped."""
-    from weightops.recipes.catalog import shipped, summary
+    """List the recipes that are shipped, by family, and what a recipe of your own can name."""
+    from weightops.recipes.catalog import ROOMS, shipped, summary
+    from weightops.recipes.floor.components import kinds
 
-    rows = [[name, summary(file)] for name, file in shipped().items()]
+    rows = [[file.parent.name, name, summary(file)] for name, file in shipped().items()]
     if as_json:
-        print_json([{"name": name, "summary": said} for name, said in rows])
-    else:
-        click.echo(table(["recipe", "what it makes"], rows, left=True))
+        print_json([{"name": name, "family": family, "summary": text} for family, name, text in rows])
+        return
+    click.echo(table(["family", "recipe", "what it makes"], rows, left=True))
+    click.echo()
+    for room in ROOMS:
+        click.echo(f"{room}: {', '.join(kinds(room))}")
 
 
 @command.command("show")
 @click.argument("name", shell_complete=_complete)
 def show(name: str) -> None:
     """Print a recipe."""
-    from weightops.recipes.catalog import find
-    from weightops.recipes.floor.recipe_file import read_file
+    from weightops.recipes.catalog import find, read_file
 
     click.echo(read_file(find(name)), nl=False)
 
@@ -56,8 +58,7 @@ def show(name: str) -> None:
 @click.argument("file", type=click.Path(path_type=Path, dir_okay=False), required=False)
 def copy(name: str, file: Path | None) -> None:
     """Write a recipe to FILE, for you to change.  [default: NAME.yaml]"""
-    from weightops.recipes.catalog import find
-    from weightops.recipes.floor.recipe_file import read_file
+    from weightops.recipes.catalog import find, read_file
 
     text, to = read_file(find(name)), file or Path(f"{Path(name).stem}.yaml")
     try:
@@ -73,13 +74,15 @@ def copy(name: str, file: Path | None) -> None:
 @click.option("--set", "sets", multiple=True, metavar="KEY=VALUE", help="Over what the recipe says: training.lr=1e-4.")
 @click.option("--json", "as_json", is_flag=True, help="Print the recipe with everything it leaves to defaults.")
 def validate(file: str, sets: tuple[str, ...], as_json: bool) -> None:
-    """Check a recipe, and say everything that is wrong with it; nothing is loaded."""
-    from dataclasses import asdict
-
+    """Check a recipe's settings and that the files and folders it names are there; no model and no row is read."""
     from weightops.recipes.catalog import read
+    from weightops.recipes.floor.checking import dotted, plain
+    from weightops.recipes.floor.sources import sources
 
-    found: dict[str, Any] = asdict(read(file, sets))
+    recipe = read(file, sets, sources=True)
     if as_json:
-        print_json(found)
-    else:
-        click.echo(f"{file}: fine")
+        print_json(plain(recipe))
+        return
+    click.echo(f"{file}: the settings are right: names, types, ranges")
+    for source in sources(recipe):
+        click.echo(f"  {dotted(source.place)}: {source.state}")

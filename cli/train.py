@@ -24,17 +24,18 @@ def command(recipe: str, sets: tuple[str, ...], out: Path | None, overwrite: boo
     through accelerate; a step has as many rows however many share it.
 
     \b
+    weightops train sft --set data.files=rows.jsonl --out tuned
     weightops train guard-prefix --set data.files=prompts.jsonl --out guard
-    weightops train mine.yml --set training.lr=5e-5 --set training.lora.rank=8 --out guard
+    weightops train mine.yml --set training.lr=5e-5 --set training.update=lora --out guard
     accelerate launch --num_processes 2 "$(command -v weightops)" train mine.yml --out guard
     """
     import os
 
-    from weightops.recipes import catalog as shelf
+    from weightops.recipes import catalog
 
-    asked = shelf.read(recipe, sets)
+    settings = catalog.read(recipe, sets)
     to = out or Path(Path(recipe).stem)
-    done = shelf.run(asked, to, overwrite)
+    done = catalog.run(settings, to, overwrite)
     if os.environ.get("RANK", "0") != "0":
         return
     if as_json:

@@ -1,69 +1,64 @@
-"""A model to train: what of it trains, and what stays as it is."""
+"""A model to train: what of it stays as it is, and its weights rounded to be written."""
 
 from __future__ import annotations
 
+import difflib
 import re
-from typing import Any
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
 
-import torch
-
+from weightops.anatomy.groups import group_of
 from weightops.errors import WeightopsError
-from weightops.recipes.floor.settings import Training
+from weightops.recipes.floor.settings import PARTS, Training
+
+if TYPE_CHECKING:
+    import torch
 
 ROWS = "trained_rows"
-"""Attribute of a parameter of which only these rows train."""
+"""Attribute of a parameter of which only these rows train, even where it is frozen."""
 
 
 def prepare(model: Any, training: Training) -> Any:
-    """The model with an adapter on it, or with what is frozen frozen.
+    """The model made ready by the training's update.
 
     Raises:
-        WeightopsError: a pattern that finds nothing, or nothing left to train.
+        WeightopsError: a pattern that matches no parameter, nothing left to train, or an update that does not fit.
     """
-    if training.lora:
-        return _with_adapter(model, training)
-    names = [name for name, _ in model.named_parameters()]
-    if idle := [pattern for pattern in training.freeze if not any(re.search(pattern, name) for name in names)]:
-        raise WeightopsError(*(f"training.freeze: {pattern!r} finds no parameter of the model" for pattern in idle))
-    for name, parameter in model.named_parameters():
-        frozen = any(re.search(pattern, name) for pattern in training.freeze)
-        parameter.requires_grad_(not frozen or hasattr(parameter, ROWS))
-        if frozen and hasattr(parameter, ROWS):
-            _train_rows(parameter, getattr(parameter, ROWS))
-    if not any(parameter.requires_grad for parameter in model.parameters()):
-        raise WeightopsError("training.freeze: leaves nothing to train; freeze less")
-    return model
+    return training.update.prepare(model, frozen_names(model, training.freeze or ()), training.seed)
 
 
-def _train_rows(parameter: Any, rows: tuple[int, ...]) -> None:
-    """Only these rows move: the gradient of the others is zero, and so is AdamW's step (without weight decay)."""
-    chosen = torch.zeros(len(parameter), 1)
-    chosen[list(rows)] = 1
-    parameter.register_hook(lambda gradient: gradient * chosen.to(gradient))
+def frozen_names(model: Any, freeze: Sequence[str]) -> frozenset[str]:
+    """Names of the parameters that stay as they are; one that is tied is frozen under all its names.
+
+    Args:
+        model: With named parameters.
+        freeze: Parts of the model, or regular expressions.
+
+    Raises:
+        WeightopsError: an expression that matches no parameter.
+    """
+    parameters = dict(model.named_parameters(remove_duplicate=False))
+    patterns = [pattern for pattern in freeze if pattern not in PARTS]
+    if idle := [pattern for pattern in patterns if not any(re.search(pattern, name) for name in parameters)]:
+        raise WeightopsError(*(f"training.freeze: {_idle(pattern)}" for pattern in idle))
+    frozen = {
+        id(parameter)
+        for name, parameter in parameters.items()
+        if any(group_of(name) == each if each in PARTS else re.search(each, name) for each in freeze)
+    }
+    return frozenset(name for name, parameter in parameters.items() if id(parameter) in frozen)
 
 
-def _with_adapter(model: Any, training: Training) -> Any:
-    import peft
-
-    lora = training.lora
-    assert lora is not None
-    torch.manual_seed(training.seed)
-    config = peft.LoraConfig(
-        r=lora.rank,
-        lora_alpha=lora.alpha,
-        lora_dropout=lora.dropout,
-        target_modules=list(lora.targets) or "all-linear",
-        task_type="CAUSAL_LM",
-    )
-    try:
-        return peft.get_peft_model(model, config)
-    except ValueError as error:
-        said = str(error).strip().partition("\n")[0]
-        raise WeightopsError(f"training.lora: PEFT refuses it ({said})") from error
+def _idle(pattern: str) -> str:
+    close = difflib.get_close_matches(pattern, PARTS, n=1)
+    hint = f"did you mean {close[0]}?" if close else f"parts are {', '.join(PARTS)}"
+    return f"{pattern!r} matches no parameter of the model ({hint})"
 
 
 def rounded(state: dict[str, torch.Tensor], model: Any, dtype: str) -> dict[str, torch.Tensor]:
     """The weights to write: each rounded once, and of tied ones the one that is read."""
+    import torch
+
     tied = getattr(model, "all_tied_weights_keys", None) or {}
     wanted = getattr(torch, dtype)
     return {

@@ -1,24 +1,20 @@
-"""A recipe from YAML and ``--set``: every fault of the file at once, each with its line."""
+"""A recipe from YAML and ``--set``: every fault at once, each with its line or the ``--set`` that it came from."""
 
 from __future__ import annotations
 
-import difflib
-import types
-from collections.abc import Mapping, Sequence
-from dataclasses import MISSING, Field, fields, is_dataclass
-from pathlib import Path
-from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
 
-from weightops.errors import WeightopsError
 from weightops.io.faults import Faults
 from weightops.io.yaml_lines import Entry, Node, documents
-from weightops.recipes.floor.settings import faults_in
+from weightops.recipes.floor.checking import Fault, Place, read_settings
 
-_WORDS = {str: "text", int: "a whole number", float: "a number", bool: "true or false"}
+LORA = ("training", "lora")
+"""The older spelling of ``training.update: {kind: lora, ...}``."""
 
 
 class _RecipeFaults(Faults):
-    """Faults with the lines of a file; below line 0 are the ``--set`` that were given."""
+    """Faults with the lines of a file; line -1 is the first ``--set``, -2 the second, and so on."""
 
     def __init__(self, where: str, sets: Sequence[str]) -> None:
         super().__init__(where)
@@ -33,140 +29,116 @@ class _RecipeFaults(Faults):
         return f"--set {self.sets[-line - 1]}" if line < 0 else super().place(line)
 
 
-def read_recipe(text: str, where: str, kinds: Mapping[str, type], sets: Sequence[str] = ()) -> Any:
+def read_recipe(
+    text: str,
+    where: str,
+    routines: Sequence[str],
+    settings_of: Callable[[str], type],
+    sets: Sequence[str] = (),
+    further: Callable[[Any], Iterable[Fault]] = lambda recipe: (),
+) -> Any:
     """The recipe of a YAML text.
 
     Args:
-        text: With the key ``recipe``, which names one of the kinds; the others are that class's fields.
+        text: With the key ``recipe``, which names a routine; the other keys are that routine's settings.
         where: Name of the file, for messages.
-        kinds: Recipe classes by name.
+        routines: Names of the routines.
+        settings_of: The settings class of one of them.
         sets: ``key=value`` or ``key.key=value``, over what the text says.
+        further: What else to check of a recipe whose settings are right.
 
     Raises:
         WeightopsError: with everything that is wrong.
     """
     faults = _RecipeFaults(where, sets)
-    found = documents(text, faults)
-    if not faults and (len(found) != 1 or not isinstance(found[0].value, dict)):
+    roots = documents(text, faults)
+    if not faults and (len(roots) != 1 or not isinstance(roots[0].value, dict)):
         faults.add(1, "a recipe is one document of keys and values")
     faults.raise_any()
-    entries = dict(found[0].value)
+    entries = _without_lora(dict(roots[0].value), faults)
     for number, given in enumerate(sets, 1):
         _set(entries, given, -number, faults)
     named = entries.pop("recipe", None)
-    kind = kinds.get(named.node.value) if named and isinstance(named.node.value, str) else None
-    if kind is None:
-        said = "recipe is missing" if named is None else f"no recipe {named.node.value!r}"
-        faults.add(named.line if named else 1, f"{said}; there is {', '.join(sorted(kinds))}")
-    recipe = None if kind is None else _settings(kind, Node(entries, 1), "", faults)
-    faults.raise_any()
-    for path, problem in faults_in(recipe):
-        faults.add(_line(entries, path), f"{'.'.join(path)}: {problem}")
+    if named is None or named.node.value not in routines:
+        problem = "recipe is missing" if named is None else f"no recipe {_plain(named.node)!r}"
+        faults.add(named.line if named else 1, f"{problem}; available: {', '.join(routines)}")
+        faults.raise_any()
+    recipe, wrong = read_settings(settings_of(named.node.value), _plain(Node(entries, 1)))
+    for fault in wrong or (() if faults else further(recipe)):
+        faults.add(_line(Node(entries, 1), fault.place), fault.problem)
     faults.raise_any()
     return recipe
 
 
-def read_file(file: Path) -> str:
-    """The text of a recipe.
+def _without_lora(entries: dict[str, Entry], faults: Faults) -> dict[str, Entry]:
+    """The entries with ``training.lora`` as ``training.update``."""
+    training = entries.get(LORA[0])
+    if training is None or not isinstance(training.node.value, dict) or LORA[1] not in training.node.value:
+        return entries
+    keys = dict(training.node.value)
+    lora = keys.pop(LORA[1])
+    if "update" in keys:
+        faults.add(lora.line, "training.lora is another spelling of training.update; keep one of them")
+    keys["update"] = Entry(lora.line, _lora_update(lora.node))
+    return {**entries, LORA[0]: Entry(training.line, Node(keys, training.node.line))}
 
-    Raises:
-        WeightopsError: it cannot be read.
-    """
-    try:
-        return file.read_text("utf-8")
-    except OSError as error:
-        raise WeightopsError(f"{file}: cannot be read ({error.strerror}); `weightops recipes list`") from error
-    except UnicodeDecodeError as error:
-        raise WeightopsError(f"{file}: not UTF-8 (byte {error.start}); save it as UTF-8") from error
+
+def _lora_update(node: Node) -> Node:
+    if node.value is None:
+        return Node("full", node.line)
+    keys = node.value if isinstance(node.value, dict) else {"lora": Entry(node.line, node)}
+    return Node({"kind": Entry(node.line, Node("lora", node.line)), **keys}, node.line)
 
 
 def _set(entries: dict[str, Entry], given: str, line: int, faults: Faults) -> None:
-    path, equals, written = given.partition("=")
-    if not equals or not all(path.split(".")):
+    """Put what one ``--set`` says over the entries."""
+    written, equals, value = given.partition("=")
+    path = tuple(written.split("."))
+    if not equals or not all(path):
         faults.add(line, "is written key=value, or key.key=value")
         return
-    own = Faults("value")
-    values = documents(written, own)
-    if own or len(values) > 1:
+    unread = Faults("value")
+    values = documents(value, unread)
+    if unread or len(values) > 1:
         faults.add(line, "the value is not YAML")
         return
-    *above, last = path.split(".")
+    node = _on_line(values[0], line) if values else Node(None, line)
+    if path[:2] == LORA:
+        path = (LORA[0], "update", *path[2:])
+        if len(path) == 2:
+            node = _lora_update(node)
+        elif _kind(entries) != "lora":
+            _put(entries, path[:2], Node("lora", line), line)
+    _put(entries, path, node, line)
+
+
+def _kind(entries: Mapping[str, Entry]) -> Any:
+    """The name of ``training.update``, where it is given."""
+    update = _plain(Node(entries, 1))
+    for name in (LORA[0], "update"):
+        update = update.get(name) if isinstance(update, dict) else None
+    return update.get("kind") if isinstance(update, dict) else update
+
+
+def _put(entries: dict[str, Entry], path: Sequence[str], node: Node, line: int) -> None:
+    *above, last = path
     for name in above:
         inner = entries[name].node.value if name in entries else None
+        if isinstance(inner, str):  # a component's name alone
+            inner = {"kind": Entry(entries[name].line, entries[name].node)}
         entries[name] = Entry(line, Node(dict(inner) if isinstance(inner, dict) else {}, line))
         entries = entries[name].node.value
-    entries[last] = Entry(line, _at(values[0], line) if values else Node(None, line))
+    entries[last] = Entry(line, node)
 
 
-def _at(node: Node, line: int) -> Node:
+def _on_line(node: Node, line: int) -> Node:
     """The node with everything in it on one line."""
     value = node.value
     if isinstance(value, dict):
-        value = {key: Entry(line, _at(entry.node, line)) for key, entry in value.items()}
+        value = {key: Entry(line, _on_line(entry.node, line)) for key, entry in value.items()}
     elif isinstance(value, tuple):
-        value = tuple(_at(item, line) for item in value)
+        value = tuple(_on_line(item, line) for item in value)
     return Node(value, line)
-
-
-def _settings(kind: type, node: Node, path: str, faults: Faults) -> Any:
-    if not isinstance(node.value, dict):
-        faults.add(node.line, f"{path} is written as keys and values")
-        return None
-    known: dict[str, Field[Any]] = {each.name: each for each in fields(kind)}
-    hints, values = get_type_hints(kind), {}
-    for name, entry in node.value.items():
-        if name not in known:
-            close = difflib.get_close_matches(name, known, n=1)
-            hint = f" (did you mean {close[0]!r}?)" if close else f"; known here: {', '.join(known)}"
-            faults.add(entry.line, f"unknown key {name!r}{hint}")
-        else:
-            values[name] = _value(hints[name], entry.node, f"{path}.{name}".lstrip("."), faults)
-    for name, each in known.items():
-        if name not in node.value and each.default is MISSING and each.default_factory is MISSING:
-            faults.add(node.line, f"{path}.{name} is missing".lstrip("."))
-            values[name] = None
-    return None if faults else kind(**values)
-
-
-def _value(hint: Any, node: Node, path: str, faults: Faults) -> Any:
-    origin, inner = get_origin(hint), get_args(hint)
-    if origin in (Union, types.UnionType):
-        if node.value is None:
-            return None
-        return _value(next(each for each in inner if each is not types.NoneType), node, path, faults)
-    if is_dataclass(hint):
-        return _settings(hint, node, path, faults)  # type: ignore[arg-type]
-    if origin is tuple:
-        return _items(inner, node, path, faults)
-    if origin is not None and origin is not Literal:
-        return _plain(node) if isinstance(node.value, dict) else _refuse(node, path, "keys and values", faults)
-    if origin is Literal:
-        return node.value if node.value in inner else _refuse(node, path, f"one of {', '.join(inner)}", faults)
-    return _scalar(hint, node, path, faults)
-
-
-def _items(inner: tuple[Any, ...], node: Node, path: str, faults: Faults) -> Any:
-    """A list; one value that is no list stands for a list of it."""
-    items = node.value if isinstance(node.value, tuple) else (node,)
-    if inner[-1] is not ... and len(items) != len(inner):
-        return _refuse(node, path, f"a list of {len(inner)}", faults)
-    return tuple(_value(inner[0], item, path, faults) for item in items)
-
-
-def _scalar(kind: type, node: Node, path: str, faults: Faults) -> Any:
-    value = node.value
-    if kind is float and isinstance(value, str):  # YAML 1.1 reads 1e-4 as text
-        try:
-            return float(value)
-        except ValueError:
-            pass
-    if kind is float and isinstance(value, int) and not isinstance(value, bool):
-        return float(value)
-    return value if type(value) is kind else _refuse(node, path, _WORDS[kind], faults)
-
-
-def _refuse(node: Node, path: str, wanted: str, faults: Faults) -> None:
-    faults.add(node.line, f"{path} must be {wanted}; found {_plain(node)!r}")
 
 
 def _plain(node: Node) -> Any:
@@ -175,11 +147,15 @@ def _plain(node: Node) -> Any:
     return [_plain(item) for item in node.value] if isinstance(node.value, tuple) else node.value
 
 
-def _line(entries: Mapping[str, Entry], path: Sequence[str]) -> int:
-    """The line of a field, or of what it stands in where the file does not name it."""
-    line = 1
-    for name in path:
-        if not isinstance(entries, Mapping) or name not in entries:
+def _line(node: Node, place: Place) -> int:
+    """The line of a setting, or of what it is part of where the file does not name it."""
+    line = node.line
+    for part in place:
+        if isinstance(node.value, dict) and part in node.value:
+            line, node = node.value[part].line, node.value[part].node
+        elif isinstance(node.value, tuple) and isinstance(part, int) and part < len(node.value):
+            node = node.value[part]
+            line = node.line
+        else:
             break
-        line, entries = entries[name].line, entries[name].node.value
     return line

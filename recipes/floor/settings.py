@@ -1,23 +1,37 @@
-"""What every recipe can say about its training, as frozen values that know what is wrong with them.
+"""What every recipe can say about its training, as frozen values.
 
-Each class has ``faults()``: pairs of a field and what is wrong with its value. They hold no torch and no transformers,
-so that reading and checking a recipe takes no time.
+Types and ranges are in the fields' types, rules about several fields are methods with ``@relation``; see checking.py.
+No torch and no transformers here, so that reading and checking a recipe takes no time.
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field, fields, is_dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from weightops.errors import WeightopsError
+from pydantic import Field
 
-Fault = tuple[str, str]
+from weightops.recipes.floor.checking import relation
+from weightops.recipes.floor.components import Component, component
+from weightops.recipes.floor.familiar import familiar
+from weightops.recipes.floor.update import Update
 
-VOCABULARY_AND_NORMS = r"embed|lm_head|norm|wte|wpe|ln_"
-"""Embeddings, head and norms: a guard vector leaves them out, so what they learned would be lost."""
+Count = Annotated[int, Field(ge=1)]
+NotNegative = Annotated[int, Field(ge=0)]
+Share = Annotated[float, Field(ge=0, lt=1)]
+MODEL = object()
+"""Marks the type of a field that names a model."""
+ModelName = Annotated[str, Field(min_length=1), MODEL]
+"""A model: a folder, ``org/name``, an alias, or one of these ``+adapter``."""
+
+PARTS = ("embedding", "head", "norm", "attention", "mlp")
+"""Parts of a model that ``freeze`` knows by name, as ``weightops inspect`` shows them."""
+
+VOCABULARY_AND_NORMS = ("embedding", "head", "norm")
+"""What a guard vector leaves out."""
 
 OWNED = (
     *("output_dir", "per_device_train_batch_size", "gradient_accumulation_steps", "num_train_epochs", "learning_rate"),
@@ -25,31 +39,6 @@ OWNED = (
     *("save_steps", "disable_tqdm", "remove_unused_columns", "logging_nan_inf_filter", "resume_from_checkpoint"),
 )
 """TrainingArguments that a recipe's own settings decide."""
-
-
-@dataclass(frozen=True)
-class Lora:
-    """Train a low-rank adapter by PEFT (LoRA, arXiv 2106.09685) instead of the weights.
-
-    Attributes:
-        rank: Of the two factors.
-        alpha: The update is scaled by alpha / rank.
-        dropout: Share of the adapter's inputs left out at each step.
-        targets: Ends of the names of the modules it goes on; none is every linear layer but the head.
-    """
-
-    rank: int = 16
-    alpha: float = 32.0
-    dropout: float = 0.0
-    targets: tuple[str, ...] = ()
-
-    def faults(self) -> Iterator[Fault]:
-        """What is wrong, by field."""
-        yield from _at_least(self, 1, "rank")
-        if not 0 <= self.dropout < 1:
-            yield "dropout", f"must be at least 0 and below 1; found {self.dropout:g}"
-        if not self.alpha > 0:
-            yield "alpha", f"must be above 0; found {self.alpha:g}"
 
 
 @dataclass(frozen=True)
@@ -67,46 +56,53 @@ class Training:
         weight_decay: Of AdamW.
         seed: Decides the order of the rows and whatever is drawn.
         precision: ``bf16`` computes under autocast; the weights that train are fp32 either way.
-        freeze: Regular expressions; a parameter whose name one of them finds stays as it is.
-        lora: Train an adapter instead.
+        update: What of the model moves: ``full`` (the weights), ``lora`` (an adapter).
+        freeze: What stays as it is: parts of the model (embedding, head, norm, attention, mlp), or regular expressions
+            that find names of parameters. Left out, what the routine freezes: nothing, unless it says so.
         checkpoint_every: Steps between checkpoints; 0 for none. A run that was interrupted goes on from the last one.
         save_dtype: What the weights are rounded to at the end.
         arguments: Any other ``transformers.TrainingArguments`` by name, ``gradient_checkpointing: true`` for instance.
     """
 
-    lr: float = 2e-5
-    epochs: int = 2
-    batch: int = 8
-    accumulate: int = 1
+    lr: Annotated[float, Field(gt=0, lt=1)] = 2e-5
+    epochs: Count = 2
+    batch: Count = 8
+    accumulate: Count = 1
     schedule: Literal["linear", "cosine", "constant_with_warmup"] = "linear"
-    warmup: float = 0.1
-    clip: float = 1.0
-    weight_decay: float = 0.0
-    seed: int = 0
+    warmup: Share = 0.1
+    clip: Annotated[float, Field(ge=0)] = 1.0
+    weight_decay: Annotated[float, Field(ge=0)] = 0.0
+    seed: NotNegative = 0
     precision: Literal["bf16", "fp32"] = "bf16"
-    freeze: tuple[str, ...] = (VOCABULARY_AND_NORMS,)
-    lora: Lora | None = None
-    checkpoint_every: int = 200
+    update: Annotated[Update, Component("updates")] = field(default_factory=lambda: component("updates", "full")())
+    freeze: tuple[str, ...] | None = None
+    checkpoint_every: NotNegative = 200
     save_dtype: Literal["bfloat16", "float32"] = "bfloat16"
     arguments: Mapping[str, Any] = field(default_factory=dict)
 
-    def faults(self) -> Iterator[Fault]:
-        """What is wrong, by field."""
-        yield from _at_least(self, 1, "epochs", "batch", "accumulate")
-        yield from _at_least(self, 0, "checkpoint_every", "clip", "weight_decay", "seed")
-        if not 0 < self.lr < 1:
-            yield "lr", f"must lie between 0 and 1; found {self.lr:g}"
-        if not 0 <= self.warmup < 1:
-            yield "warmup", f"must be at least 0 and below 1: a share of the steps; found {self.warmup:g}"
-        if self.accumulate >= 1 and self.batch % self.accumulate:
-            yield "accumulate", f"must divide batch ({self.batch}); found {self.accumulate}"
-        for pattern in self.freeze:
+    @relation("accumulate")
+    def _divides_batch(self) -> Iterator[str]:
+        if self.batch % self.accumulate:
+            yield f"must divide batch ({self.batch}); found {self.accumulate}"
+
+    @relation("freeze")
+    def _regular_expressions(self) -> Iterator[str]:
+        for pattern in self.freeze or ():
             try:
                 re.compile(pattern)
             except re.error as error:
-                yield "freeze", f"{pattern!r} is not a regular expression ({error})"
+                yield f"{pattern!r} is not a regular expression ({error})"
+
+    @relation("arguments")
+    def _not_decided_already(self) -> Iterator[str]:
         for name in sorted(self.arguments.keys() & set(OWNED)):
-            yield "arguments", f"{name} is decided by the recipe's own settings; leave it out"
+            here = familiar(name)
+            yield f"{name} is decided by " + (here or "the recipe's own settings") + "; leave it out"
+
+
+def freezing(training: Training, parts: tuple[str, ...]) -> Training:
+    """The training, with a routine's own choice of what to freeze where the user made none."""
+    return training if training.freeze is not None else replace(training, freeze=parts)
 
 
 @dataclass(frozen=True)
@@ -128,41 +124,16 @@ class Data:
     subset: str | None = None
     split: str = "train"
     only: Mapping[str, Any] = field(default_factory=dict)
-    rename: Mapping[str, Any] = field(default_factory=dict)
-    held_out: float = 0.0
+    rename: Mapping[str, str] = field(default_factory=dict)
+    held_out: Share = 0.0
 
-    def faults(self) -> Iterator[Fault]:
-        """What is wrong, by field."""
+    @relation("files")
+    def _one_source(self) -> Iterator[str]:
         if bool(self.files) == bool(self.hub):
-            yield "files", "name either files or a data set of the hub"
+            yield "name either files or a data set of the hub"
+
+    @relation("files")
+    def _formats(self) -> Iterator[str]:
         for file in self.files:
             if not Path(file).name.removesuffix(".gz").endswith((".jsonl", ".json", ".parquet")):
-                yield "files", f"{file}: neither JSON Lines (.jsonl) nor Parquet (.parquet)"
-        if not 0 <= self.held_out < 1:
-            yield "held_out", f"must be at least 0 and below 1; found {self.held_out:g}"
-
-
-def check(settings: Any) -> None:
-    """Raise everything that is wrong with a settings value and those inside it.
-
-    Raises:
-        WeightopsError: each fault with the path of its field.
-    """
-    if problems := [f"{'.'.join(path)}: {problem}" for path, problem in faults_in(settings)]:
-        raise WeightopsError(*problems)
-
-
-def faults_in(settings: Any, path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], str]]:
-    """Every fault of a settings value and of those inside it, with the path of its field."""
-    for name, problem in settings.faults():
-        yield (*path, name), problem
-    for each in fields(settings):
-        value = getattr(settings, each.name)
-        if is_dataclass(value):
-            yield from faults_in(value, (*path, each.name))
-
-
-def _at_least(settings: Any, least: int, *names: str) -> Iterator[Fault]:
-    for name in names:
-        if not getattr(settings, name) >= least:
-            yield name, f"must be at least {least}; found {getattr(settings, name)}"
+                yield f"{file}: neither JSON Lines (.jsonl) nor Parquet (.parquet)"

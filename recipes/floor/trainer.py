@@ -21,10 +21,12 @@ from tqdm import tqdm
 
 from weightops.errors import WeightopsError
 from weightops.io.quiet import quiet_transformers
+from weightops.recipes.floor.checking import check
+from weightops.recipes.floor.components import kind_of
 from weightops.recipes.floor.model import prepare, rounded
 from weightops.recipes.floor.objective import Objective, Row
 from weightops.recipes.floor.order import Order
-from weightops.recipes.floor.settings import Training, check
+from weightops.recipes.floor.settings import Training
 from weightops.recipes.floor.unfinished import Unfinished
 
 LOG = "training.json"
@@ -64,7 +66,7 @@ def fit(
     weights. A half-trained model never lies at ``out``.
 
     Args:
-        model: A causal language model in fp32.
+        model: In fp32.
         tokenizer: Its tokenizer, saved with it.
         rows: What to train on.
         objective: What to minimise.
@@ -76,13 +78,16 @@ def fit(
         overwrite: Replace an output that exists, or an unfinished run of something else.
 
     Raises:
-        WeightopsError: settings that do not fit, no rows, an output in the way, or a loss that is not finite.
+        WeightopsError: settings that do not fit, no rows, rows that the objective cannot read, an output in the way, or
+            a loss that is not finite.
     """
     check(training)
     if not rows:
         raise WeightopsError(f"{title}: no rows to train on")
+    _check_rows([*rows, *held_out], objective)
     unfinished = Unfinished.of(out, overwrite, model, rows, objective, training)
     with quiet_transformers():
+        objective = objective.ready(model, tokenizer)
         trainer = _Trainer(prepare(model, training), rows, objective, training, unfinished.folder, title)
         processes = trainer.accelerator
         if processes.is_main_process:
@@ -95,7 +100,7 @@ def fit(
         losses = tuple(entry["loss"] for entry in trainer.state.log_history if "loss" in entry)
         if processes.is_main_process:
             with unfinished.finish() as folder:
-                _write(trainer.model, tokenizer, weights, training, folder)
+                training.update.write(trainer.model, tokenizer, weights, training.save_dtype, folder)
                 log = {"steps": len(losses), "rows": len(rows), "losses": losses, "held_out": measured}
                 (folder / LOG).write_text(json.dumps(log, indent=2) + "\n")
                 if beside is not None:
@@ -119,6 +124,15 @@ def measure(model: Any, rows: Sequence[Row], objective: Objective, batch: int) -
     return {name: value / max(items, 1) for name, value in totals.items()}
 
 
+def _check_rows(rows: Sequence[Row], objective: Objective) -> None:
+    missing = sorted({name for row in rows for name in objective.reads if name not in row})
+    if missing:
+        raise WeightopsError(
+            f"objective {kind_of(objective)}: needs rows with {', '.join(objective.reads)}; "
+            f"these have no {', '.join(missing)}; choose another objective"
+        )
+
+
 class _Trainer(transformers.Trainer):
     """The loss is the objective's, over the items of the whole step."""
 
@@ -128,7 +142,7 @@ class _Trainer(transformers.Trainer):
         self, model: Any, rows: Sequence[Row], objective: Objective, training: Training, folder: Path, title: str
     ) -> None:
         self.objective = objective
-        self.order = Order([len(row["input_ids"]) for row in rows], training.batch, training.seed)
+        self.order = Order([objective.length(row) for row in rows], training.batch, training.seed)
         super().__init__(
             model=model,
             args=arguments(training, folder),
@@ -247,16 +261,3 @@ def arguments(training: Training, folder: Path) -> Any:
         )
     made.per_device_train_batch_size = training.batch // parts
     return made
-
-
-def _write(model: Any, tokenizer: Any, weights: dict[str, torch.Tensor], training: Training, folder: Path) -> None:
-    if training.lora:  # its tokenizer is the base's; the card that PEFT writes beside it has nothing filled in
-        for config in model.peft_config.values():
-            config.target_modules = sorted(config.target_modules)  # a set, in another order each time
-        model.save_pretrained(folder, state_dict=weights, save_embedding_layers=False)
-        (folder / "README.md").unlink(missing_ok=True)
-        return
-    model.save_pretrained(folder, state_dict=weights)
-    tokenizer.save_pretrained(folder)
-    config = json.loads((folder / "config.json").read_text())  # save_pretrained notes the dtype of the model in memory
-    (folder / "config.json").write_text(json.dumps({**config, "dtype": training.save_dtype}, indent=2) + "\n")

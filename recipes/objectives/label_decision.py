@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any, ClassVar
 
-from weightops.recipes.floor.objective import Batch, Row
-from weightops.rows.padding import left_padded
+from weightops.recipes.floor.components import RUNTIME
+from weightops.recipes.floor.objective import Batch, Objective, Row
+from weightops.rows.padding import left_padded, pad_id
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 
 @dataclass(frozen=True)
-class LabelDecision:
+class LabelDecision(Objective):
     """Cross entropy of the right label at the last position only, in fp32: how a guard answers (arXiv 2509.23381).
 
     Rows have ``input_ids`` and ``answer``: 0 for safe, 1 for unsafe.
@@ -25,9 +26,15 @@ class LabelDecision:
         over_vocabulary: Against every token, so that the model also learns to say a label when it generates.
     """
 
-    labels: tuple[int, int]
-    pad: int = 0
+    labels: tuple[int, int] = field(default=(0, 1), metadata=RUNTIME)
+    pad: int = field(default=0, metadata=RUNTIME)
     over_vocabulary: bool = False
+
+    reads: ClassVar[tuple[str, ...]] = ("input_ids", "answer")
+
+    def ready(self, model: Any, tokenizer: Any) -> Objective:
+        """With the tokenizer's token to fill rows with."""
+        return replace(self, pad=pad_id(tokenizer))
 
     def batch(self, rows: Sequence[Row]) -> dict[str, Tensor]:
         """What the model reads, each [rows, longest], and ``answer``, [rows]."""

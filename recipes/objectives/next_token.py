@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from weightops.recipes.data.packing import packed_batch
-from weightops.recipes.floor.objective import Batch, Row
-from weightops.rows.padding import right_padded
+from weightops.recipes.floor.components import RUNTIME
+from weightops.recipes.floor.objective import Batch, Objective, Row
+from weightops.rows.padding import pad_id, right_padded
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 
 @dataclass(frozen=True)
-class NextToken:
+class NextToken(Objective):
     """Cross entropy of every next token, in fp32: plain language modelling.
 
     Rows have ``input_ids``, and may have ``trained``: whether each of them is to be predicted (the first never is), and
@@ -25,7 +26,13 @@ class NextToken:
         pad: Token to fill shorter rows with.
     """
 
-    pad: int = 0
+    pad: int = field(default=0, metadata=RUNTIME)
+
+    packs: ClassVar[bool] = True
+
+    def ready(self, model: Any, tokenizer: Any) -> Objective:
+        """With the tokenizer's token to fill rows with."""
+        return replace(self, pad=pad_id(tokenizer))
 
     def batch(self, rows: Sequence[Row]) -> dict[str, Tensor]:
         """What the model reads, without the last column: ``input_ids`` and ``attention_mask``, [rows, longest - 1].
@@ -59,7 +66,3 @@ class NextToken:
         return torch.nn.functional.cross_entropy(
             logits.flatten(0, 1).float(), batch["targets"].flatten(), reduction="sum"
         )
-
-    def metrics(self, model: Any, batch: Batch) -> dict[str, float]:
-        """None but the loss."""
-        return {}

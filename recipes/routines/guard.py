@@ -8,18 +8,27 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
+
+from pydantic import Field
 
 from weightops.errors import WeightopsError
 from weightops.guard.card import GuardCard
 from weightops.guard.prompt import label_ids, prompts, system_text
 from weightops.recipes.data.source import load_rows, split
-from weightops.recipes.floor.settings import Data, Fault, Training, check
+from weightops.recipes.floor.checking import check, relation
+from weightops.recipes.floor.settings import (
+    VOCABULARY_AND_NORMS,
+    Data,
+    ModelName,
+    NotNegative,
+    Training,
+    freezing,
+)
 from weightops.recipes.floor.unfinished import check_free
 from weightops.recipes.objectives.label_decision import LabelDecision
 from weightops.recipes.passes.prefixes import FirstUnsafe, corrects_itself, cuts, prefixes
 from weightops.rows.labelled import SAFE, UNSAFE, LabelledText, check_both_labels, labelled_texts
-from weightops.rows.padding import pad_id
 
 if TYPE_CHECKING:
     from weightops.recipes.floor.trainer import Fitted
@@ -40,33 +49,39 @@ class GuardRecipe:
         teacher: A guard whose first crossing says where an unsafe text becomes so, where the row does not; without
             one, only the whole text of such a row is used.
         threshold: From this probability on, the guard calls a text unsafe.
-        training: How long and how hard.
+        training: How long and how hard. Embeddings, head and norms are frozen unless it says what is: a guard vector
+            leaves them out, so what they learned would be lost.
     """
 
-    base: str
+    base: ModelName
     data: Data
     labels: tuple[str, str] = (SAFE, UNSAFE)
     new_labels: bool = False
     over_vocabulary: bool = False
-    prefix_chars: int = 100
-    teacher: str | None = None
-    threshold: float = 0.5
+    prefix_chars: NotNegative = 100
+    teacher: ModelName | None = None
+    threshold: Annotated[float, Field(gt=0, lt=1)] = 0.5
     training: Training = field(default_factory=Training)
 
-    def faults(self) -> Iterator[Fault]:
-        """What is wrong, by field."""
+    @relation("labels")
+    def _two_words(self) -> Iterator[str]:
         if "" in self.labels or self.labels[0] == self.labels[1]:
-            yield "labels", f"must be two different words, safe then unsafe; found {list(self.labels)}"
-        if self.prefix_chars < 0:
-            yield "prefix_chars", f"must be at least 0; found {self.prefix_chars}"
-        if not 0 < self.threshold < 1:
-            yield "threshold", f"must lie between 0 and 1; found {self.threshold:g}"
+            yield f"must be two different words, safe then unsafe; found {list(self.labels)}"
+
+    @relation("teacher")
+    def _has_prefixes(self) -> Iterator[str]:
         if self.teacher and not self.prefix_chars:
-            yield "teacher", "has nothing to say where prefix_chars is 0"
-        if self.new_labels and self.training.lora:
-            yield "new_labels", "their rows are no part of an adapter; leave training.lora out"
+            yield "has no effect when prefix_chars is 0"
+
+    @relation("new_labels")
+    def _rows_are_written(self) -> Iterator[str]:
+        if self.new_labels and not self.training.update.whole:
+            yield "their rows are no part of an adapter; leave training.update at full"
+
+    @relation("new_labels")
+    def _other_rows_stay(self) -> Iterator[str]:
         if self.new_labels and self.training.weight_decay:
-            yield "new_labels", "weight_decay would shrink the other rows too; leave it at 0"
+            yield "weight_decay would shrink the other rows too; leave it at 0"
 
 
 def run(recipe: GuardRecipe, out: Path, overwrite: bool = False) -> Fitted:
@@ -103,8 +118,8 @@ def train(recipe: GuardRecipe, rows: Sequence[LabelledText], out: Path, overwrit
         model,
         tokenizer,
         encoded(asked),
-        LabelDecision(card.label_ids, pad_id(tokenizer), recipe.over_vocabulary),
-        recipe.training,
+        LabelDecision(card.label_ids, over_vocabulary=recipe.over_vocabulary),
+        freezing(recipe.training, VOCABULARY_AND_NORMS),
         out,
         title="training the guard",
         held_out=encoded([(row.text, row.unsafe) for row in held_out]),

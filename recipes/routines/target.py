@@ -11,15 +11,17 @@ import random
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
+
+from pydantic import Field
 
 from weightops.errors import WeightopsError
 from weightops.recipes.data.source import load_rows
-from weightops.recipes.floor.settings import Data, Fault, Training, check
+from weightops.recipes.floor.checking import check, relation
+from weightops.recipes.floor.settings import VOCABULARY_AND_NORMS, Count, Data, ModelName, Training, freezing
 from weightops.recipes.floor.unfinished import check_free
 from weightops.recipes.objectives.next_token import NextToken
 from weightops.rows.chat import rendered
-from weightops.rows.padding import pad_id
 from weightops.rows.row import Row, raise_faults
 
 if TYPE_CHECKING:
@@ -42,22 +44,20 @@ class TargetRecipe:
         data: Rows of text, or of messages for the model's chat template; without it, Python's own texts.
         blocks: Most pieces of text to train on, each once an epoch.
         tokens: Length of a piece.
-        training: How long and how hard.
+        training: How long and how hard. Embeddings, head and norms are frozen unless it says what is: the target then
+            differs from the base only where a guard vector does.
     """
 
-    base: str
+    base: ModelName
     data: Data | None = None
-    blocks: int = 384
-    tokens: int = 128
+    blocks: Count = 384
+    tokens: Annotated[int, Field(ge=2)] = 128
     training: Training = field(default_factory=lambda: Training(lr=5e-5, epochs=1))
 
-    def faults(self) -> Iterator[Fault]:
-        """What is wrong, by field."""
-        for name, least in (("blocks", 1), ("tokens", 2)):
-            if getattr(self, name) < least:
-                yield name, f"must be at least {least}; found {getattr(self, name)}"
+    @relation("data")
+    def _none_held_out(self) -> Iterator[str]:
         if self.data is not None and self.data.held_out:
-            yield "data", "held_out is not measured here; leave it out"
+            yield "held_out is not measured here; leave it out"
 
 
 def run(recipe: TargetRecipe, out: Path, overwrite: bool = False) -> Fitted:
@@ -78,10 +78,8 @@ def run(recipe: TargetRecipe, out: Path, overwrite: bool = False) -> Fitted:
         raise WeightopsError(
             f"tokens: the text is shorter than one piece of {recipe.tokens}; give more, or fewer tokens"
         )
-    objective = NextToken(pad_id(tokenizer))
-    return fit(
-        model, tokenizer, rows, objective, recipe.training, out, title="training the target", overwrite=overwrite
-    )
+    training = freezing(recipe.training, VOCABULARY_AND_NORMS)
+    return fit(model, tokenizer, rows, NextToken(), training, out, title="training the target", overwrite=overwrite)
 
 
 def python_texts() -> list[str]:

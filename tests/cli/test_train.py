@@ -10,7 +10,7 @@ from tiny_chat import write_chat_model
 
 from weightops.cli import main
 from weightops.guard.card import GuardCard
-from weightops.recipes.catalog import CLASSES, read, shipped
+from weightops.recipes.catalog import read, routines, settings_of, shipped
 
 
 def run(*args, code=0):
@@ -19,14 +19,18 @@ def run(*args, code=0):
     return result
 
 
-def test_every_shipped_recipe_is_listed_shown_fine_and_of_a_known_kind():
+def test_every_shipped_recipe_is_listed_shown_and_right_once_it_has_rows(tmp_path):
     listed = run("recipes", "list").stdout
-    assert set(shipped()) == {"guard-full-text", "guard-prefix", "target-python"}
+    assert {"guard-full-text", "guard-prefix", "target-python"} <= set(shipped())
+    (tmp_path / "rows.jsonl").write_text("{}\n")
     for name, file in shipped().items():
         assert name in listed
         assert run("recipes", "show", name).stdout == file.read_text()
-        run("recipes", "validate", name)
-        assert type(read(name)) in CLASSES.values()
+        rows = [f"--set=data.files={tmp_path / 'rows.jsonl'}"] if read(name).data else []
+        checked = run("recipes", "validate", name, *rows).stdout
+        assert "settings are right" in checked
+        assert "weights were not opened" in checked
+        assert type(read(name)) in [settings_of(routine) for routine in routines()]
 
 
 def test_a_copy_is_yours_and_is_not_overwritten(tmp_path):
@@ -43,19 +47,20 @@ def test_every_fault_is_said_at_once_with_its_line(tmp_path):
     ).stderr.splitlines()
     assert [line.split(": ")[1] for line in lines[:4]] == [f"{file}:{number}" for number in (2, 4, 6, 7)]
     assert "did you mean 'files'" in lines[1]
-    assert lines[4] == "error: --set training.epochs=many: training.epochs must be a whole number; found 'many'"
+    assert lines[4] == "error: --set training.epochs=many: training.epochs: must be a whole number; found 'many'"
     assert lines[5].startswith("error: --set oops: is written key=value")
     file.write_text("recipe: guard\nbase: a\ndata:\n  files: rows.csv\nprefix_chars: -1\n")
     lines = run("recipes", "validate", file, code=1).stderr.splitlines()
     assert [line.split(": ")[1] for line in lines] == [f"{file}:{number}" for number in (4, 5)]
     file.write_text("recipe: nonsense\n")
     assert ":1: no recipe 'nonsense'" in run("recipes", "validate", file, code=1).stderr
+    assert "available: guard" in run("recipes", "validate", file, code=1).stderr
     assert "cannot be read" in run("recipes", "validate", tmp_path / "none.yml", code=1).stderr
 
 
 def test_set_goes_over_the_file_and_reads_numbers_as_people_write_them():
     made = read("guard-prefix", ["training.lr=5e-5", "data.files=x.jsonl", "training.lora.rank=8", "prefix_chars=50"])
-    assert (made.training.lr, made.data.files, made.training.lora.rank, made.prefix_chars) == (
+    assert (made.training.lr, made.data.files, made.training.update.rank, made.prefix_chars) == (
         5e-5,
         ("x.jsonl",),
         8,
@@ -76,7 +81,7 @@ def test_train_makes_a_guard_and_the_same_again_is_refused(tmp_path):
     assert "exists already" in run("train", "guard-prefix", *sets, "--out", tmp_path / "guard", code=1).stderr
 
 
-@pytest.mark.parametrize("args", [["recipes", "list"], ["recipes", "validate", "guard-prefix"], ["train", "--help"]])
+@pytest.mark.parametrize("args", [["recipes", "list"], ["recipes", "validate", "target-python"], ["train", "--help"]])
 def test_looking_at_recipes_loads_no_torch(args):
     script = f"import sys\nfrom weightops.cli import main\ntry:\n    main({args!r})\nfinally:\n"
     script += "    assert not {'torch', 'transformers', 'numba'} & sys.modules.keys()"

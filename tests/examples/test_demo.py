@@ -37,5 +37,5 @@ def test_the_shipped_adapters_are_what_their_recipes_make():
     for name in ("guard", "target"):
         recipe = shelf.read(str(ROOT / "examples" / f"{name}.yaml"))
         config = json.loads((ROOT / "examples" / name / "adapter_config.json").read_text())
-        assert (config["r"], config["lora_alpha"]) == (recipe.training.lora.rank, recipe.training.lora.alpha)
+        assert (config["r"], config["lora_alpha"]) == (recipe.training.update.rank, recipe.training.update.alpha)
         assert config["base_model_name_or_path"] == recipe.base

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 from ..errors import WeightopsError
 
 
@@ -22,6 +24,10 @@ class Faults:
 
     def __bool__(self) -> bool:
         return bool(self._problems)
+
+    def __iter__(self) -> Iterator[tuple[int, str]]:
+        """Line and problem of each fault, by line."""
+        return iter(sorted(self._problems, key=lambda entry: self.order(entry[0])))
 
     def problems(self) -> tuple[str, ...]:
         """Everything found, by line, each ``place: what is wrong``."""

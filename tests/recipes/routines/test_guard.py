@@ -15,8 +15,10 @@ from weightops.guard.judge import judge
 from weightops.guard.metrics import score
 from weightops.guard.presets import open_guard
 from weightops.output.save import save
-from weightops.recipes.floor.settings import Data, Lora, Training
+from weightops.recipes.floor.settings import Data, Training
 from weightops.recipes.routines.guard import GuardRecipe, run, teacher_onset, train
+from weightops.recipes.updates.full import Full
+from weightops.recipes.updates.lora import Lora
 from weightops.rows.labelled import LabelledText
 
 ROWS = [LabelledText(f"{word} {number}", word == "no") for number in range(12) for word in ("yes", "no")]
@@ -58,7 +60,7 @@ def test_new_labels_train_their_own_rows_and_no_others(chat_model, tmp_path):
 
 
 def test_an_adapter_guard_is_asked_as_base_plus_adapter(chat_model, tmp_path):
-    training = replace(HARD, lora=Lora(4, 8.0))
+    training = replace(HARD, update=Lora(4, 8.0))
     train(GuardRecipe(str(chat_model), NOWHERE, training=training), ROWS, tmp_path / "guard")
     names = {path.name for path in (tmp_path / "guard").iterdir()}
     assert names == {"adapter_config.json", "adapter_model.safetensors", "guard.json", "training.json"}
@@ -77,10 +79,10 @@ def test_an_adapter_guard_is_asked_as_base_plus_adapter(chat_model, tmp_path):
     assert modes == {(tmp_path / "guard").stat().st_mode & 0o666}
 
 
-@pytest.mark.parametrize("lora", [None, Lora(4, 8.0)], ids=["full", "lora"])
-def test_what_a_guard_learnt_is_handed_to_another_model(chat_model, tmp_path, lora):
-    train(GuardRecipe(str(chat_model), NOWHERE, training=replace(HARD, lora=lora)), ROWS, tmp_path / "guard")
-    guard = f"{chat_model}+{tmp_path / 'guard'}" if lora else tmp_path / "guard"
+@pytest.mark.parametrize("update", [Full(), Lora(4, 8.0)], ids=["full", "lora"])
+def test_what_a_guard_learnt_is_handed_to_another_model(chat_model, tmp_path, update):
+    train(GuardRecipe(str(chat_model), NOWHERE, training=replace(HARD, update=update)), ROWS, tmp_path / "guard")
+    guard = f"{chat_model}+{tmp_path / 'guard'}" if not update.whole else tmp_path / "guard"
     opened = open_all([guard, chat_model, tuned(chat_model, tmp_path / "target")])
     composition = weightops.compose_guard(*opened)
     assert str(guard) in json.dumps(dict(composition.plan.recipe))
@@ -102,7 +104,7 @@ def test_new_labels_are_handed_over_with_their_rows_and_only_so(chat_model, tmp_
 
 def test_label_rows_that_an_adapter_changes_are_not_copied_from_its_base(chat_model, tmp_path):
     lora = Lora(2, targets=("embed_tokens",))
-    recipe = GuardRecipe(str(chat_model), NOWHERE, training=Training(lr=1e-2, epochs=1, lora=lora))
+    recipe = GuardRecipe(str(chat_model), NOWHERE, training=Training(lr=1e-2, epochs=1, update=lora))
     train(recipe, ROWS, tmp_path / "guard")
     opened = open_all([f"{chat_model}+{tmp_path / 'guard'}", chat_model, tuned(chat_model, tmp_path / "target")])
     with pytest.raises(WeightopsError, match=r"--labels: an adapter of .* changes model.embed_tokens.weight"):
@@ -146,13 +148,18 @@ def test_labels_of_several_tokens_are_refused(chat_model, tmp_path):
 
 def test_every_fault_of_the_settings_is_said_before_anything_is_loaded(tmp_path):
     recipe = GuardRecipe(
-        "no/model", NOWHERE, labels=("a", "a"), new_labels=True, prefix_chars=-1, training=Training(lr=0, lora=Lora(0))
+        "no/model",
+        NOWHERE,
+        labels=("a", "a"),
+        new_labels=True,
+        prefix_chars=-1,
+        training=Training(lr=0, update=Lora(0)),
     )
     with pytest.raises(WeightopsError) as error:
         run(recipe, tmp_path / "guard")
     said = "\n".join(error.value.problems)
     assert all(
-        name in said for name in ("labels:", "new_labels:", "prefix_chars:", "training.lr:", "training.lora.rank:")
+        name in said for name in ("labels:", "new_labels:", "prefix_chars:", "training.lr:", "training.update.rank:")
     )
 
 

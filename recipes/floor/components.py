@@ -1,0 +1,75 @@
+"""Objectives and updates as a recipe names them, found by the name of their file.
+
+The class ``NextToken`` in ``objectives/next_token.py`` is named ``next_token`` in YAML. Its fields are its parameters,
+but for those marked ``RUNTIME``, which the training fills in and which have defaults. So a new one is one new file, and
+nothing else is edited.
+"""
+
+from __future__ import annotations
+
+import importlib
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+from weightops.errors import WeightopsError
+
+ROOT: Final = Path(__file__).parents[1]
+PACKAGE: Final = "weightops.recipes"
+
+RUNTIME: Final[Mapping[str, Any]] = {"runtime": True}
+"""Metadata of a field that the model or its tokenizer decides, a token id for instance: no parameter in YAML."""
+
+
+@dataclass(frozen=True)
+class Component:
+    """Marks the type of a settings field: YAML writes it as a name, or as ``{kind: NAME, parameter: value, ...}``.
+
+    Attributes:
+        room: Folder of ``recipes/`` with the classes to choose from.
+    """
+
+    room: str
+
+
+def kinds(room: str) -> tuple[str, ...]:
+    """The names in a folder of ``recipes/``; nothing is imported.
+
+    >>> "next_token" in kinds("objectives")
+    True
+    """
+    return tuple(sorted(file.stem for file in (ROOT / room).glob("*.py") if not file.stem.startswith("_")))
+
+
+def component(room: str, kind: str) -> Any:
+    """The class of a name.
+
+    Raises:
+        WeightopsError: the folder has no such file, or the file no class of that name.
+    """
+    if kind not in kinds(room):
+        raise WeightopsError(f"{kind!r} is not one of the {room}; available: {', '.join(kinds(room))}")
+    module, name = importlib.import_module(f"{PACKAGE}.{room}.{kind}"), class_name(kind)
+    if not hasattr(module, name):
+        raise WeightopsError(f"recipes/{room}/{kind}.py: has no class {name}; name the class after the file")
+    return getattr(module, name)
+
+
+def class_name(kind: str) -> str:
+    """The class that a file holds.
+
+    >>> class_name("next_token")
+    'NextToken'
+    """
+    return "".join(word.capitalize() for word in kind.split("_"))
+
+
+def kind_of(value: object) -> str:
+    """The name of a component's class in YAML.
+
+    >>> kind_of(Component("objectives"))
+    'component'
+    """
+    return re.sub(r"(?<!^)(?=[A-Z])", "_", type(value).__name__).lower()

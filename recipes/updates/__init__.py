@@ -1,0 +1,1 @@
+"""What of a model moves in training: one file, one update."""
