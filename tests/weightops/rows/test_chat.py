@@ -227,3 +227,13 @@ def test_a_real_tokenizer_learns_what_the_assistant_says():
     assert list(tokens.ids) == tokenizer.apply_chat_template(messages)["input_ids"]
     assert learnt(tokenizer, tokens) == ["Hello 🎉, naïve 日本語.<|im_end|>", " spaced \n<|im_end|>"]
     assert learnt(tokenizer, completion_tokens(tokenizer, "a", "b")) == ["b<|im_end|>"]
+
+
+def test_reasoning_in_a_field_of_its_own_is_learnt_where_it_is_shown():
+    shown = THINKING.replace(
+        "{{ text.split('</think>')[0].split('<think>')[-1].strip('\n') if '</think>' in text }}",
+        "{{ m['reasoning_content'] or '' }}",
+    )
+    tokenizer = with_template(shown)
+    tokens = chat_tokens(tokenizer, [user("q"), {**assistant("two"), "reasoning_content": "ha"}])
+    assert learnt(tokenizer, tokens) == ["<think>\nha\n</think>\n\ntwo<|im_end|>"]
