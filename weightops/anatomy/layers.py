@@ -6,16 +6,18 @@ import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-_LAYER = re.compile(r"(?:^|\.)(?:layers|h|blocks|block|layer)\.(\d+)\.")
-_PROJECTOR = re.compile(r"(?:^|[._])(?:(?<!vocab_)projector|merger|connector|aligner|deepstack)(?=[._]|$)")
-_VISION = re.compile(r"(?:^|[._])(?:vision|visual|vit|image|patch)(?=[._]|$)")
-_AUDIO = re.compile(r"(?:^|[._])(?:audio|speech)(?=[._]|$)")
+_LAYER = re.compile(
+    r"(?:^|\.)(?:layers|h|blocks|block|blk|layer|encoders|encoder_layers|self_attends|albert_layer_groups"
+    r"|gated_cross_attn_layers|resblocks)\.(\d+)\."
+)
+_PROJECTOR = re.compile(
+    r"(?:^|[._])(?:(?<!vocab_)projectors?|merger|connector|aligner|deepstack|q_?former|resampler"
+    r"|query_tokens|(?:language|visual|modality|image_to_text)_projection)(?=[._]|$)|^mlp1\."
+)
+_VISION = re.compile(r"(?:^|[._])(?:vision|visual|vit|image|img|video|patch|sam_model|vqmodel)(?=[._]|$)")
+_AUDIO = re.compile(r"(?:^|[._])(?:audio|speech|acoustic|asr|diar|diarization)(?=[._]|$)")
 _DRAFT = re.compile(r"(?:^|\.)mtp(?=[._]|$)")
-
-#: Weights in front of the layers. What it does not match stands behind them: final norm, head, pooler, classifier.
-_BEFORE = re.compile(r"embed(?!_out)|embd|wte|wpe|position_ids|rotary|relative_pe|(?:^|\.)shared\.|_pre\.")
-_HEAD = re.compile(r"(?:^|\.)(?:lm_head|embed_out|output|output_layer)\.weight$")
-_EMBEDDING = re.compile(r"(?:^|\.)(?:embed_tokens|wte|word_embeddings|tok_embeddings|embed_in|embeddings)\.weight$")
+_KINDS = (("projector", _PROJECTOR), ("audio", _AUDIO), ("vision", _VISION), ("draft", _DRAFT))
 
 
 @dataclass(frozen=True)
@@ -48,8 +50,9 @@ def kind_of(name: str) -> str:
     >>> kind_of("model.visual.blocks.0.norm1.weight"), kind_of("model.layers.0.mlp.up_proj.weight")
     ('vision', 'text')
     """
-    words = (("projector", _PROJECTOR), ("vision", _VISION), ("audio", _AUDIO), ("draft", _DRAFT))
-    return next((kind for kind, pattern in words if pattern.search(name)), "text")
+    layer = layer_of(name)
+    where = layer.stack if layer else name  # an expert for images in a text layer belongs to the text model
+    return next((kind for kind, pattern in _KINDS if pattern.search(where)), "text")
 
 
 def stacks(names: Iterable[str]) -> dict[str, int]:
@@ -76,21 +79,6 @@ def main_stack(names: Iterable[str], layers: int | None = None) -> str | None:
     fitting = {stack: length for stack, length in text.items() if length == layers} or text
     longest = [stack for stack, length in fitting.items() if length == max(fitting.values())]
     return longest[0] if len(longest) == 1 else None
-
-
-def before_layers(name: str) -> bool:
-    """Whether a tensor outside the layers stands in front of them; towers and projectors feed the layers: they do."""
-    return kind_of(name) != "text" or _BEFORE.search(name) is not None
-
-
-def is_head(name: str) -> bool:
-    """Whether a tensor is the output projection onto the vocabulary."""
-    return kind_of(name) == "text" and _HEAD.search(name) is not None
-
-
-def embedding_of(names: Iterable[str]) -> str | None:
-    """The token embedding, which stands in for the head of a model that ties them."""
-    return next((name for name in names if kind_of(name) == "text" and _EMBEDDING.search(name)), None)
 
 
 def module_names(keys: Iterable[str], names: Iterable[str]) -> dict[str, list[str]]:

@@ -7,6 +7,7 @@ from typing import Any
 
 from ..io.safetensors import StoredTensor
 from ..io.weights import Weights
+from .config_keys import VOCABULARY_SIZES, text_part, text_path, vocabulary_size, with_text_part
 from .groups import group_of
 
 
@@ -27,14 +28,6 @@ def token_tensors(source: Weights) -> frozenset[str]:
     return frozenset((*matrices, *(name for name in biases if group_of(name) == "head")))
 
 
-def vocabulary_size(config: Mapping[str, Any]) -> int | None:
-    """``vocab_size`` of the text model."""
-    text = config.get("text_config")
-    found = text.get("vocab_size") if isinstance(text, Mapping) else None
-    found = config.get("vocab_size") if found is None else found
-    return found if isinstance(found, int) else None
-
-
 def with_vocabulary(config: Mapping[str, Any], rows: int) -> dict[str, Any]:
     """The keys of a config to change for a vocabulary of ``rows``, wherever the size stands.
 
@@ -45,11 +38,13 @@ def with_vocabulary(config: Mapping[str, Any], rows: int) -> dict[str, Any]:
     """
     old = vocabulary_size(config)
     changed = {key: value for key, value in _resized(config, old, rows).items() if value != config[key]}
-    if "vocab_size" in config:
-        return {**changed, "vocab_size": rows} if changed.get("vocab_size") is None else changed
+    outside = [key for key in VOCABULARY_SIZES if key in config]
+    if outside:
+        return {**changed, **dict.fromkeys(outside, rows)}
     if old is None and config:  # left to the default of its class, which no longer holds
-        text = config.get("text_config")
-        return {"text_config": {**text, "vocab_size": rows}} if isinstance(text, Mapping) else {"vocab_size": rows}
+        text = {**text_part(config), "vocab_size": rows}
+        key = next(iter(text_path(config)), "vocab_size")
+        return {key: with_text_part(config, text)[key]}
     return changed
 
 
@@ -58,7 +53,7 @@ def _resized(config: Mapping[str, Any], old: int | None, rows: int) -> dict[str,
         key: _resized(value, old, rows)
         if isinstance(value, Mapping)
         else rows
-        if key == "vocab_size" and value == old
+        if key in VOCABULARY_SIZES and value == old
         else value
         for key, value in config.items()
     }

@@ -15,6 +15,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ..anatomy.config_keys import max_positions
 from ..errors import WeightopsError
 from .judge import Guard
 from .metrics import Scores, score
@@ -301,7 +302,7 @@ def _f1_at(truth: NDArray[np.bool_], found: Sequence[Track], threshold: float, l
 
 
 def _check_lengths(guard: Guard, rows: Sequence[Row]) -> None:
-    most = getattr(guard.model.config.get_text_config(), "max_position_embeddings", None) or math.inf
+    most = max_positions(guard.model.config.to_dict()) or math.inf
     lengths = [len(ids) for ids in guard.frame.rows([row.text for row in rows])]
     faults = [f"row {at}: {length} tokens with what the guard asks, and the model reads {most}; shorten or drop it"
               for at, length in enumerate(lengths, 1) if length > most]  # fmt: skip
