@@ -21,9 +21,10 @@ from ..engine.jobs import Job, LowRank, Term
 from ..engine.plan import DEFAULT_SHARD, Plan, make_plan
 from ..errors import WeightopsError
 from ..io.adapter import Adapter
+from ..io.companions import GUARD_CARD
 from ..io.weights import Weights
 from ..output.modelcard import Card
-from ..output.save import GUARD_CARD, Package, save
+from ..output.save import Package, save
 from .rules import AlgebraError, Rule, Scale, Selector
 
 if TYPE_CHECKING:

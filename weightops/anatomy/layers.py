@@ -1,4 +1,8 @@
-"""Where a tensor stands, read from its name: which stack of layers, which layer, before or after the layers."""
+"""Which layer a tensor belongs to, and which kind of model inside the model, both read from its name.
+
+A stack is a list of layers with a common prefix, such as ``model.layers.``. A model of several parts has several: the
+text model's, a vision tower's, an encoder's and a decoder's.
+"""
 
 from __future__ import annotations
 
@@ -34,7 +38,7 @@ class LayerName:
 
 
 def layer_of(name: str) -> LayerName | None:
-    """The layer a tensor belongs to, or ``None`` outside the layers. Of nested numbers the outermost counts.
+    """The layer a tensor belongs to, or ``None`` outside the layers; of a list inside a list, the outer one counts.
 
     >>> layer_of("model.layers.3.mlp.up_proj.weight")
     LayerName(stack='model.layers.', index=3, rest='mlp.up_proj.weight')
@@ -45,7 +49,11 @@ def layer_of(name: str) -> LayerName | None:
 
 
 def kind_of(name: str) -> str:
-    """``projector``, ``vision``, ``audio``, ``draft`` (multi-token prediction) or ``text``, by the words in a name.
+    """Which model inside the model a tensor or a stack belongs to, by the words in its name.
+
+    Returns:
+        ``text``, ``vision``, ``audio``, ``projector`` (what turns the output of a tower into input of the text model)
+        or ``draft`` (blocks that predict further tokens). A name without such a word belongs to the text model.
 
     >>> kind_of("model.visual.blocks.0.norm1.weight"), kind_of("model.layers.0.mlp.up_proj.weight")
     ('vision', 'text')
@@ -56,7 +64,7 @@ def kind_of(name: str) -> str:
 
 
 def stacks(names: Iterable[str]) -> dict[str, int]:
-    """Each stack of layers and its length, the unbroken run of indices from 0."""
+    """Each stack of layers by its prefix, with its length: how many indices from 0 on are there without a gap."""
     indices: dict[str, set[int]] = {}
     for name in names:
         if place := layer_of(name):
@@ -65,14 +73,14 @@ def stacks(names: Iterable[str]) -> dict[str, int]:
 
 
 def main_stack(names: Iterable[str], layers: int | None = None) -> str | None:
-    """The stack that ``layer_range`` counts in: the text layers, else the longest run.
+    """The stack that ``layer_range`` of a merge counts in: the text model's, else the longest.
 
     Args:
         names: The tensors of a model, or of one module of it.
-        layers: ``num_hidden_layers`` of its config; decides between several text stacks.
+        layers: The number of layers in its config; decides between several stacks of text.
 
     Returns:
-        The stack's prefix, or ``None`` where there is none or two are alike (an encoder and a decoder).
+        The stack's prefix, or ``None`` where there is no stack, or two of one length (an encoder and a decoder).
     """
     found = {stack: length for stack, length in stacks(names).items() if length}
     text = {stack: length for stack, length in found.items() if kind_of(stack) == "text"} or found
@@ -82,7 +90,7 @@ def main_stack(names: Iterable[str], layers: int | None = None) -> str | None:
 
 
 def module_names(keys: Iterable[str], names: Iterable[str]) -> dict[str, list[str]]:
-    """Which tensors each key under ``modules`` speaks about; tensors of no key come under the empty key.
+    """The tensors that each key under ``modules`` of a merge names; what no key names comes under the empty key.
 
     A key is part of the tensors' names (``vision_tower``, ``model.layers``), or mergekit's name for a kind of part
     (``text_decoder``, ``multi_modal_projector``), or ``default`` for what no other key takes.

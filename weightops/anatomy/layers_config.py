@@ -1,7 +1,7 @@
-"""A model's ``config.json`` after its layers were cut, doubled or stacked anew.
+"""A model's ``config.json`` after its layers were cut, repeated or put in another order.
 
-Lists with an entry for each layer follow their layers, lists of layer numbers are counted anew, and what a config says
-by a period ("every sixth layer is global") is either written out or refused where the new order breaks it.
+Lists with an entry for each layer follow their layers, lists of layer numbers get the new numbers, and a rule such as
+"every sixth layer is global" is written out as a list, or refused where the new order breaks it.
 """
 
 from __future__ import annotations

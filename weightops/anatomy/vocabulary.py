@@ -1,4 +1,4 @@
-"""What follows a vocabulary through a model: the tensors with a row a token, and the sizes in its config."""
+"""What grows and shrinks with a model's vocabulary: the tensors with a row for each token, and sizes in its config."""
 
 from __future__ import annotations
 
@@ -12,16 +12,18 @@ from .groups import group_of
 
 
 def vocabulary_tensors(source: Weights) -> list[StoredTensor]:
-    """The matrices with a row a token: embeddings and an untied head."""
-    found = [t for name, t in source.tensors.items() if group_of(name) in ("embedding", "head") and len(t.shape) == 2]
-    sized = [tensor for tensor in found if tensor.shape[0] == vocabulary_size(source.config)]
-    # without a size to go by, the longest: position embeddings are shorter
-    longest = max((tensor.shape[0] for tensor in found), default=0)
-    return sized or [tensor for tensor in found if tensor.shape[0] == longest]
+    """The matrices with a row for each token: embeddings, and a head that is not tied to them."""
+    matrices = [
+        t for name, t in source.tensors.items() if len(t.shape) == 2 and group_of(name) in ("embedding", "head")
+    ]
+    sized = [tensor for tensor in matrices if tensor.shape[0] == vocabulary_size(source.config)]
+    # a config without a size: the longest, as tables of positions are shorter
+    longest = max((tensor.shape[0] for tensor in matrices), default=0)
+    return sized or [tensor for tensor in matrices if tensor.shape[0] == longest]
 
 
 def token_tensors(source: Weights) -> frozenset[str]:
-    """The names of all tensors with a row a token, the head's bias among them."""
+    """The names of all tensors with a row, or of a bias with a number, for each token."""
     matrices = {tensor.name: tensor.shape[0] for tensor in vocabulary_tensors(source)}
     rows = set(matrices.values())
     biases = (name for name, t in source.tensors.items() if len(t.shape) == 1 and t.shape[0] in rows)
@@ -29,9 +31,9 @@ def token_tensors(source: Weights) -> frozenset[str]:
 
 
 def with_vocabulary(config: Mapping[str, Any], rows: int) -> dict[str, Any]:
-    """The keys of a config to change for a vocabulary of ``rows``, wherever the size stands.
+    """The keys of a config that change with a vocabulary of ``rows`` tokens, at every place that gives its size.
 
-    A part with a vocabulary of its own, as an audio encoder may have, keeps it.
+    A part with another vocabulary, as an audio encoder may have, keeps its size.
 
     >>> with_vocabulary({"vocab_size": 8, "text_config": {"vocab_size": 8}, "audio_config": {"vocab_size": 5}}, 9)
     {'vocab_size': 9, 'text_config': {'vocab_size': 9}}

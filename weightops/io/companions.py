@@ -15,6 +15,8 @@ SUFFIXES: Final = (".json", ".txt", ".model", ".jinja", ".tiktoken", ".py", ".bp
 LICENCES: Final = ("LICENSE", "LICENCE", "NOTICE")
 #: The folder of chat templates beside the default one.
 TEMPLATE_FOLDER: Final = "additional_chat_templates"
+#: How a guard is asked. Arithmetic on a guard makes another model, so an output gets its own or none.
+GUARD_CARD: Final = "guard.json"
 
 _WEIGHT_INDEX: Final = ".index.json"
 """Says which file holds which tensor; it belongs to the files of weights, which are written anew."""

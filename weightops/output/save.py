@@ -17,15 +17,13 @@ from ..engine.tally import Tally
 from ..errors import WeightopsError
 from ..io.adapter import CONFIG as ADAPTER_CONFIG
 from ..io.adapter import Adapter
-from ..io.companions import companions
+from ..io.companions import GUARD_CARD, companions
 from ..io.folder import INDEX
 from ..io.staging import Staging, output_problems
 from ..io.weights import Weights
 from .modelcard import Card, render
 from .provenance import RECORD, record
 
-GUARD_CARD = "guard.json"
-"""How a guard is asked; what arithmetic makes of a guard is another model, so it does not go along by itself."""
 _LEFT = (RECORD, GUARD_CARD, "trainer_state.json", "training_args.json", ADAPTER_CONFIG)
 """Companion files that describe one set of weights or one training, and not what is made of them."""
 
