@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable
+from functools import lru_cache
 from typing import Final
 
 from .layers import kind_of, layer_of
@@ -68,6 +69,7 @@ _BEFORE: Final = re.compile(
 _BUFFER: Final = re.compile(r"\.(?:rotary_emb\.inv_freq|(?:attn|attention)\.masked_bias|attn\.bias)$")
 
 
+@lru_cache(maxsize=1 << 16)  # the same names are asked for again and again
 def group_of(name: str) -> str:
     """The part of the model that a tensor belongs to, one of :data:`GROUPS`.
 
