@@ -14,7 +14,7 @@ from weightops.recipes.floor.settings import MODEL, Data
 
 
 @dataclass(frozen=True)
-class Source:
+class NamedSource:
     """Something that a recipe names.
 
     Attributes:
@@ -28,7 +28,7 @@ class Source:
     missing: bool = False
 
 
-def sources(recipe: Any) -> list[Source]:
+def sources(recipe: Any) -> list[NamedSource]:
     """Every model, file and data set that a recipe names."""
     return list(_sources(recipe, ()))
 
@@ -38,7 +38,7 @@ def missing(recipe: Any) -> list[Fault]:
     return [Fault(each.place, f"{dotted(each.place)}: {each.state}") for each in sources(recipe) if each.missing]
 
 
-def _sources(settings: Any, place: Place) -> Iterator[Source]:
+def _sources(settings: Any, place: Place) -> Iterator[NamedSource]:
     if isinstance(settings, Data):
         yield from _data(settings, place)
         return
@@ -59,26 +59,28 @@ def _parts(spec: str) -> list[str]:
     return [spec] if Path(spec).expanduser().exists() else spec.split("+", 1)
 
 
-def _model(spec: str, place: Place) -> Source:
+def _model(spec: str, place: Place) -> NamedSource:
     path = Path(spec).expanduser()
     if spec in ALIASES:
-        return Source(place, f"{spec} is an alias of a model in a package; its weights were not opened")
+        return NamedSource(place, f"{spec} is an alias of a model in a package; its weights were not opened")
     if spec and path.is_dir():
         if (path / "config.json").exists() or (path / "adapter_config.json").exists():
-            return Source(place, f"{spec} is a model's folder; its weights were not opened")
-        return Source(place, f"{spec} has no config.json; name a model's folder", missing=True)
+            return NamedSource(place, f"{spec} is a model's folder; its weights were not opened")
+        return NamedSource(place, f"{spec} has no config.json; name a model's folder", missing=True)
     if spec and path.exists():
-        return Source(place, f"{spec} is a file without config and tokenizer; name the model's folder", missing=True)
+        return NamedSource(
+            place, f"{spec} is a file without config and tokenizer; name the model's folder", missing=True
+        )
     if is_hub_id(spec):
-        return Source(place, f"{spec} is no folder here, so it is an id on the hub; that is not checked offline")
-    return Source(place, f"{spec}: no such folder; a hub model is written org/name", missing=True)
+        return NamedSource(place, f"{spec} is no folder here, so it is an id on the hub; that is not checked offline")
+    return NamedSource(place, f"{spec}: no such folder; a hub model is written org/name", missing=True)
 
 
-def _data(data: Data, place: Place) -> Iterator[Source]:
+def _data(data: Data, place: Place) -> Iterator[NamedSource]:
     for number, file in enumerate(data.files):
         if Path(file).is_file():
-            yield Source((*place, "files", number), f"{file} is a file; its rows were not read")
+            yield NamedSource((*place, "files", number), f"{file} is a file; its rows were not read")
         else:
-            yield Source((*place, "files", number), f"{file}: no such file; name yours", missing=True)
+            yield NamedSource((*place, "files", number), f"{file}: no such file; name yours", missing=True)
     if data.hub:
-        yield Source((*place, "hub"), f"{data.hub} is a data set on the hub; that is not checked offline")
+        yield NamedSource((*place, "hub"), f"{data.hub} is a data set on the hub; that is not checked offline")

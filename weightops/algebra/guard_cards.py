@@ -9,10 +9,10 @@ from typing import Any
 
 from ..errors import WeightopsError
 from ..io.adapter import Adapter
+from ..io.companions import GUARD_CARD
 from ..io.folder import read_json
 from ..io.tokenizer import tokenizer_of
 from ..io.weights import Weights
-from ..output.save import GUARD_CARD
 
 
 @dataclass(frozen=True)

@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 
+from ..anatomy.config_keys import ties_embeddings
 from ..errors import WeightopsError, attempt_all
 from ..io import folder as folders
 from ..io.adapter import CONFIG as ADAPTER_CONFIG
@@ -159,7 +160,7 @@ def _converted_if_pickled(folder: Path) -> Path:
     if names & {"pytorch_model.bin", "pytorch_model.bin.index.json"}:
         from ..io.pickled import converted
 
-        return converted(folder)
+        return converted(folder, untied=ties_embeddings(folders.read_json(folder / "config.json")) is False)
     packed = sorted(name for name in names if name.endswith(".gguf"))
     if len(packed) > 1:
         raise WeightopsError(f"{folder}: {len(packed)} GGUF files; name one of them, for example {folder / packed[0]}")

@@ -1,4 +1,8 @@
-"""Where a tensor stands, read from its name: which stack of layers, which layer, before or after the layers."""
+"""Which layer a tensor belongs to, and which kind of model inside the model, both read from its name.
+
+A stack is a list of layers with a common prefix, such as ``model.layers.``. A model of several parts has several: the
+text model's, a vision tower's, an encoder's and a decoder's.
+"""
 
 from __future__ import annotations
 
@@ -6,16 +10,18 @@ import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-_LAYER = re.compile(r"(?:^|\.)(?:layers|h|blocks|block|layer)\.(\d+)\.")
-_PROJECTOR = re.compile(r"(?:^|[._])(?:(?<!vocab_)projector|merger|connector|aligner|deepstack)(?=[._]|$)")
-_VISION = re.compile(r"(?:^|[._])(?:vision|visual|vit|image|patch)(?=[._]|$)")
-_AUDIO = re.compile(r"(?:^|[._])(?:audio|speech)(?=[._]|$)")
+_LAYER = re.compile(
+    r"(?:^|\.)(?:layers|h|blocks|block|blk|layer|encoders|encoder_layers|self_attends|albert_layer_groups"
+    r"|gated_cross_attn_layers|resblocks)\.(\d+)\."
+)
+_PROJECTOR = re.compile(
+    r"(?:^|[._])(?:(?<!vocab_)projectors?|merger|connector|aligner|deepstack|q_?former|resampler"
+    r"|query_tokens|(?:language|visual|modality|image_to_text)_projection)(?=[._]|$)|^mlp1\."
+)
+_VISION = re.compile(r"(?:^|[._])(?:vision|visual|vit|image|img|video|patch|sam_model|vqmodel)(?=[._]|$)")
+_AUDIO = re.compile(r"(?:^|[._])(?:audio|speech|acoustic|asr|diar|diarization)(?=[._]|$)")
 _DRAFT = re.compile(r"(?:^|\.)mtp(?=[._]|$)")
-
-#: Weights in front of the layers. What it does not match stands behind them: final norm, head, pooler, classifier.
-_BEFORE = re.compile(r"embed(?!_out)|embd|wte|wpe|position_ids|rotary|relative_pe|(?:^|\.)shared\.|_pre\.")
-_HEAD = re.compile(r"(?:^|\.)(?:lm_head|embed_out|output|output_layer)\.weight$")
-_EMBEDDING = re.compile(r"(?:^|\.)(?:embed_tokens|wte|word_embeddings|tok_embeddings|embed_in|embeddings)\.weight$")
+_KINDS = (("projector", _PROJECTOR), ("audio", _AUDIO), ("vision", _VISION), ("draft", _DRAFT))
 
 
 @dataclass(frozen=True)
@@ -32,7 +38,7 @@ class LayerName:
 
 
 def layer_of(name: str) -> LayerName | None:
-    """The layer a tensor belongs to, or ``None`` outside the layers. Of nested numbers the outermost counts.
+    """The layer a tensor belongs to, or ``None`` outside the layers; of a list inside a list, the outer one counts.
 
     >>> layer_of("model.layers.3.mlp.up_proj.weight")
     LayerName(stack='model.layers.', index=3, rest='mlp.up_proj.weight')
@@ -43,17 +49,22 @@ def layer_of(name: str) -> LayerName | None:
 
 
 def kind_of(name: str) -> str:
-    """``projector``, ``vision``, ``audio``, ``draft`` (multi-token prediction) or ``text``, by the words in a name.
+    """Which model inside the model a tensor or a stack belongs to, by the words in its name.
+
+    Returns:
+        ``text``, ``vision``, ``audio``, ``projector`` (what turns the output of a tower into input of the text model)
+        or ``draft`` (blocks that predict further tokens). A name without such a word belongs to the text model.
 
     >>> kind_of("model.visual.blocks.0.norm1.weight"), kind_of("model.layers.0.mlp.up_proj.weight")
     ('vision', 'text')
     """
-    words = (("projector", _PROJECTOR), ("vision", _VISION), ("audio", _AUDIO), ("draft", _DRAFT))
-    return next((kind for kind, pattern in words if pattern.search(name)), "text")
+    layer = layer_of(name)
+    where = layer.stack if layer else name  # an expert for images in a text layer belongs to the text model
+    return next((kind for kind, pattern in _KINDS if pattern.search(where)), "text")
 
 
 def stacks(names: Iterable[str]) -> dict[str, int]:
-    """Each stack of layers and its length, the unbroken run of indices from 0."""
+    """Each stack of layers by its prefix, with its length: how many indices from 0 on are there without a gap."""
     indices: dict[str, set[int]] = {}
     for name in names:
         if place := layer_of(name):
@@ -62,14 +73,14 @@ def stacks(names: Iterable[str]) -> dict[str, int]:
 
 
 def main_stack(names: Iterable[str], layers: int | None = None) -> str | None:
-    """The stack that ``layer_range`` counts in: the text layers, else the longest run.
+    """The stack that ``layer_range`` of a merge counts in: the text model's, else the longest.
 
     Args:
         names: The tensors of a model, or of one module of it.
-        layers: ``num_hidden_layers`` of its config; decides between several text stacks.
+        layers: The number of layers in its config; decides between several stacks of text.
 
     Returns:
-        The stack's prefix, or ``None`` where there is none or two are alike (an encoder and a decoder).
+        The stack's prefix, or ``None`` where there is no stack, or two of one length (an encoder and a decoder).
     """
     found = {stack: length for stack, length in stacks(names).items() if length}
     text = {stack: length for stack, length in found.items() if kind_of(stack) == "text"} or found
@@ -78,23 +89,8 @@ def main_stack(names: Iterable[str], layers: int | None = None) -> str | None:
     return longest[0] if len(longest) == 1 else None
 
 
-def before_layers(name: str) -> bool:
-    """Whether a tensor outside the layers stands in front of them; towers and projectors feed the layers: they do."""
-    return kind_of(name) != "text" or _BEFORE.search(name) is not None
-
-
-def is_head(name: str) -> bool:
-    """Whether a tensor is the output projection onto the vocabulary."""
-    return kind_of(name) == "text" and _HEAD.search(name) is not None
-
-
-def embedding_of(names: Iterable[str]) -> str | None:
-    """The token embedding, which stands in for the head of a model that ties them."""
-    return next((name for name in names if kind_of(name) == "text" and _EMBEDDING.search(name)), None)
-
-
 def module_names(keys: Iterable[str], names: Iterable[str]) -> dict[str, list[str]]:
-    """Which tensors each key under ``modules`` speaks about; tensors of no key come under the empty key.
+    """The tensors that each key under ``modules`` of a merge names; what no key names comes under the empty key.
 
     A key is part of the tensors' names (``vision_tower``, ``model.layers``), or mergekit's name for a kind of part
     (``text_decoder``, ``multi_modal_projector``), or ``default`` for what no other key takes.

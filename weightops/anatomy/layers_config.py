@@ -1,7 +1,7 @@
-"""A model's ``config.json`` after its layers were cut, doubled or stacked anew.
+"""A model's ``config.json`` after its layers were cut, repeated or put in another order.
 
-Lists with an entry for each layer follow their layers, lists of layer numbers are counted anew, and what a config says
-by a period ("every sixth layer is global") is either written out or refused where the new order breaks it.
+Lists with an entry for each layer follow their layers, lists of layer numbers get the new numbers, and a rule such as
+"every sixth layer is global" is written out as a list, or refused where the new order breaks it.
 """
 
 from __future__ import annotations
@@ -10,8 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from ..errors import WeightopsError
-
-COUNTS = ("num_hidden_layers", "n_layer", "n_layers", "num_layers")
+from .config_keys import LAYER_COUNTS, layer_count_key, text_part, text_path, with_text_part
 
 #: One entry a layer. Some models give one number for all layers under the same key; that stays as it is.
 PER_LAYER = (
@@ -43,7 +42,6 @@ AS_LIST = {
     "full_attention_interval": ("layer_types", "full_attention", "linear_attention"),
     "no_rope_layer_interval": ("no_rope_layers", 0, 1),
 }
-_TEXT = ("text_config", "llm_config", "language_config")
 
 
 def relayer_config(config: Mapping[str, Any], source_layers: Sequence[int]) -> dict[str, Any]:
@@ -73,19 +71,20 @@ def relayer_configs(configs: Sequence[Mapping[str, Any]], source_layers: Sequenc
     Raises:
         WeightopsError: as :func:`relayer_config`; also two configs of different forms.
     """
-    part = next((key for key in _TEXT if isinstance(configs[0].get(key), Mapping)), None)
-    if part is not None and _count_key(configs[0][part]) is not None:
-        inner = [config.get(part) for config in configs]
-        if not all(isinstance(one, Mapping) for one in inner):
-            raise WeightopsError(f"config.json: only some of the stacked models have {part}; stack models of one kind")
-        return {**configs[0], part: _relayer([one for one in inner if isinstance(one, Mapping)], source_layers)}
-    return _relayer(configs, source_layers)
+    path = text_path(configs[0])
+    if not path or layer_count_key(text_part(configs[0])) is None:
+        return _relayer(configs, source_layers)
+    if any(text_path(config) != path for config in configs):
+        where = ".".join(path)
+        raise WeightopsError(f"config.json: only some of the stacked models have {where}; stack models of one kind")
+    return with_text_part(configs[0], _relayer([text_part(config) for config in configs], source_layers))
 
 
 def _relayer(configs: Sequence[Mapping[str, Any]], source_layers: Sequence[tuple[int, int]]) -> dict[str, Any]:
-    first, count_key = configs[0], _count_key(configs[0])
+    first, count_key = configs[0], layer_count_key(configs[0])
     if count_key is None:
-        raise WeightopsError(f"config.json: none of {', '.join(COUNTS)} is there; the number of layers is unknown")
+        keys = ", ".join(LAYER_COUNTS)
+        raise WeightopsError(f"config.json: the number of layers is unknown; add one of the keys {keys}")
     old = int(first[count_key])
     if list(source_layers) == [(0, layer) for layer in range(old)]:
         return dict(first)
@@ -97,10 +96,6 @@ def _relayer(configs: Sequence[Mapping[str, Any]], source_layers: Sequence[tuple
     if isinstance(new.get("max_window_layers"), int):
         new["max_window_layers"] = min(new["max_window_layers"], len(source_layers))
     return new
-
-
-def _count_key(config: Mapping[str, Any]) -> str | None:
-    return next((key for key in COUNTS if isinstance(config.get(key), int)), None)
 
 
 def _refuse_shared(configs: Sequence[Mapping[str, Any]]) -> None:
@@ -115,7 +110,7 @@ def _refuse_shared(configs: Sequence[Mapping[str, Any]]) -> None:
 
 def _write_out(config: Mapping[str, Any], source_layers: Sequence[tuple[int, int]]) -> dict[str, Any]:
     """Name each layer's kind where the config only gives a period or a border, and layers no longer run in order."""
-    count_key = _count_key(config)
+    count_key = layer_count_key(config)
     if count_key is None or [layer for _, layer in source_layers] == list(range(len(source_layers))):
         return dict(config)
     numbers, new = range(int(config[count_key])), dict(config)

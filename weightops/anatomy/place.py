@@ -1,4 +1,4 @@
-"""Where a tensor stands in a model: what layer-wise methods look at."""
+"""The place of a tensor in its model, for merge methods that treat layers differently."""
 
 from __future__ import annotations
 
@@ -7,7 +7,13 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Place:
-    """A tensor's name, and its layer of how many (``None`` outside the layers)."""
+    """A tensor's place.
+
+    Attributes:
+        name: The tensor's name in the output.
+        layer: Its layer, counted from 0; ``None`` outside the layers.
+        layers: How many layers its stack has; 0 outside the layers.
+    """
 
     name: str
     layer: int | None = None

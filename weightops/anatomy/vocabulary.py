@@ -1,4 +1,4 @@
-"""What follows a vocabulary through a model: the tensors with a row a token, and the sizes in its config."""
+"""What grows and shrinks with a model's vocabulary: the tensors with a row for each token, and sizes in its config."""
 
 from __future__ import annotations
 
@@ -7,49 +7,46 @@ from typing import Any
 
 from ..io.safetensors import StoredTensor
 from ..io.weights import Weights
+from .config_keys import VOCABULARY_SIZES, text_part, text_path, vocabulary_size, with_text_part
 from .groups import group_of
 
 
 def vocabulary_tensors(source: Weights) -> list[StoredTensor]:
-    """The matrices with a row a token: embeddings and an untied head."""
-    found = [t for name, t in source.tensors.items() if group_of(name) in ("embedding", "head") and len(t.shape) == 2]
-    sized = [tensor for tensor in found if tensor.shape[0] == vocabulary_size(source.config)]
-    # without a size to go by, the longest: position embeddings are shorter
-    longest = max((tensor.shape[0] for tensor in found), default=0)
-    return sized or [tensor for tensor in found if tensor.shape[0] == longest]
+    """The matrices with a row for each token: embeddings, and a head that is not tied to them."""
+    matrices = [
+        t for name, t in source.tensors.items() if len(t.shape) == 2 and group_of(name) in ("embedding", "head")
+    ]
+    sized = [tensor for tensor in matrices if tensor.shape[0] == vocabulary_size(source.config)]
+    # a config without a size: the longest, as tables of positions are shorter
+    longest = max((tensor.shape[0] for tensor in matrices), default=0)
+    return sized or [tensor for tensor in matrices if tensor.shape[0] == longest]
 
 
 def token_tensors(source: Weights) -> frozenset[str]:
-    """The names of all tensors with a row a token, the head's bias among them."""
+    """The names of all tensors with a row, or of a bias with a number, for each token."""
     matrices = {tensor.name: tensor.shape[0] for tensor in vocabulary_tensors(source)}
     rows = set(matrices.values())
     biases = (name for name, t in source.tensors.items() if len(t.shape) == 1 and t.shape[0] in rows)
     return frozenset((*matrices, *(name for name in biases if group_of(name) == "head")))
 
 
-def vocabulary_size(config: Mapping[str, Any]) -> int | None:
-    """``vocab_size`` of the text model."""
-    text = config.get("text_config")
-    found = text.get("vocab_size") if isinstance(text, Mapping) else None
-    found = config.get("vocab_size") if found is None else found
-    return found if isinstance(found, int) else None
-
-
 def with_vocabulary(config: Mapping[str, Any], rows: int) -> dict[str, Any]:
-    """The keys of a config to change for a vocabulary of ``rows``, wherever the size stands.
+    """The keys of a config that change with a vocabulary of ``rows`` tokens, at every place that gives its size.
 
-    A part with a vocabulary of its own, as an audio encoder may have, keeps it.
+    A part with another vocabulary, as an audio encoder may have, keeps its size.
 
     >>> with_vocabulary({"vocab_size": 8, "text_config": {"vocab_size": 8}, "audio_config": {"vocab_size": 5}}, 9)
     {'vocab_size': 9, 'text_config': {'vocab_size': 9}}
     """
     old = vocabulary_size(config)
     changed = {key: value for key, value in _resized(config, old, rows).items() if value != config[key]}
-    if "vocab_size" in config:
-        return {**changed, "vocab_size": rows} if changed.get("vocab_size") is None else changed
+    outside = [key for key in VOCABULARY_SIZES if key in config]
+    if outside:
+        return {**changed, **dict.fromkeys(outside, rows)}
     if old is None and config:  # left to the default of its class, which no longer holds
-        text = config.get("text_config")
-        return {"text_config": {**text, "vocab_size": rows}} if isinstance(text, Mapping) else {"vocab_size": rows}
+        text = {**text_part(config), "vocab_size": rows}
+        key = next(iter(text_path(config)), "vocab_size")
+        return {key: with_text_part(config, text)[key]}
     return changed
 
 
@@ -58,7 +55,7 @@ def _resized(config: Mapping[str, Any], old: int | None, rows: int) -> dict[str,
         key: _resized(value, old, rows)
         if isinstance(value, Mapping)
         else rows
-        if key == "vocab_size" and value == old
+        if key in VOCABULARY_SIZES and value == old
         else value
         for key, value in config.items()
     }

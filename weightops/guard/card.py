@@ -9,11 +9,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..errors import WeightopsError
+from ..io.companions import GUARD_CARD
 
 if TYPE_CHECKING:
     from ..algebra.checkpoint import Checkpoint
 
-NAME = "guard.json"
+NAME = GUARD_CARD
 TEXT = "{text}"
 """Where the judged text goes in a card's template."""
 

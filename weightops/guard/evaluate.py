@@ -12,6 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
+from ..anatomy.config_keys import max_positions
 from ..errors import WeightopsError
 from ..io.progress import Progress
 from ..rows.labelled import LabelledText
@@ -237,7 +238,7 @@ def _f1_at(truth: NDArray[np.bool_], found: Sequence[Track], threshold: float, l
 
 
 def _check_lengths(guard: Guard, rows: Sequence[LabelledText]) -> None:
-    most = getattr(guard.model.config.get_text_config(), "max_position_embeddings", None) or math.inf
+    most = max_positions(guard.model.config.to_dict()) or math.inf
     lengths = [len(ids) for ids in guard.frame.rows([row.text for row in rows])]
     faults = [
         f"{row.place or f'row {at}'}: {length} tokens with what the guard asks, and the model reads {most}; "

@@ -30,7 +30,7 @@ _FACTOR = re.compile(r"^(?P<module>.+)\.lora_(?P<embedding>embedding_)?(?P<side>
 
 
 @dataclass(frozen=True)
-class Update:
+class LowRankUpdate:
     """One module's factors: scale * left @ right, or its transpose, is added to ``{module}.weight``."""
 
     left: StoredTensor
@@ -50,7 +50,7 @@ class Adapter:
 
     spec: str
     folder: Path
-    updates: Mapping[str, Update]
+    updates: Mapping[str, LowRankUpdate]
     replaced: Mapping[str, StoredTensor] = field(default_factory=dict)
 
     @property
@@ -143,7 +143,9 @@ def _sort(
     return factors, replaced
 
 
-def _update(config: Mapping[str, Any], module: str, sides: Mapping[str, StoredTensor], embedding: bool) -> Update:
+def _update(
+    config: Mapping[str, Any], module: str, sides: Mapping[str, StoredTensor], embedding: bool
+) -> LowRankUpdate:
     """PEFT stores A as [rank, in], B as [out, rank]; an embedding's update is (B @ A) transposed, as is a Conv1D's."""
     shapes = [sides[side].shape for side in "AB"]
     if any(len(shape) != 2 for shape in shapes) or shapes[0][0] != shapes[1][1] or not shapes[0][0]:
@@ -155,7 +157,7 @@ def _update(config: Mapping[str, Any], module: str, sides: Mapping[str, StoredTe
     rank = shapes[0][0]
     alpha = _by_pattern(config.get("alpha_pattern"), module, config.get("lora_alpha", 8))
     scale = alpha / (math.sqrt(rank) if config.get("use_rslora") else rank)
-    return Update(sides["B"], sides["A"], scale, embedding or bool(config.get("fan_in_fan_out")))
+    return LowRankUpdate(sides["B"], sides["A"], scale, embedding or bool(config.get("fan_in_fan_out")))
 
 
 def _by_pattern(patterns: Mapping[str, float] | None, module: str, default: float) -> float:

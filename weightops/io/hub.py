@@ -6,9 +6,9 @@ import re
 from pathlib import Path
 
 from ..errors import WeightopsError
+from .companions import download_patterns
 
 _ID = re.compile(r"^(?P<repo>[\w.-]+/[\w.-]+)(?:@(?P<revision>[\w./-]+))?$")
-_BESIDE = ["*.json", "*.txt", "*.model", "*.jinja", "*.tiktoken"]
 
 
 def is_hub_id(spec: str) -> bool:
@@ -32,12 +32,12 @@ def download(spec: str) -> Path:
         RevisionNotFoundError,
     )
 
-    match = _ID.match(spec)
+    match, beside = _ID.match(spec), download_patterns()
     repo, revision = (match["repo"], match["revision"]) if match else (spec, None)
     try:
-        folder = Path(snapshot_download(repo, revision=revision, allow_patterns=[*_BESIDE, "*.safetensors"]))
+        folder = Path(snapshot_download(repo, revision=revision, allow_patterns=[*beside, "*.safetensors"]))
         if not any(folder.glob("*.safetensors")):
-            snapshot_download(repo, revision=revision, allow_patterns=[*_BESIDE, "*.bin"])
+            snapshot_download(repo, revision=revision, allow_patterns=[*beside, "*.bin"])
     except GatedRepoError as error:
         raise WeightopsError(
             f"{spec}: the hub asks for permission; accept the model's terms there and run `hf auth login`"

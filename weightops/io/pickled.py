@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..errors import WeightopsError
 from .cache import cached, entry_name, stamp
+from .companions import companions
 from .folder import INDEX, SINGLE, plain_file, read_json
 from .progress import Progress
 from .safetensors import build_header
@@ -18,14 +19,11 @@ from .safetensors import build_header
 if TYPE_CHECKING:
     from torch import Tensor
 
-VERSION = 1
+VERSION = 2
 """Raised when the conversion changes, so that no old entry is taken for a new one."""
 
 PICKLED_SINGLE = "pytorch_model.bin"
 PICKLED_INDEX = "pytorch_model.bin.index.json"
-
-_COPIED = (".json", ".txt", ".jinja", ".model", ".tiktoken", ".py", ".md")
-"""What makes a folder of weights a model; anything else beside the weights is left where it is."""
 
 
 def is_pickled(path: Path) -> bool:
@@ -37,15 +35,16 @@ def is_pickled(path: Path) -> bool:
     return path.suffix in (".bin", ".pt", ".pth")
 
 
-def converted(path: Path) -> Path:
+def converted(path: Path, *, untied: bool = False) -> Path:
     """Pickled weights as safetensors, every dtype kept.
 
     They are converted on first use and then found again by the files' paths, sizes and times of change. A name that
-    only repeats another's data (tied weights) is written once, under the first name in the file, unless ``config.json``
-    says that the weights are not tied; a bare file has no config, so there every name is written.
+    only repeats another's data (tied weights) is written once, under the first name in the file, unless the model does
+    not tie its weights; of a bare file, which has no config that could say so, every name is written.
 
     Args:
         path: A model folder, or a bare ``.bin``, ``.pt`` or ``.pth`` file.
+        untied: Whether the folder's config says that head and embedding are two.
 
     Returns:
         A complete Hugging Face folder for a folder; a ``.safetensors`` file for a file.
@@ -59,9 +58,9 @@ def converted(path: Path) -> Path:
             raise WeightopsError(f"{path}: no such file; name a .bin or .pt file, or a model folder")
         name = entry_name(path.stem, stamp([path], VERSION))
         return cached("pickled", name, lambda to: _convert_file(path, to)) / SINGLE
-    shards, beside = _shards(path), _beside(path)
+    shards, beside = _shards(path), companions(path)
     name = entry_name(path.name, stamp([*shards, *beside], VERSION))
-    return cached("pickled", name, lambda to: _convert_folder(path, shards, beside, to))
+    return cached("pickled", name, lambda to: _convert_folder(path, shards, beside, to, untied))
 
 
 def _convert_file(file: Path, to: Path) -> None:
@@ -77,15 +76,11 @@ def _shards(folder: Path) -> list[Path]:
     return [plain_file(folder, shard, PICKLED_INDEX) for shard in sorted(set(placed.values()))]
 
 
-def _beside(folder: Path) -> list[Path]:
-    files = (file for file in sorted(folder.iterdir()) if file.suffix in _COPIED and file.is_file())
-    return [file for file in files if not file.name.endswith(".index.json")]
-
-
-def _convert_folder(folder: Path, shards: list[Path], beside: list[Path], to: Path) -> None:
+def _convert_folder(folder: Path, shards: list[Path], beside: list[Path], to: Path, untied: bool) -> None:
     for file in beside:
-        shutil.copyfile(file, to / file.name)
-    tied = read_json(folder / "config.json").get("tie_word_embeddings") is not False
+        copy = to / file.relative_to(folder)
+        copy.parent.mkdir(exist_ok=True)
+        shutil.copyfile(file, copy)
     names = [SINGLE] if len(shards) == 1 else _numbered(len(shards))
     placed: dict[str, str] = {}
     bytes_written = 0
@@ -94,7 +89,7 @@ def _convert_folder(folder: Path, shards: list[Path], beside: list[Path], to: Pa
             tensors = _read(shard)
             if twice := sorted(placed.keys() & tensors.keys()):
                 raise WeightopsError(f"{shard}: {twice[0]} is in another shard too; download the model again")
-            tensors = _without_repeats(tensors) if tied else tensors
+            tensors = tensors if untied else _without_repeats(tensors)
             bytes_written += _write(tensors, to / name)
             placed |= dict.fromkeys(tensors, name)
             bar.update()

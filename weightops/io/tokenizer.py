@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from ..errors import WeightopsError
+from .companions import TEMPLATE_FOLDER
 from .folder import read_json
 from .quiet import quiet_transformers
 from .weights import Weights
@@ -22,7 +23,10 @@ OLDER: Final = (
     *("tokenizer.model", "spiece.model", "sentencepiece.bpe.model", "vocab.json", "vocab.txt", "merges.txt"),
     *("added_tokens.json", "tekken.json"),
 )
-TEMPLATES: Final = ("chat_template.jinja", "chat_template.json", "additional_chat_templates/*.jinja")
+#: The chat template; where a processor of older transformers keeps it, which goes before; and further ones by name.
+TEMPLATE: Final = "chat_template.jinja"
+OLDER_TEMPLATE: Final = "chat_template.json"
+TEMPLATES: Final = (TEMPLATE, OLDER_TEMPLATE, f"{TEMPLATE_FOLDER}/*.jinja")
 #: Every file that belongs to a tokenizer, as patterns.
 FILES: Final = (TOKENIZER, SETTINGS, "special_tokens_map.json", "*.tiktoken", *OLDER, *TEMPLATES)
 

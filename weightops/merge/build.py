@@ -13,7 +13,8 @@ import numpy.typing as npt
 from .. import dtypes
 from ..algebra.changes import misfits
 from ..algebra.checkpoint import Checkpoint, lower, sources
-from ..anatomy.layers import embedding_of
+from ..anatomy.config_keys import layer_count, ties_embeddings
+from ..anatomy.groups import embedding_of, is_head
 from ..anatomy.layers_config import relayer_configs
 from ..anatomy.place import Place
 from ..anatomy.vocabulary import token_tensors
@@ -276,11 +277,11 @@ def _place(tensor: OutputTensor) -> Place:
 
 def _tensors(checkpoint: Checkpoint) -> ModelTensors:
     config = checkpoint.source.config
-    text = next((config[key] for key in ("text_config", "llm_config", "language_config") if key in config), config)
-    layers = next((text[key] for key in ("num_hidden_layers", "n_layer", "num_layers") if key in text), None)
     shapes = {name: tensor.shape for name, tensor in checkpoint.source.tensors.items()}
-    tied = bool(config.get("tie_word_embeddings", text.get("tie_word_embeddings", False)))
-    return ModelTensors(shapes, layers, tied)
+    tied = ties_embeddings(config)
+    if tied is None:  # left to the default of its class, which its tensors show
+        tied = not any(map(is_head, shapes))
+    return ModelTensors(shapes, layer_count(config), tied)
 
 
 def _overlaid(changed: Mapping[str, Any], update: Mapping[str, Any], before: Mapping[str, Any]) -> dict[str, Any]:

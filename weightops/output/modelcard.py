@@ -10,12 +10,10 @@ from typing import Any
 import yaml
 
 from ..io.adapter import Adapter
+from ..io.gguf import ALIASES
 from ..io.hub import is_hub_id
 from ..io.weights import Weights
 from ..version import __version__
-
-#: What the hub calls the models that have an alias here.
-_HUB_NAMES = {"smollm2-135m-instruct": "HuggingFaceTB/SmolLM2-135M-Instruct"}
 
 
 @dataclass(frozen=True)
@@ -74,7 +72,7 @@ def _hub_names(sources: Iterable[Weights | Adapter]) -> Iterable[str]:
     """The sources by the names the hub has for them; a local folder has none, and a guess would link to a stranger."""
     for source in sources:
         local = isinstance(source, Weights) and source.revision is None
-        if source.spec in _HUB_NAMES:
-            yield _HUB_NAMES[source.spec]
+        if source.spec in ALIASES:
+            yield ALIASES[source.spec].hub
         elif is_hub_id(source.spec) and not local:
             yield source.spec.split("@")[0]

@@ -13,7 +13,9 @@ from ..engine.execute import default_threads, execute
 from ..engine.plan import DEFAULT_MEMORY, Plan
 from ..engine.tally import Tally
 from ..errors import WeightopsError
+from ..io.adapter import CONFIG as ADAPTER_CONFIG
 from ..io.adapter import Adapter
+from ..io.companions import GUARD_CARD, companions
 from ..io.folder import INDEX
 from ..io.progress import Progress
 from ..io.staging import Staging, output_problems
@@ -21,19 +23,8 @@ from ..io.weights import Weights
 from .modelcard import Card, render
 from .provenance import RECORD, record
 
-#: Small files that go with a model whatever they are called.
-_CARRIED = (".json", ".txt", ".model", ".jinja", ".tiktoken", ".py", ".bpe", ".spm")
-GUARD_CARD = "guard.json"
-"""How a guard is asked; what arithmetic makes of a guard is another model, so it does not go along by itself."""
-_LEFT = (
-    INDEX,
-    RECORD,
-    "pytorch_model.bin.index.json",
-    GUARD_CARD,
-    "trainer_state.json",
-    "training_args.json",
-    "adapter_config.json",
-)
+_LEFT = (RECORD, GUARD_CARD, "trainer_state.json", "training_args.json", ADAPTER_CONFIG)
+"""Companion files that describe one set of weights or one training, and not what is made of them."""
 
 
 @dataclass(frozen=True)
@@ -142,17 +133,12 @@ def _files(plan: Plan, package: Package, tally: Tally) -> dict[str, bytes]:
     return files
 
 
-def _is_carried(name: str) -> bool:
-    return name not in _LEFT and (name.endswith(_CARRIED) or name.upper().startswith(("LICENSE", "NOTICE")))
-
-
 def carried_files(folder: Path | None) -> dict[str, bytes]:
     """A model folder's small files: configuration, tokenizer, templates, its own code, its licence."""
     if folder is None:
         return {}
-    files = [path for path in sorted(folder.iterdir()) if _is_carried(path.name)]
-    files += sorted((folder / "additional_chat_templates").glob("*.jinja"))
-    return {str(path.relative_to(folder)): path.read_bytes() for path in files if path.is_file()}
+    files = [path for path in companions(folder) if path.name not in _LEFT]
+    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in files}
 
 
 def _dtype_keys(plan: Plan, model: Weights) -> dict[str, str]:

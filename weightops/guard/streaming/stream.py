@@ -14,6 +14,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from ...anatomy.config_keys import max_positions
 from ...errors import WeightopsError
 from ..judge import Guard
 from ..prompt import Frame
@@ -210,8 +211,7 @@ class _Reader:
     def __init__(self, guard: Guard) -> None:
         self.guard, self.frame = guard, guard.frame
         empty, short = self.frame.rows(["", "a b"])
-        config = guard.model.config.get_text_config()
-        self.most_tokens: int = getattr(config, "max_position_embeddings", None) or 2**31
+        self.most_tokens: int = max_positions(guard.model.config.to_dict()) or 2**31
         self.empty_length = len(empty)
         self.settles = _blanks_divide(guard.tokenizer)
         self.head, self.head_length = Kept(), 0

@@ -10,11 +10,10 @@ from ...errors import WeightopsError
 from ...io.faults import Faults
 from ...io.yaml_lines import Entry, Node
 from ...ops.registry import nearest
+from ..tokens.chat_template import TEMPLATES
 from .schema import reference
 
 T = TypeVar("T")
-
-CHAT_TEMPLATES = ("alpaca", "chatml", "exaone", "llama3", "mistral")
 
 
 def read_key(
@@ -103,8 +102,8 @@ def dtype_name(node: Node, faults: Faults) -> str | None:
 
 def chat_template(node: Node, faults: Faults) -> str | None:
     template = text(node, faults)
-    if template and template not in ("auto", *CHAT_TEMPLATES) and (len(template) < 20 or "{" not in template):
-        faults.add(node.line, f"chat_template is auto, one of {', '.join(CHAT_TEMPLATES)}, or a Jinja template")
+    if template and template not in ("auto", *TEMPLATES) and (len(template) < 20 or "{" not in template):
+        faults.add(node.line, f"chat_template is auto, one of {', '.join(sorted(TEMPLATES))}, or a Jinja template")
     return template
 
 

@@ -10,7 +10,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from ...anatomy.layers import embedding_of, is_head, layer_of
+from ...anatomy.groups import embedding_of, is_buffer, is_head
+from ...anatomy.layers import layer_of
 from ...errors import WeightopsError
 from ...io.faults import Faults
 from ...ops import registry
@@ -142,14 +143,9 @@ def _check_extra(
         layers = {(place.stack, place.index) for name in names if (place := layer_of(name))}
         for name in models[model].shapes:
             place = layer_of(name)
-            if place and (place.stack, place.index) in layers and name not in names and not _is_buffer(name):
+            if place and (place.stack, place.index) in layers and name not in names and not is_buffer(name):
                 faults.add(line, f"{model} has {name}, which the other inputs lack; they must share one architecture")
                 break
-
-
-def _is_buffer(name: str) -> bool:
-    """Tables that old checkpoints carry along; models compute them."""
-    return name.endswith((".rotary_emb.inv_freq", ".attn.masked_bias", ".attention.masked_bias", ".attn.bias"))
 
 
 # --- settings --------------------------------------------------------------------------------------------------------

@@ -9,7 +9,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
-from ...anatomy.layers import before_layers, kind_of, layer_of, main_stack, module_names, stacks
+from ...anatomy.groups import before_layers
+from ...anatomy.layers import kind_of, layer_of, main_stack, module_names, stacks
 from ...io.faults import Faults
 from ...ops.registry import nearest
 from ..config.schema import Group, InputModel, MergeConfig

@@ -10,13 +10,10 @@ from pathlib import Path
 from typing import Any
 
 from ...errors import WeightopsError
+from ...io.companions import TEMPLATE_FOLDER
 from ...io.folder import read_json
-from ...io.tokenizer import SETTINGS
+from ...io.tokenizer import OLDER_TEMPLATE, SETTINGS, TEMPLATE
 from ...io.weights import Weights
-
-FILE = "chat_template.jinja"
-#: Where a processor of older transformers keeps its template; it goes before the file above and must not contradict it.
-OLDER = "chat_template.json"
 
 _MARKER = re.compile(r"<\|[\w ]+?\|>|\[\|[\w ]+?\|\]")
 
@@ -87,9 +84,9 @@ def template_of(source: Weights) -> str | None:
     folder = source.folder
     if folder is None:
         return None
-    if (folder / FILE).exists():
-        return _text(folder / FILE)
-    for file in (SETTINGS, OLDER):
+    if (folder / TEMPLATE).exists():
+        return _text(folder / TEMPLATE)
+    for file in (SETTINGS, OLDER_TEMPLATE):
         found = read_json(folder / file).get("chat_template")
         if isinstance(found, list):
             named = {entry.get("name"): entry.get("template") for entry in found if isinstance(entry, dict)}
@@ -131,9 +128,13 @@ def unknown_markers(template: str, tokens: Mapping[str, Any]) -> list[str]:
 
 def with_template(files: Mapping[str, bytes], template: str) -> dict[str, bytes]:
     """Tokenizer files that hold this template and no other."""
-    kept = {name: data for name, data in files.items() if name != OLDER and not name.startswith("additional_chat")}
+    kept = {
+        name: data
+        for name, data in files.items()
+        if name != OLDER_TEMPLATE and not name.startswith(f"{TEMPLATE_FOLDER}/")
+    }
     if SETTINGS in kept and b'"chat_template"' in kept[SETTINGS]:
         settings = json.loads(kept[SETTINGS])
         settings.pop("chat_template", None)
         kept[SETTINGS] = (json.dumps(settings, indent=2, ensure_ascii=False) + "\n").encode()
-    return {**kept, FILE: template.encode()}
+    return {**kept, TEMPLATE: template.encode()}

@@ -10,7 +10,8 @@ from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ...anatomy.vocabulary import vocabulary_size, vocabulary_tensors
+from ...anatomy.config_keys import vocabulary_size
+from ...anatomy.vocabulary import vocabulary_tensors
 from ...errors import WeightopsError, attempt_all
 from ...io.tokenizer import SETTINGS, TOKEN_FLAGS, TOKENIZER, has_tokenizer, tokenizer_of
 from ...io.weights import Weights

@@ -7,6 +7,7 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
+from ...anatomy.config_keys import text_part
 from ...anatomy.vocabulary import with_vocabulary
 from ...io.folder import read_json
 from ...io.tokenizer import OLDER, SETTINGS, TOKENIZER, tokenizer_files
@@ -79,8 +80,7 @@ class Numbers:
         return changed
 
     def _new(self, key: str, value: Any, home: Mapping[str, Any]) -> Any:
-        text = home.get("text_config")
-        theirs = {**text, **home} if isinstance(text, Mapping) else home
+        theirs = {**text_part(home), **home}
         if self.moved and key in _MARKS:
             if theirs.get(key) is not None:
                 return theirs[key]

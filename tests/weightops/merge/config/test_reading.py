@@ -9,6 +9,7 @@ from weightops.errors import WeightopsError
 from weightops.merge.config.documents import final, in_order
 from weightops.merge.config.reading import load, parse
 from weightops.merge.config.schema import Condition, ModelReference, TokenSource, reference
+from weightops.merge.tokens.chat_template import TEMPLATES
 from weightops.ops import registry
 
 LINEAR = """\
@@ -392,3 +393,10 @@ def test_every_merge_method_of_ours_can_be_named():
         parameters = f"parameters:\n{required}" if required else ""
         (config,) = parse(f"merge_method: {method.name}\n{base}models:\n{models}{parameters}")
         assert len(config.models) == count + bool(base)
+
+
+def test_every_template_that_a_merge_can_write_is_a_name_that_it_can_ask_for(monkeypatch):
+    monkeypatch.setitem(TEMPLATES, "short", "{{ messages }}")
+    for name in TEMPLATES:
+        (config,) = parse(f"{LINEAR}chat_template: {name}\n", "c.yml")
+        assert config.chat_template == name
