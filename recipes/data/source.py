@@ -26,7 +26,7 @@ def split(rows: Sequence[T], share: float, seed: int) -> tuple[list[T], list[T]]
     """Rows to train on and rows held out: a share drawn by the seed, both in their order.
 
     >>> split([0, 1, 2, 3], 0.5, seed=1)
-    ([1, 3], [0, 2])
+    ([1, 2], [0, 3])
     """
     held = set(random.Random(f"{seed}/held out").sample(range(len(rows)), round(share * len(rows))))
     return [r for i, r in enumerate(rows) if i not in held], [r for i, r in enumerate(rows) if i in held]
