@@ -24,7 +24,12 @@ from weightops.cli.options import (
 @click.option(
     "--plugin", type=click.Path(path_type=Path), multiple=True, help="Python file with merge methods of your own."
 )
-@click.option("--device", default="cpu", show_default=True, help="Where matrix methods (tsv_m, iso_c, wudi) compute.")
+@click.option(
+    "--device",
+    default="cpu",
+    show_default=True,
+    help="Where matrix methods (tsv_m, iso_c, wudi) compute; the others use the CPU.",
+)
 @click.option("--seed", default=0, show_default=True, help="Of the methods that draw at random.")
 @click.option(
     "--engine",

@@ -7,15 +7,18 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..anatomy.layers import layer_of, stacks
 from ..anatomy.place import Place
 from ..dtypes import FLOATS
+from ..engine.execute import measure
 from ..engine.jobs import Input, Job, Merge, Term
 from ..engine.merging import workspace
-from ..engine.plan import DEFAULT_SHARD, Plan, make_plan
+from ..engine.plan import DEFAULT_SHARD, Plan, check_options, make_plan
+from ..engine.whole_models import Grams, looks_at_models
 from ..ops.registry import Operator, find, methods
 from ..output.modelcard import Card
 from ..output.save import Package, save
@@ -46,6 +49,11 @@ class MergedCheckpoint:
     merged: MergedDelta
     base: Checkpoint
 
+    @cached_property
+    def _grams(self) -> Grams:
+        """What a method that looks at whole models is told of them; measured once for every :meth:`tensor`."""
+        return measure([_job(self, name) for name in self.names])
+
     @property
     def names(self) -> tuple[str, ...]:
         """The names of its tensors, the base's."""
@@ -54,21 +62,25 @@ class MergedCheckpoint:
     def tensor(self, name: str) -> torch.Tensor:
         """One tensor, computed now, in the base's dtype."""
         self.base.shape(name)
-        return computed(_job(self, name))
+        job = _job(self, name)
+        return computed(job, self._grams if looks_at_models(job) else None)
 
-    def plan(self, *, shard_size: int = DEFAULT_SHARD, allow_nonfinite: bool = False) -> Plan:
-        """What saving would read and write, and what stands in its way; only headers are read."""
+    def plan(self, *, dtype: str = "auto", shard_size: int = DEFAULT_SHARD, allow_nonfinite: bool = False) -> Plan:
+        """What saving would read and write, and what stands in its way; see :meth:`.checkpoint.Checkpoint.plan`."""
+        check_options({"dtype": dtype, "shard_size": shard_size, "allow_nonfinite": allow_nonfinite})
         recipe = {
             "kind": "operator",
             "method": self.merged.method,
             "settings": dict(self.merged.settings),
             "models": [describe(self.base + delta) for delta in self.merged.deltas],
+            "dtype": dtype,
         }
-        jobs = [_job(self, name) for name in self.names]
+        jobs = [_job(self, name, dtype) for name in self.names]
         return make_plan(jobs, recipe, shard_size=shard_size, allow_nonfinite=allow_nonfinite)
 
     def save(self, out: str | Path, *, overwrite: bool = False, progress: bool = True, **plan: Any) -> Path:
         """Write it as a Hugging Face folder, in one streaming pass; see :meth:`.checkpoint.Checkpoint.save`."""
+        check_options(plan)
         used = dict.fromkeys(one for delta in self.merged.deltas for one in sources(self.base + delta))
         text = f"Task vectors on `{self.base.source.spec}` merged by `{self.merged.method}`."
         package = Package(self.base.source, tuple(used), Card(f"A {self.merged.method} merge", text))
@@ -100,17 +112,17 @@ def _merged(method: Operator, deltas: Sequence[Delta], settings: dict[str, Any])
         raise AlgebraError(
             f"{method.name} merges {fewest} to {most or 'any number of'} task vectors; {len(deltas)} given"
         )
-    named = {method.parameter(name.rstrip("_")).name: value for name, value in settings.items()}
-    fixed = {name: tuple(value) if isinstance(value, list) else value for name, value in named.items()}
-    return MergedDelta(method.name, tuple(deltas), tuple(sorted(fixed.items())))
+    checked = method.settings({name.rstrip("_"): value for name, value in settings.items()}, len(deltas))
+    return MergedDelta(method.name, tuple(deltas), tuple(sorted(checked.items())))
 
 
-def _job(checkpoint: MergedCheckpoint, name: str) -> Job:
+def _job(checkpoint: MergedCheckpoint, name: str, dtype: str = "auto") -> Job:
     """One tensor as a job; a tensor that no delta changes, or that holds integers, is the base's."""
     merged, base = checkpoint.merged, checkpoint.base
-    plain = lower(base, name)
-    lowered = [lower(base + delta, name) for delta in merged.deltas]
-    if plain.dtype not in FLOATS or not plain.count or all(job.terms == plain.terms for job in lowered):
+    plain = lower(base, name, dtype)
+    lowered = [lower(base + delta, name, dtype) for delta in merged.deltas]
+    unchanged = all((job.anchor, job.terms) == (plain.anchor, plain.terms) for job in lowered)
+    if plain.dtype not in FLOATS or not plain.count or unchanged:
         return plain
     place = layer_of(name)
     where = Place(name, place.index, stacks(base.names)[place.stack]) if place else Place(name)
