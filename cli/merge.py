@@ -28,7 +28,7 @@ from weightops.cli.options import (
     "--device",
     default="cpu",
     show_default=True,
-    help="Where matrix methods (tsv_m, iso_c, wudi) compute; the others use the CPU.",
+    help="Where methods that need whole tensors (tsv_m, iso_c, wudi) compute; others use the CPU.",
 )
 @click.option("--seed", default=0, show_default=True, help="Of the methods that draw at random.")
 @click.option(

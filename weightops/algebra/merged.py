@@ -39,6 +39,10 @@ class MergedDelta:
 
     def on(self, base: Checkpoint) -> MergedCheckpoint:
         """The checkpoint: the base the task vectors were taken from, plus what the method makes of them."""
+        if not isinstance(base, Checkpoint):
+            raise AlgebraError(
+                f"{self.method} is put on a checkpoint, not on {type(base).__name__}; open it: wo.open(...)"
+            )
         return MergedCheckpoint(self, base)
 
 
@@ -106,7 +110,7 @@ def function(name: str) -> Callable[..., MergedDelta]:
 
 def _merged(method: Operator, deltas: Sequence[Delta], settings: dict[str, Any]) -> MergedDelta:
     fewest, most = method.models
-    if not all(isinstance(delta, Delta) for delta in deltas):
+    if not isinstance(deltas, Sequence) or not all(isinstance(delta, Delta) for delta in deltas):
         raise AlgebraError(f"{method.name} merges differences; write {method.name}([a - base, b - base]).on(base)")
     if len(deltas) < fewest or (most is not None and len(deltas) > most):
         raise AlgebraError(

@@ -90,18 +90,17 @@ def keywords(merge: Merge) -> dict[str, Any]:
 def workspace(shape: tuple[int, ...], merge: Merge) -> int:
     """Bytes that a merge needs at least: a few blocks, or, by the reference, the whole tensor several times."""
     method = find(merge.method)
-    if way(merge) != "whole":
+    if way(method, dict(merge.settings)) != "whole":
         return memory_needed(shape, len(merge.all_inputs))
     copies = {"tensor": 3, "matrix": 6}.get(method.reads, 3)  # of the fp32 stack, measured on the reference methods
     return 4 * dtypes.count(shape) * (len(merge.all_inputs) + 1) * copies
 
 
-def way(merge: Merge) -> Literal["fused", "combined", "blocks", "whole"]:
-    """How a merge is computed; only what gets the ``whole`` tensor runs on the merge's device, the rest on the CPU."""
-    method = find(merge.method)
-    if merge.method in FUSED:
+def way(method: Operator, settings: Mapping[str, Any]) -> Literal["fused", "combined", "blocks", "whole"]:
+    """How a method is computed; only what gets the ``whole`` tensor runs on the merge's device, the rest on the CPU."""
+    if method.name in FUSED:
         return "fused"
-    if method.combination(dict(merge.settings)):
+    if method.combination(settings):
         return "combined"
     return "blocks" if method.reads == "elementwise" else "whole"
 
@@ -142,7 +141,8 @@ def _results(
     job: Job, merge: Merge, method: Operator, settings: Mapping[str, Any], blocks: Blocks, model: Gram | None
 ) -> Results:
     """The merged tensor in blocks, the base added where the method takes task vectors."""
-    chosen, combine = way(merge), method.combination(dict(merge.settings))
+    given = dict(merge.settings)
+    chosen, combine = way(method, given), method.combination(given)
     if chosen == "fused":
         merged = FUSED[method.name](blocks, dict(settings))
     elif combine is not None:

@@ -155,10 +155,10 @@ def _device_problems(device: str) -> list[str]:
 def _device_notes(device: str, jobs: Sequence[Job]) -> list[str]:
     """A note where a device was named and nothing of this document computes on it."""
     merges = [job.merge for job in jobs if job.merge is not None]
-    if device == "cpu" or any(way(merge) == "whole" for merge in merges):
+    if device == "cpu" or any(way(find(merge.method), dict(merge.settings)) == "whole" for merge in merges):
         return []
-    on_device = ", ".join(m.name for m in methods() if m.reads == "matrix")
-    return [f"the device {device!r} is not used: this merge streams on the CPU; matrix methods ({on_device}) use it"]
+    users = ", ".join(method.name for method in methods() if way(method, {}) == "whole")
+    return [f"the device {device!r} is not used: this merge streams on the CPU; methods that use a device: {users}"]
 
 
 def _model_problems(tensors: Sequence[OutputTensor]) -> list[str]:

@@ -51,6 +51,14 @@ def test_models_in_place_of_differences_are_refused(models):
         wo.ties(models[1:])
 
 
+def test_one_difference_without_a_list_and_a_base_that_is_not_open_are_refused(models):
+    base, a, _ = models
+    with pytest.raises(wo.WeightopsError, match=r"write ties\(\[a - base, b - base\]\)\.on\(base\)"):
+        wo.ties(a - base)
+    with pytest.raises(wo.WeightopsError, match=r"ties is put on a checkpoint, not on str; open it"):
+        wo.ties([a - base]).on("base")
+
+
 def test_a_method_that_is_not_registered_is_no_attribute():
     with pytest.raises(AttributeError, match="tees"):
         _ = wo.tees

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -9,6 +10,7 @@ import tiny_models as tiny
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from merge_cases import required
 from merge_files import config_of, family, ours
 from torch import Tensor
 
@@ -130,7 +132,7 @@ def test_lines_does_nothing_to_a_method_without_task_vectors(models, tmp_path):
 def test_every_method_can_be_named_in_a_file(models, tmp_path, method):
     described = find(method)
     names = "abc"[: min(described.models[1] or 3, 3)]
-    more = "parameters: {t: 0.3}" if any(p.name == "t" for p in described.parameters) else ""
+    more = f"parameters: {json.dumps(required(described))}"
     merged = ours(file_of(models, method, names, "base" if described.needs_base else None, more), tmp_path / "out")
     assert merged.keys() == tiny.read(models["a"]).keys()
     assert all(value.isfinite().all() for value in merged.values())
