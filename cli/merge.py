@@ -58,8 +58,8 @@ def command(
     if engine == "mergekit":
         from weightops.merge.foreign import run_mergekit
 
-        if output.dry_run or plugin:
-            raise click.UsageError("--dry-run and --plugin are of our own engine; mergekit has neither")
+        if output.dry_run or plugin or device != "cpu":
+            raise click.UsageError("--dry-run, --plugin and --device belong to our own engine; leave them out")
         run_mergekit(config, output.out, seed=seed, overwrite=output.overwrite)
         if output.json:
             print_json({"out": str(output.out)})

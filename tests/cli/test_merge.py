@@ -337,6 +337,7 @@ def test_what_mergekit_refuses_leaves_nothing(run):
     assert "mergekit ended with code" in done.stderr
 
 
-def test_a_dry_run_of_mergekits_engine_is_refused(run):
-    done = run(MOE, "--engine", "mergekit", "--dry-run", code=2)
-    assert "mergekit" in done.stderr
+def test_the_mergekit_engine_does_not_take_what_only_ours_can_do(run):
+    for option in (["--device", "cuda"], ["--dry-run"], ["--plugin", "x.py"]):
+        done = run(TIES, "--engine", "mergekit", *option, code=2)
+        assert "belong to our own engine" in done.stderr

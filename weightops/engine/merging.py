@@ -8,6 +8,7 @@ the Gram matrix is that of every tensor of the merge, measured before (:mod:`.wh
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -57,6 +58,7 @@ def run(
     method = find(merge.method)
     if method.reads == "model" and model is None:
         raise TypeError(f"{job.name}: {merge.method} looks at whole models, and nothing was measured before")
+    merge = replace(merge, settings=tuple(method.settings(dict(merge.settings), len(merge.inputs)).items()))
     blocks = _blocks(job, merge, method, files, memory, room, allow_nonfinite=allow_nonfinite)
     results = _results(job, merge, method, keywords(merge), blocks, model)
     digest = GridDigest(job.dtype)
@@ -72,14 +74,9 @@ def run(
 
 
 def keywords(merge: Merge) -> dict[str, Any]:
-    """The settings as arguments of the method's function, what the engine fills in included.
-
-    Raises:
-        WeightopsError: settings that the method's signature does not allow.
-    """
+    """The settings as arguments of the method's function, what the engine fills in included."""
     method = find(merge.method)
-    settings = method.settings(dict(merge.settings), len(merge.inputs))
-    given = {method.parameter(name).argument: value for name, value in settings.items()}
+    given = {method.parameter(name).argument: value for name, value in merge.settings}
     if "draw" in method.fills:
         given["draw"] = Draw(merge.seed, merge.place.name)
     if "place" in method.fills:
