@@ -24,7 +24,12 @@ from weightops.cli.options import (
 @click.option(
     "--plugin", type=click.Path(path_type=Path), multiple=True, help="Python file with merge methods of your own."
 )
-@click.option("--device", default="cpu", show_default=True, help="Where matrix methods (tsv_m, iso_c, wudi) compute.")
+@click.option(
+    "--device",
+    default="cpu",
+    show_default=True,
+    help="Where methods that need whole tensors (tsv_m, iso_c, wudi) compute; others use the CPU.",
+)
 @click.option("--seed", default=0, show_default=True, help="Of the methods that draw at random.")
 @click.option(
     "--engine",
@@ -53,8 +58,8 @@ def command(
     if engine == "mergekit":
         from weightops.merge.foreign import run_mergekit
 
-        if output.dry_run or plugin:
-            raise click.UsageError("--dry-run and --plugin are of our own engine; mergekit has neither")
+        if output.dry_run or plugin or device != "cpu":
+            raise click.UsageError("--dry-run, --plugin and --device belong to our own engine; leave them out")
         run_mergekit(config, output.out, seed=seed, overwrite=output.overwrite)
         if output.json:
             print_json({"out": str(output.out)})

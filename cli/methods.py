@@ -56,7 +56,7 @@ def show(name: str) -> None:
     )
     click.echo(f"reads: {method.reads}; source: {_source(method)}\n")
     rows = [
-        [p.name + "*" * p.per_model, p.kind, "required" if p.required else str(p.default), p.help]
+        [p.name + "*" * p.per_model, p.type, "required" if p.required else str(p.default), p.help]
         for p in method.parameters
     ]
     click.echo(table(["parameter", "type", "default", ""], rows, left=True) if rows else "no parameters")
@@ -73,6 +73,8 @@ def _described(method: Operator) -> dict[str, object]:
     parameters = [
         {"name": p.name, "type": p.kind, "per_model": p.per_model, "required": p.required, "help": p.help}
         | ({} if p.required else {"default": p.default})
+        | ({} if p.range is None else {"range": str(p.range)})
+        | ({"choices": list(p.choices)} if p.choices else {})
         for p in method.parameters
     ]
     return {"name": method.name, "paper": method.paper, "summary": method.summary, "parameters": parameters}

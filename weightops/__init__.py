@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from .algebra.opening import open_adapter
     from .algebra.opening import open_checkpoint as open  # the face says wo.open, as json says json.load
     from .guard.compose import compose_guard
-    from .ops import Draw, PerModel, Place, operator
+    from .ops import Draw, PerModel, Place, Range, operator
 
 __all__ = [
     "Checkpoint",
@@ -27,6 +27,7 @@ __all__ = [
     "Draw",
     "PerModel",
     "Place",
+    "Range",
     "WeightopsError",
     "__version__",
     "compose_guard",
@@ -41,6 +42,7 @@ _HOMES = {
     "Draw": ("ops", "Draw"),
     "PerModel": ("ops", "PerModel"),
     "Place": ("ops", "Place"),
+    "Range": ("ops", "Range"),
     "compose_guard": ("guard.compose", "compose_guard"),
     "open": ("algebra.opening", "open_checkpoint"),
     "open_adapter": ("algebra.opening", "open_adapter"),

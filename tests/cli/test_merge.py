@@ -277,7 +277,17 @@ def test_an_adapter_alone_is_refused_with_the_way_to_name_it(run, tmp_path, mode
 def test_a_device_that_is_not_there_is_said_in_the_plan(run):
     for device in ("cuda:7", "banana"):
         (line,) = run("merge_method: wudi\n" + BASED, "--device", device, code=1).stderr.splitlines()
-        assert line.startswith(f"error: --device {device}: ")
+        assert line.startswith(f"error: the device {device!r} cannot be used: ")
+
+
+def test_a_device_that_nothing_computes_on_is_a_note(run):
+    done = run(TIES, "--device", "meta", "--dry-run", code=1)
+    assert (
+        "note: the device 'meta' is not used: this merge streams on the CPU; methods that use a device: " in done.stderr
+    )
+    assert "tsv_m" in done.stderr
+    assert "note: the device" not in run("merge_method: wudi\n" + BASED, "--device", "meta", "--dry-run", code=1).stderr
+    assert "note: the device" not in run(TIES, "--device", "cpu", "--dry-run").stderr
 
 
 def test_a_file_that_is_not_there_is_one_line(tmp_path):
@@ -329,6 +339,7 @@ def test_what_mergekit_refuses_leaves_nothing(run):
     assert "mergekit ended with code" in done.stderr
 
 
-def test_a_dry_run_of_mergekits_engine_is_refused(run):
-    done = run(MOE, "--engine", "mergekit", "--dry-run", code=2)
-    assert "mergekit" in done.stderr
+def test_the_mergekit_engine_does_not_take_what_only_ours_can_do(run):
+    for option in (["--device", "cuda"], ["--dry-run"], ["--plugin", "x.py"]):
+        done = run(TIES, "--engine", "mergekit", *option, code=2)
+        assert "belong to our own engine" in done.stderr

@@ -33,6 +33,8 @@ def test_for_a_program_the_list_is_json():
     assert found["ties"]["paper"] == "2306.01708"
     density = {"name": "density", "type": "float", "per_model": True, "required": False, "default": 1.0}
     assert density.items() < found["ties"]["parameters"][1].items()
+    assert found["ties"]["parameters"][1]["range"] == "in (0, 1]"
+    assert "range" not in found["ties"]["parameters"][0]
     assert found["slerp"]["parameters"][0]["required"] is True
 
 
@@ -47,6 +49,7 @@ def test_each_method_is_explained_with_its_source_and_parameters(name):
         assert f"\n{parameter.name}" in shown
         assert parameter.help, f"{name}: {parameter.name} is not explained"
         assert parameter.help in shown
+        assert parameter.range is None or str(parameter.range) in shown
 
 
 def test_ties_is_explained():
@@ -55,6 +58,7 @@ def test_ties_is_explained():
     assert "base model: needed" in shown
     assert "arXiv 2306.01708" in shown
     assert "models: 1 to any number" in shown
+    assert "density*   float in (0, 1]  1.0" in shown
 
 
 @pytest.mark.parametrize(("word", "hint"), [("tise", "ties"), ("slrep", "slerp"), ("modelstock", "model_stock")])

@@ -12,6 +12,7 @@ import torch
 from click.testing import CliRunner
 from merge_files import family
 
+import weightops as wo
 from weightops.cli import main
 from weightops.errors import WeightopsError
 from weightops.ops import find, registry
@@ -55,6 +56,19 @@ def test_its_schema_is_that_of_its_signature(merge_file, tmp_path):
     done = CliRunner().invoke(main, ["merge", str(merge_file), str(tmp_path / "out"), "--plugin", str(FILE)])
     assert done.exit_code == 1
     assert "unknown parameter 'lamdba' of median (did you mean 'lambda'?)" in done.output
+
+
+def test_its_range_holds_in_the_file_and_at_the_call(merge_file, tmp_path):
+    merge_file.write_text(merge_file.read_text().replace("lambda: [1.0, 0.5]", "share: 2"))
+    done = CliRunner().invoke(main, ["merge", str(merge_file), str(tmp_path / "out"), "--plugin", str(FILE)])
+    assert done.exit_code == 1
+    assert f"error: {merge_file}:8: share must be in (0, 1], not 2" in done.output
+    load_plugin(FILE)
+    base, a = (wo.open(tmp_path / "models" / name) for name in ("base", "a"))
+    with pytest.raises(WeightopsError, match=r"^share must be in \(0, 1\], not 2$"):
+        wo.median([a - base], share=2)
+    shown = CliRunner().invoke(main, ["methods", "--plugin", str(FILE), "show", "median"]).output
+    assert "float in (0, 1]" in shown
 
 
 def test_it_stands_in_the_list_and_is_explained(merge_file):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -17,9 +18,10 @@ from safetensors.torch import save_file
 
 from weightops.dtypes import FROM_TORCH
 from weightops.engine import merging
+from weightops.engine.execute import measure
 from weightops.engine.jobs import Input, Job, Merge
 from weightops.io.folder import tensors_of_file
-from weightops.ops import Operator, Place, find
+from weightops.ops import Operator, Place, Range, find
 
 Tensor = torch.Tensor
 PLACE = Place("model.layers.1.w", layer=1, layers=3)
@@ -53,13 +55,22 @@ def settings_of(draw: st.DrawFn, method: Operator, count: int) -> dict[str, Any]
     given = {}
     for parameter in method.parameters:
         known = {**VALUES, **(DELLA if method.name.startswith("della") else {})}
-        one = st.booleans() if parameter.kind == "bool" else st.sampled_from(known.get(parameter.name, ()) or (None,))
-        if parameter.kind != "bool" and parameter.name not in known:
+        values = known.get(parameter.name) or parameter.choices or within(parameter.range)
+        if parameter.kind != "bool" and not values:
             continue  # tolerances stay as they are
+        one = st.booleans() if parameter.kind == "bool" else st.sampled_from(values)
         kinds = [one] + [st.tuples(*[one] * count)] * parameter.per_model + [st.none()] * (not parameter.required)
         if (value := draw(st.one_of(kinds))) is not None:
             given[parameter.name] = value
     return given
+
+
+def within(limits: Range | None) -> Sequence[float]:
+    """Values from one end of a range to the other, where it has two."""
+    if limits is None or not math.isfinite(limits.high - limits.low):
+        return ()
+    wanted = [limits.low + (limits.high - limits.low) * share for share in (0, 0.1, 0.5, 0.9, 1)]
+    return [value for value in wanted if value in limits]
 
 
 def stack_of(seed: int, count: int, shape: tuple[int, ...], kind: str, dtypes: Sequence[torch.dtype]) -> list[Tensor]:
@@ -112,6 +123,7 @@ def run(job: Job, memory: int = 1 << 28, allow_nonfinite: bool = False) -> tuple
             lambda begin, data: pieces.__setitem__(begin, bytes(data)),
             memory=memory,
             allow_nonfinite=allow_nonfinite,
+            model=measure([job]).get(job.merge.method),
         )
     finally:
         os.close(descriptor)

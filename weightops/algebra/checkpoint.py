@@ -19,7 +19,8 @@ from typing import TYPE_CHECKING, Any
 from .. import dtypes
 from ..engine.execute import compute
 from ..engine.jobs import Job, LowRank, Term
-from ..engine.plan import DEFAULT_SHARD, Plan, make_plan
+from ..engine.plan import DEFAULT_SHARD, Plan, check_options, make_plan
+from ..engine.whole_models import Grams
 from ..errors import WeightopsError
 from ..io.adapter import Adapter
 from ..io.weights import Weights
@@ -186,9 +187,13 @@ class Checkpoint:
         """What saving would read and write, and what stands in its way; only headers are read.
 
         Args:
-            dtype: ``auto`` (as stored), ``float32``, ``bfloat16`` or ``float16``.
+            dtype: ``auto`` (as stored), ``float64``, ``float32``, ``bfloat16`` or ``float16``.
             shard_size: Most bytes in a file.
+
+        Raises:
+            WeightopsError: a value that is not allowed.
         """
+        check_options({"dtype": dtype, "shard_size": shard_size, "allow_nonfinite": allow_nonfinite})
         jobs = [lower(self, name, dtype) for name in self.source.tensors]
         problems, notes = misfits(self.source, self.delta.changes)
         return make_plan(
@@ -212,6 +217,7 @@ class Checkpoint:
         Raises:
             WeightopsError: every problem of the plan, or what went wrong on the way; ``out`` is then as it was.
         """
+        check_options(plan)
         self.guard_card.warn()
         return save(self.plan(**plan), package(self), Path(out), overwrite=overwrite, progress=progress).folder
 
@@ -297,13 +303,13 @@ def _terms(delta: Delta, name: str) -> tuple[Term, ...]:
     return tuple(terms)
 
 
-def computed(job: Job) -> torch.Tensor:
-    """A job's result as a tensor."""
+def computed(job: Job, grams: Grams | None = None) -> torch.Tensor:
+    """A job's result as a tensor; ``grams``: see :func:`weightops.engine.execute.compute`."""
     import torch
 
     if not job.count:
         return torch.empty(job.shape, dtype=_torch_dtype(job.dtype))
-    raw = torch.from_numpy(compute(job))
+    raw = torch.from_numpy(compute(job, grams))
     return raw.view(_torch_dtype(job.dtype)).reshape(job.shape)
 
 

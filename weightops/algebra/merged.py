@@ -14,9 +14,11 @@ from typing import TYPE_CHECKING, Any
 from ..anatomy.layers import layer_of, stacks
 from ..anatomy.place import Place
 from ..dtypes import FLOATS
+from ..engine.execute import measure
 from ..engine.jobs import Input, Job, Merge
 from ..engine.merging import workspace
-from ..engine.plan import DEFAULT_SHARD, Plan, make_plan
+from ..engine.plan import DEFAULT_SHARD, Plan, check_options, make_plan
+from ..engine.whole_models import Grams, looks_at_models
 from ..io.adapter import Adapter
 from ..io.weights import Weights
 from ..ops.registry import Operator, find, methods
@@ -41,6 +43,10 @@ class MergedDelta:
 
     def on(self, base: Checkpoint) -> MergedCheckpoint:
         """The checkpoint: the base the task vectors were taken from, plus what the method makes of them."""
+        if not isinstance(base, Checkpoint):
+            raise AlgebraError(
+                f"{self.method} is put on a checkpoint, not on {type(base).__name__}; open it: wo.open(...)"
+            )
         return MergedCheckpoint(self, base)
 
 
@@ -50,6 +56,11 @@ class MergedCheckpoint:
 
     merged: MergedDelta
     base: Checkpoint
+
+    @cached_property
+    def _grams(self) -> Grams:
+        """What a method that looks at whole models is told of them; measured once for every :meth:`tensor`."""
+        return measure([_job(self, name) for name in self.names])
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -73,17 +84,20 @@ class MergedCheckpoint:
     def tensor(self, name: str) -> torch.Tensor:
         """One tensor, computed now, in the base's dtype."""
         self.base.shape(name)
-        return computed(_job(self, name))
+        job = _job(self, name)
+        return computed(job, self._grams if looks_at_models(job) else None)
 
-    def plan(self, *, shard_size: int = DEFAULT_SHARD, allow_nonfinite: bool = False) -> Plan:
-        """What saving would read and write, and what stands in its way; only headers are read."""
+    def plan(self, *, dtype: str = "auto", shard_size: int = DEFAULT_SHARD, allow_nonfinite: bool = False) -> Plan:
+        """What saving would read and write, and what stands in its way; see :meth:`.checkpoint.Checkpoint.plan`."""
+        check_options({"dtype": dtype, "shard_size": shard_size, "allow_nonfinite": allow_nonfinite})
         recipe = {
             "kind": "operator",
             "method": self.merged.method,
             "settings": dict(self.merged.settings),
             "models": [describe(model) for model in self.models],
+            "dtype": dtype,
         }
-        jobs = [_job(self, name) for name in self.names]
+        jobs = [_job(self, name, dtype) for name in self.names]
         wrong, notes = zip(*(misfits(model.source, model.delta.changes) for model in self.models), strict=True)
         return make_plan(
             jobs,
@@ -96,6 +110,7 @@ class MergedCheckpoint:
 
     def save(self, out: str | Path, *, overwrite: bool = False, progress: bool = True, **plan: Any) -> Path:
         """Write it as a Hugging Face folder, in one streaming pass; see :meth:`.checkpoint.Checkpoint.save`."""
+        check_options(plan)
         self.guard_card.warn()
         used = dict.fromkeys(one for model in self.models for one in sources(model))
         text = f"Task vectors on `{self.base.source.spec}` merged by `{self.merged.method}`."
@@ -123,22 +138,21 @@ def function(name: str) -> Callable[..., MergedDelta]:
 
 def _merged(method: Operator, deltas: Sequence[Delta], settings: dict[str, Any]) -> MergedDelta:
     fewest, most = method.models
-    if not all(isinstance(delta, Delta) for delta in deltas):
+    if not isinstance(deltas, Sequence) or not all(isinstance(delta, Delta) for delta in deltas):
         raise AlgebraError(f"{method.name} merges differences; write {method.name}([a - base, b - base]).on(base)")
     if len(deltas) < fewest or (most is not None and len(deltas) > most):
         raise AlgebraError(
             f"{method.name} merges {fewest} to {most or 'any number of'} task vectors; {len(deltas)} given"
         )
-    named = {method.parameter(name.rstrip("_")).name: value for name, value in settings.items()}
-    fixed = {name: tuple(value) if isinstance(value, list) else value for name, value in named.items()}
-    return MergedDelta(method.name, tuple(deltas), tuple(sorted(fixed.items())))
+    checked = method.settings({name.rstrip("_"): value for name, value in settings.items()}, len(deltas))
+    return MergedDelta(method.name, tuple(deltas), tuple(sorted(checked.items())))
 
 
-def _job(checkpoint: MergedCheckpoint, name: str) -> Job:
+def _job(checkpoint: MergedCheckpoint, name: str, dtype: str = "auto") -> Job:
     """One tensor as a job; a tensor that no delta changes, or that holds integers, is the base's."""
     merged, base = checkpoint.merged, checkpoint.base
-    plain = lower(base, name)
-    lowered = [lower(model, name) for model in checkpoint.models]
+    plain = lower(base, name, dtype)
+    lowered = [lower(model, name, dtype) for model in checkpoint.models]
     unchanged = all((job.anchor, job.terms) == (plain.anchor, plain.terms) for job in lowered)
     if plain.dtype not in FLOATS or not plain.count or unchanged:
         return plain

@@ -9,19 +9,21 @@ from __future__ import annotations
 import os
 import resource
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, suppress
 from pathlib import Path
 from queue import SimpleQueue
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from .. import dtypes
 from ..errors import WeightopsError
 from ..io.safetensors import StoredTensor
 from ..io.staging import Staging
-from . import slices
+from . import slices, whole_models
 from .blocks import Room
 from .jobs import Job, JobSlice
 from .plan import DEFAULT_MEMORY, Plan, stored
@@ -30,6 +32,7 @@ from .tally import Gather, Record, Tally, block_digest, owned_operands
 ReportProgress = Callable[[int], None]
 Work = Callable[[JobSlice], list[Record]]
 Done = Mapping[tuple[int, int], Record]
+Journal = Sequence[Mapping[str, Any]]
 
 
 def execute(
@@ -50,9 +53,12 @@ def execute(
     owned = owned_operands(plan)
     gather = Gather(owned)
     gather.begin(plan)
+    journal = staging.done()
     with ExitStack() as stack:
-        work = _worker(plan, owned, _open_inputs(plan, stack), _allocate(plan, staging), threads, memory)
-        for piece, records, fresh in _in_order(_pieces(plan, blocks), _done(staging), work, threads):
+        files, places = _open_inputs(plan, stack), _allocate(plan, staging)
+        grams = _measured(plan, files, staging, journal, threads, progress)
+        work = _worker(plan, owned, files, places, grams, threads, memory)
+        for piece, records, fresh in _in_order(_pieces(plan, blocks), _done(journal), work, threads):
             gather.add(piece, records)
             if fresh:
                 staging.record({"job": piece.number, "block": piece.block, "done": records})
@@ -62,8 +68,11 @@ def execute(
     return gather.tally
 
 
-def compute(job: Job) -> slices.Bytes:
+def compute(job: Job, grams: whole_models.Grams | None = None) -> slices.Bytes:
     """One job's result, in memory: for looking at a single tensor.
+
+    Args:
+        grams: What :func:`measure` says of every job of the output, for a method that looks at whole models.
 
     Raises:
         WeightopsError: the operands hold NaN or Inf, or integer tensors differ.
@@ -71,21 +80,41 @@ def compute(job: Job) -> slices.Bytes:
     plan = Plan((job,), (), (), (), {})
     size = dtypes.itemsize(job.dtype)
     out = np.empty(job.count * size, np.uint8)
+    if job.whole:
+        with ExitStack() as stack:
+            _merged(job, _open_inputs(plan, stack), _model(job, grams or {}), out)
+        return out
     buffer = np.empty(plan.buffer_bytes(1, DEFAULT_MEMORY), np.uint8)
     with ExitStack() as stack:
         files = _open_inputs(plan, stack)
-        if job.whole:
-            from . import merging
-
-            def place(element: int, data: slices.Bytes) -> None:
-                out[element * size : element * size + len(data)] = data
-
-            merging.run(job, files, place, memory=DEFAULT_MEMORY, allow_nonfinite=False)
-            return out
         for piece in _pieces(plan, plan.slice_blocks(1, DEFAULT_MEMORY)):
             result, _ = slices.compute(piece, slices.rows_of(piece, buffer), files, allow_nonfinite=False)
             out[piece.begin * size : piece.end * size] = result
     return out
+
+
+def measure(jobs: Sequence[Job]) -> whole_models.Grams:
+    """The pass over whole models by itself: for :func:`compute`, of several tensors of one output.
+
+    Raises:
+        WeightopsError: the models hold NaN or Inf.
+    """
+    wanted = tuple(job for job in jobs if whole_models.looks_at_models(job))
+    with ExitStack() as stack:
+        files = _open_inputs(Plan(wanted, (), (), (), {}), stack)
+        return whole_models.measure(wanted, files, threads=default_threads(), allow_nonfinite=False)
+
+
+def _merged(job: Job, files: Mapping[Path, int], model: npt.NDArray[np.float64] | None, out: slices.Bytes) -> None:
+    """A merge job's result into its bytes."""
+    from . import merging
+
+    size = dtypes.itemsize(job.dtype)
+
+    def place(element: int, data: slices.Bytes) -> None:
+        out[element * size : element * size + len(data)] = data
+
+    merging.run(job, files, place, memory=DEFAULT_MEMORY, allow_nonfinite=False, model=model)
 
 
 def default_threads() -> int:
@@ -98,6 +127,7 @@ def _worker(
     owned: list[list[StoredTensor]],
     files: Mapping[Path, int],
     outputs: Mapping[str, tuple[int, int]],
+    grams: whole_models.Grams,
     threads: int,
     memory: int,
 ) -> Work:
@@ -122,8 +152,17 @@ def _worker(
 
             room = rooms.get()
             try:
-                write, nonfinite = writer(piece.job), plan.allow_nonfinite
-                return [merging.run(piece.job, files, write, memory=share, allow_nonfinite=nonfinite, room=room)]
+                return [
+                    merging.run(
+                        piece.job,
+                        files,
+                        writer(piece.job),
+                        memory=share,
+                        allow_nonfinite=plan.allow_nonfinite,
+                        room=room,
+                        model=_model(piece.job, grams),
+                    )
+                ]
             finally:
                 rooms.put(room)
         buffer = spare.get()
@@ -169,9 +208,38 @@ def _pieces(plan: Plan, blocks: int) -> Iterator[JobSlice]:
             yield JobSlice(number, job, block, min(blocks, job.blocks - block))
 
 
-def _done(staging: Staging) -> Done:
-    """The journal's records, by job and block."""
-    return {(e["job"], e["block"] + i): record for e in staging.done() for i, record in enumerate(e["done"])}
+def _done(journal: Journal) -> Done:
+    """The journal's records of finished slices, by job and block."""
+    slices_done = [entry for entry in journal if "done" in entry]
+    return {(e["job"], e["block"] + i): record for e in slices_done for i, record in enumerate(e["done"])}
+
+
+def _measured(
+    plan: Plan,
+    files: Mapping[Path, int],
+    staging: Staging,
+    journal: Journal,
+    threads: int,
+    progress: ReportProgress | None,
+) -> whole_models.Grams:
+    """The pass over whole models, for the methods that look at them; what the journal knows is not read again."""
+    known = {entry["job"]: np.array(entry["gram"]) for entry in journal if "gram" in entry}
+    if progress and known:
+        progress(sum(whole_models.measuring_work(plan.jobs[number]) for number in known))
+
+    def finished(number: int, job: Job, gram: npt.NDArray[np.float64]) -> None:
+        staging.record({"job": number, "gram": gram.tolist()})  # JSON keeps every bit of an fp64 number
+        if progress:
+            progress(whole_models.measuring_work(job))
+
+    return whole_models.measure(
+        plan.jobs, files, threads=threads, allow_nonfinite=plan.allow_nonfinite, known=known, finished=finished
+    )
+
+
+def _model(job: Job, grams: whole_models.Grams) -> npt.NDArray[np.float64] | None:
+    """What was measured of the models that a job merges, where its method looks at whole models."""
+    return grams.get(job.merge.method) if job.merge is not None else None
 
 
 def _in_order(

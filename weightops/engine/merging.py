@@ -1,16 +1,19 @@
 """One tensor by a merge method: fused where there is a fused path, else by the reference.
 
 Methods that are linear combinations take one pass for the Gram matrix and one to combine; elementwise ones run the
-reference on blocks; the rest get the whole tensor, whose memory the plan says.
+reference on blocks; the rest get the whole tensor, whose memory the plan says. Where a method looks at whole models,
+the Gram matrix is that of every tensor of the merge, measured before (:mod:`.whole_models`).
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
+import numpy.typing as npt
 
 from .. import dtypes
 from ..errors import WeightopsError
@@ -22,6 +25,7 @@ from .fused import FUSED
 from .jobs import Job, Merge
 from .tally import Record
 
+Gram = npt.NDArray[np.float64]
 Results = Iterator[tuple[int, Floats]]
 Write = Callable[[int, Any], None]
 
@@ -34,6 +38,7 @@ def run(
     memory: int,
     allow_nonfinite: bool,
     room: Room | None = None,
+    model: Gram | None = None,
 ) -> Record:
     """Compute a merge job and write it, block by block.
 
@@ -41,6 +46,7 @@ def run(
         write: Called with the first element of a block and its bytes.
         memory: Bytes in which inputs may be kept between passes.
         room: The thread's memory, to be used again for the next job.
+        model: For a method that looks at whole models: the Gram matrix of the inputs, summed over the whole merge.
 
     Returns:
         The tensor's record: digests of what was read and of what was written.
@@ -48,21 +54,13 @@ def run(
     Raises:
         WeightopsError: NaN or Inf in an input or in the result, or settings that the method refuses.
     """
-    merge = job.merge
-    if merge is None:
-        raise TypeError(f"{job.name} is no merge")
-    method, settings = find(merge.method), keywords(merge)
-    fast = FUSED.get(merge.method)
-    blocks = Blocks(
-        job,
-        files,
-        memory,
-        room,
-        deltas=method.takes == "deltas",
-        rows=bool(fast and fast.rows),
-        allow_nonfinite=allow_nonfinite,
-    )
-    results = _results(job, merge, method, settings, blocks)
+    merge = _merge_of(job)
+    method = find(merge.method)
+    if method.reads == "model" and model is None:
+        raise TypeError(f"{job.name}: {merge.method} looks at whole models, and nothing was measured before")
+    merge = replace(merge, settings=tuple(method.settings(dict(merge.settings), len(merge.inputs)).items()))
+    blocks = _blocks(job, merge, method, files, memory, room, allow_nonfinite=allow_nonfinite)
+    results = _results(job, merge, method, keywords(merge), blocks, model)
     digest = GridDigest(job.dtype)
     for begin, values in results:
         data = kernels.narrow_into(values, job.dtype, blocks.scratch("bytes", -(-len(values) // 2) * 4))
@@ -89,19 +87,64 @@ def keywords(merge: Merge) -> dict[str, Any]:
 def workspace(shape: tuple[int, ...], merge: Merge) -> int:
     """Bytes that a merge needs at least: a few blocks, or, by the reference, the whole tensor several times."""
     method = find(merge.method)
-    if merge.method in FUSED or method.combination(dict(merge.settings)) or method.reads == "elementwise":
+    if way(method, dict(merge.settings)) != "whole":
         return memory_needed(shape, len(merge.all_inputs))
     copies = {"tensor": 3, "matrix": 6}.get(method.reads, 3)  # of the fp32 stack, measured on the reference methods
     return 4 * dtypes.count(shape) * (len(merge.all_inputs) + 1) * copies
 
 
-def _results(job: Job, merge: Merge, method: Operator, settings: Mapping[str, Any], blocks: Blocks) -> Results:
+def way(method: Operator, settings: Mapping[str, Any]) -> Literal["fused", "combined", "blocks", "whole"]:
+    """How a method is computed; only what gets the ``whole`` tensor runs on the merge's device, the rest on the CPU."""
+    if method.name in FUSED:
+        return "fused"
+    if method.combination(settings):
+        return "combined"
+    return "blocks" if method.reads == "elementwise" else "whole"
+
+
+def gram_of(job: Job, files: Mapping[Path, int], room: Room, *, allow_nonfinite: bool) -> Gram:
+    """Inner products of the inputs of one merge, in one pass, fp64: [n, n], the same for any memory and threads.
+
+    Raises:
+        WeightopsError: an input holds NaN or Inf.
+    """
+    merge = _merge_of(job)
+    method = find(merge.method)
+    return _gram(_blocks(job, merge, method, files, 0, room, allow_nonfinite=allow_nonfinite), method, merge)
+
+
+def _merge_of(job: Job) -> Merge:
+    if job.merge is None:
+        raise TypeError(f"{job.name} is no merge")
+    return job.merge
+
+
+def _blocks(
+    job: Job,
+    merge: Merge,
+    method: Operator,
+    files: Mapping[Path, int],
+    memory: int,
+    room: Room | None,
+    *,
+    allow_nonfinite: bool,
+) -> Blocks:
+    fast = FUSED.get(merge.method)
+    rows, deltas = bool(fast and fast.rows), method.takes == "deltas"
+    return Blocks(job, files, memory, room, deltas=deltas, rows=rows, allow_nonfinite=allow_nonfinite)
+
+
+def _results(
+    job: Job, merge: Merge, method: Operator, settings: Mapping[str, Any], blocks: Blocks, model: Gram | None
+) -> Results:
     """The merged tensor in blocks, the base added where the method takes task vectors."""
-    if fast := FUSED.get(method.name):
-        merged = fast(blocks, dict(settings))
-    elif combine := method.combination(dict(merge.settings)):
-        merged = _combined(blocks, method, merge, combine)
-    elif method.reads == "elementwise":
+    given = dict(merge.settings)
+    chosen, combine = way(method, given), method.combination(given)
+    if chosen == "fused":
+        merged = FUSED[method.name](blocks, dict(settings))
+    elif combine is not None:
+        merged = _combined(blocks, method, merge, combine, model)
+    elif chosen == "blocks":
         merged = _elementwise(blocks, method, settings)
     else:
         return _reference(job, blocks, method, settings, merge)
@@ -120,29 +163,44 @@ def _add(base: Floats, values: Floats, scale: float) -> Floats:
     return np.add(base, values, out=values)
 
 
-def _combined(blocks: Blocks, method: Operator, merge: Merge, combine: Callable[[Any], Any]) -> Results:
-    """Two passes: inner products, then the linear combination that follows from them."""
+def _combined(
+    blocks: Blocks, method: Operator, merge: Merge, combine: Callable[[Any], Any], model: Gram | None
+) -> Results:
+    """The linear combination that follows from the inner products: the whole model's, or this tensor's, a pass more."""
     import torch
 
-    base_first = method.needs_base and method.takes == "models"  # slerp: the base is one of the two vectors
-    from_base = method.takes == "models" and merge.base is not None and not base_first  # a base that may be left out
-
-    def vectors(block: Block) -> Floats:
-        if base_first and block.base is not None:
-            pair = blocks.scratch("vectors", len(block.stack) + 1, block.length)
-            pair[0], pair[1:] = block.base, block.stack
-            return pair
-        if from_base and block.base is not None:
-            return np.subtract(block.stack, block.base, out=blocks.scratch("vectors", *block.stack.shape))
-        return block.stack
-
-    gram = np.zeros((1, 1))
-    for block in blocks:
-        gram = gram + kernels.gram(vectors(block))
+    gram = _gram(blocks, method, merge) if model is None else model
     coefficients = combine(torch.from_numpy(gram)).to(torch.float32).numpy()
+    added = merge.base is not None and method.takes == "models" and not _base_first(method)
     for block in blocks:
-        values = kernels.combination(vectors(block), coefficients, blocks.scratch("out", block.length))
-        yield block.begin, _add(block.base, values, 1.0) if from_base and block.base is not None else values
+        vectors = _vectors(blocks, block, method)
+        values = kernels.combination(vectors, coefficients, blocks.scratch("out", block.length))
+        yield block.begin, _add(block.base, values, 1.0) if added and block.base is not None else values
+
+
+def _gram(blocks: Blocks, method: Operator, merge: Merge) -> Gram:
+    """Inner products of the vectors that a method combines, block after block."""
+    count = len(merge.inputs) + _base_first(method)
+    gram = np.zeros((count, count))
+    for block in blocks:
+        gram = gram + kernels.gram(_vectors(blocks, block, method))
+    return gram
+
+
+def _base_first(method: Operator) -> bool:
+    """Whether the base is one of the vectors to combine, the first, as in slerp."""
+    return method.needs_base and method.takes == "models"
+
+
+def _vectors(blocks: Blocks, block: Block, method: Operator) -> Floats:
+    """What a method combines: task vectors, models, the base and the models, or models less a base that is optional."""
+    if method.takes == "deltas" or block.base is None:
+        return block.stack
+    if _base_first(method):
+        pair = blocks.scratch("vectors", len(block.stack) + 1, block.length)
+        pair[0], pair[1:] = block.base, block.stack
+        return pair
+    return np.subtract(block.stack, block.base, out=blocks.scratch("vectors", *block.stack.shape))
 
 
 def _elementwise(blocks: Blocks, method: Operator, settings: Mapping[str, Any]) -> Results:
@@ -159,16 +217,31 @@ def _elementwise(blocks: Blocks, method: Operator, settings: Mapping[str, Any]) 
 
 
 def _reference(job: Job, blocks: Blocks, method: Operator, settings: Mapping[str, Any], merge: Merge) -> Results:
-    """The reference on the whole tensor."""
+    """The reference on the whole tensor, on the merge's device."""
+    stack, base = blocks.whole()
+    try:
+        merged = _on_device(job, method, settings, merge, stack, base)
+    except (RuntimeError, TypeError) as error:  # a dtype or a function that the device lacks, or memory
+        if merge.device == "cpu":
+            raise
+        reason = str(error).splitlines()[0]
+        raise WeightopsError(
+            f"{job.name}: {method.name} failed on the device {merge.device!r} ({reason}); compute on the CPU instead"
+        ) from error
+    if method.takes == "deltas" and base is not None:
+        merged = _add(base, merged, merge.scale)
+    yield 0, np.ascontiguousarray(merged, np.float32)
+
+
+def _on_device(
+    job: Job, method: Operator, settings: Mapping[str, Any], merge: Merge, stack: Floats, base: Floats | None
+) -> Floats:
     import torch
 
-    stack, base = blocks.whole()
     given = dict(settings)
     if "base" in method.fills and base is not None:
         given["base"] = torch.tensor(base, device=merge.device).reshape(job.shape)
     # torch's own memory: the last bits of a product of matrices depend on how its operands are aligned
     models = torch.tensor(stack, device=merge.device).reshape(len(stack), *job.shape)
-    merged = method.function(models, **given).cpu().numpy().reshape(-1)
-    if method.takes == "deltas" and base is not None:
-        merged = _add(base, merged, merge.scale)
-    yield 0, np.ascontiguousarray(merged, np.float32)
+    merged: Floats = method.function(models, **given).cpu().numpy().reshape(-1)
+    return merged

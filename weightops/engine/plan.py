@@ -6,7 +6,7 @@ import hashlib
 import json
 import math
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -15,10 +15,14 @@ from .. import dtypes
 from ..errors import WeightopsError
 from ..io.safetensors import StoredTensor, build_header
 from .jobs import Job, LowRank
+from .whole_models import looks_at_models, measuring_work
+from .whole_models import problems as model_problems
 
 GIB = 1 << 30
 DEFAULT_SHARD = 5_000_000_000
 DEFAULT_MEMORY = 256 << 20
+#: What an output may be stored in: each tensor as it is, or every float tensor in one dtype.
+DTYPES = ("auto", *dtypes.FROM_TORCH)
 _MOST_BLOCKS = 2  # longer slices are no faster, and cost memory: a slice should stay near the cache
 
 
@@ -64,7 +68,8 @@ class Plan:
     @property
     def work(self) -> int:
         """The sum of what ``progress`` is called with while the plan is executed."""
-        return sum(job.count * job.widest * (len(job.operands) + job.written) for job in self.jobs)
+        twice = sum(measuring_work(job) for job in self.jobs if looks_at_models(job))
+        return twice + sum(job.count * job.widest * (len(job.operands) + job.written) for job in self.jobs)
 
     def check(self) -> None:
         """Raise every problem.
@@ -134,7 +139,7 @@ def make_plan(
         shard_size: Most bytes of data in a file; a single tensor may be larger.
     """
     jobs = tuple(jobs)
-    found = [*problems, *(problem for job in jobs for problem in _job_problems(job))]
+    found = [*problems, *(problem for job in jobs for problem in _job_problems(job)), *model_problems(jobs)]
     written = [job for job in jobs if job.written]
     if not written and not found:
         found.append("nothing to write: the sources have no tensor in common")
@@ -145,6 +150,31 @@ def make_plan(
     return Plan(
         jobs, files, tuple(dict.fromkeys(found)), tuple(dict.fromkeys(notes)), recipe, allow_nonfinite, tuple(inputs)
     )
+
+
+def check_options(options: Mapping[str, Any]) -> None:
+    """Refuse options of an output that are unknown or have a wrong value, before anything is planned.
+
+    Args:
+        options: By name: ``dtype``, ``shard_size``, ``allow_nonfinite``.
+
+    Raises:
+        WeightopsError: everything that is wrong with them.
+    """
+    allowed: Mapping[str, tuple[str, Callable[[Any], bool]]] = {
+        "dtype": (f"one of {', '.join(DTYPES)}", lambda value: isinstance(value, str) and value in DTYPES),
+        "shard_size": ("a whole number of bytes, at least 1", lambda value: type(value) is int and value >= 1),
+        "allow_nonfinite": ("True or False", lambda value: isinstance(value, bool)),
+    }
+    faults = [
+        f"{name} must be {allowed[name][0]}, not {value!r}"
+        if name in allowed
+        else f"unknown option {name!r} of an output; available: {', '.join(allowed)}"
+        for name, value in options.items()
+        if name not in allowed or not allowed[name][1](value)
+    ]
+    if faults:
+        raise WeightopsError(*faults)
 
 
 def stored(job: Job) -> tuple[StoredTensor, ...]:

@@ -19,12 +19,12 @@ from ..anatomy.layers_config import relayer_configs
 from ..anatomy.place import Place
 from ..anatomy.vocabulary import token_tensors
 from ..engine.jobs import Input, Job, Merge, RowReader, Term
-from ..engine.merging import workspace
+from ..engine.merging import way, workspace
 from ..engine.plan import DEFAULT_SHARD, Plan, make_plan
 from ..errors import WeightopsError, attempt_all
 from ..io.safetensors import StoredTensor
 from ..ops import lines_scale
-from ..ops.registry import Operator, find
+from ..ops.registry import Operator, find, methods
 from ..output.modelcard import Card, Paper
 from ..output.save import Package
 from .config.schema import MergeConfig
@@ -117,13 +117,15 @@ def build(config: MergeConfig, models: Mapping[str, Checkpoint], options: Option
     found = attempt_all(tasks)
     layout, vocabulary = cast(Layout, found[0]), cast("Vocabulary | None", found[1])
     lowering = _Lowering(config, models, vocabulary, options)
-    jobs, problems = [], _device_problems(options.device)
+    jobs: list[Job] = []
+    problems = [*_device_problems(options.device), *_model_problems(layout.tensors)]
     for tensor in layout.tensors:
         try:
             jobs.append(lowering.job(tensor))
         except WeightopsError as error:
             problems += [f"{tensor.name}: {problem}" for problem in error.problems]
     notes = [*config.notes, *layout.notes, *(vocabulary.notes if vocabulary else ())]
+    notes += _device_notes(options.device, jobs)
     for name in config.referenced_models():
         wrong, said = misfits(models[name].source, models[name].delta.changes)
         problems, notes = problems + wrong, notes + said
@@ -144,9 +146,33 @@ def _device_problems(device: str) -> list[str]:
     import torch
 
     try:
-        torch.empty(0, device=device)
+        torch.zeros(1, device=device).cpu()
     except (RuntimeError, AssertionError) as error:
-        return [f"--device {device}: {str(error).splitlines()[0]}"]
+        return [
+            f"the device {device!r} cannot be used: {str(error).splitlines()[0]}; take the CPU, or one that is there"
+        ]
+    return []
+
+
+def _device_notes(device: str, jobs: Sequence[Job]) -> list[str]:
+    """A note where a device was named and nothing of this document computes on it."""
+    merges = [job.merge for job in jobs if job.merge is not None]
+    if device == "cpu" or any(way(find(merge.method), dict(merge.settings)) == "whole" for merge in merges):
+        return []
+    users = ", ".join(method.name for method in methods() if way(method, {}) == "whole")
+    return [f"the device {device!r} is not used: this merge streams on the CPU; methods that use a device: {users}"]
+
+
+def _model_problems(tensors: Sequence[OutputTensor]) -> list[str]:
+    """A method that looks at whole models must be given the same models for every tensor."""
+    merged = [tensor for tensor in tensors if find(tensor.method).reads == "model"]
+    first = [source.model for source in merged[0].inputs] if merged else []
+    for tensor in merged:
+        if (models := [source.model for source in tensor.inputs]) != first:
+            return [
+                f"{tensor.name}: {tensor.method} looks at whole models, and merges {', '.join(models)} here but "
+                f"{', '.join(first)} in {merged[0].name}; name the same models in the same order in every slice"
+            ]
     return []
 
 
@@ -201,19 +227,13 @@ class _Lowering:
 
     def _affine(self, tensor: OutputTensor, method: Operator, dtype: str) -> Job | None:
         """The methods whose coefficients are known beforehand, for the streaming kernel."""
-        settings = {p.name: p.default for p in method.parameters} | dict(tensor.settings)
-        if method.name == "passthrough":
-            factor = _numbers(settings["scale"], 1)[0]
-            if factor == 1.0:
-                return replace(
-                    lower(self.models[tensor.inputs[0].model], tensor.inputs[0].tensor), name=tensor.name, dtype=dtype
-                )
-            coefficients = [factor]
-        elif method.name in ("linear", "task_arithmetic"):
-            coefficients = _weights(method, settings, len(tensor.inputs))
-            coefficients = [c * settings.get("lambda", 1.0) * self._lines(tensor, method) for c in coefficients]
-        else:
+        coefficients = method.affine_coefficients(tensor.settings, len(tensor.inputs))
+        if coefficients is None:
             return None
+        if method.models == (1, 1) and method.takes == "models" and coefficients == [1.0]:  # every bit stays
+            copied = lower(self.models[tensor.inputs[0].model], tensor.inputs[0].tensor)
+            return replace(copied, name=tensor.name, dtype=dtype)
+        coefficients = [c * self._lines(tensor, method) for c in coefficients]
         base = self._stored(tensor.base) if tensor.base else None
         terms: list[Term] = []
         for source, coefficient in zip(tensor.inputs, coefficients, strict=True):
@@ -254,21 +274,6 @@ class _Lowering:
         for model in among.fallback.models:
             tensors.setdefault(model, self._stored(Source(model, self._name_in(model, tensor.name))))
         return {source.model: AlignedRows(source.model, among, tensors) for source in used}
-
-
-def _weights(method: Operator, settings: Mapping[str, Any], count: int) -> list[float]:
-    """Each model's coefficient, normalised as the method does."""
-    weights = _numbers(settings["weight"], count)
-    if not settings["normalize"]:
-        return weights
-    total = sum(weights)
-    if method.name == "linear" and total == 0:
-        raise WeightopsError("the weights sum to 0 and cannot be normalised; change them or set normalize: false")
-    return [weight / total for weight in weights] if abs(total) >= 1e-8 else weights
-
-
-def _numbers(value: Any, count: int) -> list[float]:
-    return [float(number) for number in np.broadcast_to(np.asarray(value, np.float64), (count,))]
 
 
 def _place(tensor: OutputTensor) -> Place:

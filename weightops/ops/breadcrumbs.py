@@ -5,24 +5,25 @@ Source: Davari and Belilovsky 2024, arXiv 2312.06795.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 from torch import Tensor
 
-from .registry import PerModel, operator
-from .sparsify import kept_count, largest, numbers, same_l1
+from .registry import operator
+from .signature import PerModel, Range
+from .sparsify import Density, kept_count, largest, numbers, same_l1
 from .task_arithmetic import weighted_sum
 from .ties import agreeing_sum
 
 
-@operator(reads="tensor", paper="2312.06795")
+@operator(reads="tensor", paper="2312.06795", breaks=("identical",))
 def breadcrumbs(
     deltas: Tensor,
     *,
     weight: PerModel = 1.0,
-    density: PerModel = 1.0,
-    gamma: PerModel = 0.01,
+    density: Density = 1.0,
+    gamma: Annotated[PerModel, Range(0, 1, below_high=True)] = 0.01,
     normalize: bool = False,
     rescale: bool = False,
     lambda_: float = 1.0,
@@ -47,13 +48,13 @@ def breadcrumbs(
     return weighted_sum(keep_middle(deltas, density, gamma, rescale=rescale), weight, normalize, lambda_)
 
 
-@operator(reads="tensor", paper="2312.06795")
+@operator(reads="tensor", paper="2312.06795", breaks=("identical",))
 def breadcrumbs_ties(
     deltas: Tensor,
     *,
     weight: PerModel = 1.0,
-    density: PerModel = 1.0,
-    gamma: PerModel = 0.01,
+    density: Density = 1.0,
+    gamma: Annotated[PerModel, Range(0, 1, below_high=True)] = 0.01,
     normalize: bool = False,
     rescale: bool = False,
     lambda_: float = 1.0,

@@ -5,14 +5,19 @@ Source: Wang et al. 2024, arXiv 2405.07813.
 
 from __future__ import annotations
 
+from typing import Annotated
+
 from torch import Tensor
 
-from .registry import PerModel, operator
+from .registry import operator
+from .signature import PerModel, Range
 from .sparsify import per_model
 
 
-@operator(reads="elementwise", paper="2405.07813")
-def consensus(deltas: Tensor, *, k: int = 2, tall_lambda: PerModel = 0.4, lambda_: float = 1.0) -> Tensor:
+@operator(reads="elementwise", paper="2405.07813", breaks=("identical", "one"))
+def consensus(
+    deltas: Tensor, *, k: Annotated[int, Range(0)] = 2, tall_lambda: PerModel = 0.4, lambda_: float = 1.0
+) -> Tensor:
     """Add the task vectors where at least k tasks use the sum.
 
     Args:

@@ -9,19 +9,20 @@ from __future__ import annotations
 from torch import Tensor
 
 from .draw import Draw
-from .registry import PerModel, operator
-from .sparsify import keep_random, per_model
+from .registry import operator
+from .signature import PerModel
+from .sparsify import Density, keep_random, per_model
 from .task_arithmetic import weighted_sum
 from .ties import agreeing_sum
 
 
-@operator(reads="elementwise", paper="2311.03099")
+@operator(reads="elementwise", paper="2311.03099", breaks=("identical",))
 def dare_linear(
     deltas: Tensor,
     *,
     draw: Draw,
     weight: PerModel = 1.0,
-    density: PerModel = 1.0,
+    density: Density = 1.0,
     normalize: bool = False,
     rescale: bool = True,
     lambda_: float = 1.0,
@@ -48,13 +49,13 @@ def dare_linear(
     return weighted_sum(kept, weight, normalize, lambda_)
 
 
-@operator(reads="elementwise", paper="2311.03099")
+@operator(reads="elementwise", paper="2311.03099", breaks=("identical",))
 def dare_ties(
     deltas: Tensor,
     *,
     draw: Draw,
     weight: PerModel = 1.0,
-    density: PerModel = 1.0,
+    density: Density = 1.0,
     normalize: bool = False,
     rescale: bool = True,
     lambda_: float = 1.0,

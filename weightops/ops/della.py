@@ -6,15 +6,16 @@ expectation is unchanged. (mergekit scales to equal L1 norm instead, which favou
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 from torch import Tensor
 
 from ..errors import WeightopsError
 from .draw import Draw
-from .registry import PerModel, operator
-from .sparsify import keep_random, numbers
+from .registry import operator
+from .signature import PerModel, Range
+from .sparsify import Density, keep_random, numbers
 from .task_arithmetic import weighted_sum
 from .ties import agreeing_sum
 
@@ -25,8 +26,8 @@ def della(
     *,
     draw: Draw,
     weight: PerModel = 1.0,
-    density: PerModel = 1.0,
-    epsilon: PerModel = 0.15,
+    density: Density = 1.0,
+    epsilon: Annotated[PerModel, Range(0, 1, below_high=True)] = 0.15,
     normalize: bool = True,
     rescale: bool = True,
     lambda_: float = 1.0,
@@ -53,14 +54,14 @@ def della(
     return agreeing_sum(kept, weight, normalize, lambda_)
 
 
-@operator(reads="tensor", paper="2406.11617")
+@operator(reads="tensor", paper="2406.11617", breaks=("identical",))
 def della_linear(
     deltas: Tensor,
     *,
     draw: Draw,
     weight: PerModel = 1.0,
-    density: PerModel = 1.0,
-    epsilon: PerModel = 0.15,
+    density: Density = 1.0,
+    epsilon: Annotated[PerModel, Range(0, 1, below_high=True)] = 0.15,
     normalize: bool = False,
     rescale: bool = True,
     lambda_: float = 1.0,

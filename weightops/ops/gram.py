@@ -84,5 +84,5 @@ def arc(cosine: Tensor, t: float, straight: Tensor) -> Tensor:
     """
     angle = torch.acos(torch.where(straight, 0, cosine))
     curve = torch.stack([((1 - t) * angle).sin(), (t * angle).sin()], -1) / angle.sin().unsqueeze(-1)
-    line = torch.tensor([1 - t, t], dtype=cosine.dtype)
+    line = torch.tensor([1 - t, t], dtype=cosine.dtype, device=cosine.device)
     return torch.where(straight.unsqueeze(-1), line, curve)

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+from typing import Annotated
+
 import torch
 from torch import Tensor
 
 from .gram import cosines, gram, mix, norms
 from .registry import operator
+from .signature import Range
 from .sparsify import flat
 
 
 def karcher_coefficients(gram: Tensor, *, max_iter: int = 10, tol: float = 1e-5) -> Tensor:
     """Coefficients of the n models: [n, n] to [n], fp64. Gradient descent within the span of the unit vectors."""
     if len(gram) == 1:
-        return torch.ones(1, dtype=torch.float64)
+        return torch.ones_like(gram[0])
     lengths = norms(gram)
     present = lengths > tol
     if not present.any():
@@ -33,7 +36,11 @@ def karcher_coefficients(gram: Tensor, *, max_iter: int = 10, tol: float = 1e-5)
 def _start(cosine: Tensor, share: Tensor, present: Tensor, tol: float) -> Tensor:
     """The plain mean's direction, or the first vector where the mean vanishes."""
     length = _length(cosine, share)
-    return share / length if length >= tol else torch.eye(len(share), dtype=cosine.dtype)[int(present.int().argmax())]
+    if length >= tol:
+        return share / length
+    first = torch.zeros_like(share)
+    first[int(present.int().argmax())] = 1
+    return first
 
 
 def _tangent(cosine: Tensor, share: Tensor, mean: Tensor, tol: float) -> Tensor:
@@ -50,7 +57,9 @@ def _length(cosine: Tensor, point: Tensor) -> Tensor:
 
 
 @operator(reads="tensor", paper="2603.04972", coefficients=karcher_coefficients)
-def karcher(models: Tensor, *, max_iter: int = 10, tol: float = 1e-5) -> Tensor:
+def karcher(
+    models: Tensor, *, max_iter: Annotated[int, Range(1)] = 10, tol: Annotated[float, Range(0, above_low=True)] = 1e-5
+) -> Tensor:
     """Average the models' directions along the sphere, all alike, and give the result their mean length.
 
     Args:

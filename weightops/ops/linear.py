@@ -2,14 +2,34 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from torch import Tensor
 
 from ..errors import WeightopsError
-from .registry import PerModel, operator
-from .sparsify import per_model
+from .registry import operator
+from .signature import PerModel
+from .sparsify import numbers, per_model
+
+CANCELLED = "the weights sum to 0 and cannot be normalised; change them or set normalize: false"
 
 
-@operator(reads="elementwise", paper="2203.05482")
+def linear_coefficients(count: int, *, weight: Any = 1.0, normalize: bool = True) -> list[float]:
+    """The coefficient of each of ``count`` models, fp64.
+
+    Raises:
+        WeightopsError: ``normalize`` with weights that sum to zero.
+    """
+    weights: list[float] = numbers(weight, count).tolist()
+    total = sum(weights)
+    if not normalize:
+        return weights
+    if total == 0:
+        raise WeightopsError(CANCELLED)
+    return [one / total for one in weights]
+
+
+@operator(reads="elementwise", paper="2203.05482", affine=linear_coefficients)
 def linear(models: Tensor, *, weight: PerModel = 1.0, normalize: bool = True) -> Tensor:
     """Average the models (model soups: Wortsman et al. 2022, arXiv 2203.05482, section 2).
 
@@ -33,7 +53,5 @@ def linear(models: Tensor, *, weight: PerModel = 1.0, normalize: bool = True) ->
     if not normalize:
         return total
     if coefficient.sum() == 0:
-        raise WeightopsError(
-            "linear: the weights sum to 0 and cannot be normalised; change them or set normalize: false"
-        )
+        raise WeightopsError(CANCELLED)
     return total / coefficient.sum()

@@ -5,10 +5,13 @@ Source: Wang et al. 2025, arXiv 2410.17146: layer l of L (from 1) is scaled by a
 
 from __future__ import annotations
 
+from typing import Annotated
+
 from torch import Tensor
 
 from ..anatomy.place import Place
-from .registry import PerModel, operator
+from .registry import operator
+from .signature import PerModel, Range
 from .task_arithmetic import weighted_sum
 
 
@@ -25,13 +28,13 @@ def lines_scale(place: Place, alpha: float, beta: float) -> float:
     return alpha + beta * place.layer / (place.layers - 1)
 
 
-@operator(reads="elementwise", paper="2410.17146")
+@operator(reads="elementwise", paper="2410.17146", breaks=("identical", "one"))
 def lines(
     deltas: Tensor,
     *,
     place: Place,
     weight: PerModel = 1.0,
-    alpha: float = 0.5,
+    alpha: Annotated[float, Range(0)] = 0.5,
     beta: float = 0.5,
     normalize: bool = False,
     lambda_: float = 1.0,

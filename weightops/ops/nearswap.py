@@ -7,7 +7,12 @@ from torch import Tensor
 from .registry import operator
 
 
-@operator(reads="elementwise", paper="https://huggingface.co/alchemonaut/QuartetAnemoi-70B-t0.0001", models=(1, 1))
+@operator(
+    reads="elementwise",
+    paper="https://huggingface.co/alchemonaut/QuartetAnemoi-70B-t0.0001",
+    models=(1, 1),
+    breaks=("identical", "one", "size"),
+)
 def nearswap(deltas: Tensor, *, t: float) -> Tensor:
     """Move each entry toward the model, by t at most.
 

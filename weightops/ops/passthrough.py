@@ -2,13 +2,22 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from torch import Tensor
 
-from .registry import PerModel, operator
-from .sparsify import per_model
+from .registry import operator
+from .signature import PerModel
+from .sparsify import numbers, per_model
 
 
-@operator(reads="elementwise", paper="mergekit", models=(1, 1))
+def passthrough_coefficients(count: int, *, scale: Any = 1.0) -> list[float]:
+    """The factor of the one model, fp64."""
+    factors: list[float] = numbers(scale, count).tolist()
+    return factors
+
+
+@operator(reads="elementwise", paper="mergekit", models=(1, 1), affine=passthrough_coefficients)
 def passthrough(models: Tensor, *, scale: PerModel = 1.0) -> Tensor:
     """Copy one model's tensor, scaled if asked.
 

@@ -6,17 +6,22 @@ the model is one long vector; here each tensor competes by itself (ours).
 
 from __future__ import annotations
 
+from typing import Annotated
+
 import torch
 from torch import Tensor
 
-from .registry import PerModel, operator
+from .registry import operator
+from .signature import PerModel, Range
 from .sparsify import flat, per_model
 
 CLIPPED = 1e-4  # share of the smallest and of the largest magnitudes
 
 
-@operator(reads="tensor", paper="2410.02396")
-def pcb(deltas: Tensor, *, weight: PerModel = 1.0, pcb_ratio: float = 0.1, lambda_: float = 1.0) -> Tensor:
+@operator(reads="tensor", paper="2410.02396", breaks=("identical", "one", "size"))
+def pcb(
+    deltas: Tensor, *, weight: PerModel = 1.0, pcb_ratio: Annotated[float, Range(0, 1)] = 0.1, lambda_: float = 1.0
+) -> Tensor:
     """Average the task vectors by scores, each entry over the tasks for which it scores high.
 
     The score of an entry is exp(n * a) * tanh(entry * sum over tasks), a its squared clipped magnitude scaled to [0, 1]

@@ -5,14 +5,17 @@ Source: Reinforced Agent Merging, arXiv 2601.13572.
 
 from __future__ import annotations
 
+from typing import Annotated
+
 from torch import Tensor
 
 from .registry import operator
+from .signature import Range
 from .sparsify import flat, per_model
 
 
-@operator(reads="elementwise", paper="2601.13572")
-def ram(deltas: Tensor, *, epsilon: float = 1e-5) -> Tensor:
+@operator(reads="elementwise", paper="2601.13572", breaks=("size",))
+def ram(deltas: Tensor, *, epsilon: Annotated[float, Range(0, 1, below_high=True)] = 1e-5) -> Tensor:
     """Average each entry over the models that changed it.
 
     Args:
@@ -30,8 +33,14 @@ def ram(deltas: Tensor, *, epsilon: float = 1e-5) -> Tensor:
     return deltas.where(changed, 0).sum(0) / changed.sum(0).clamp(min=1)
 
 
-@operator(reads="tensor", paper="2601.13572")
-def ramplus_tl(deltas: Tensor, *, r: float = 0.1, alpha: float = 0.2, epsilon: float = 1e-5) -> Tensor:
+@operator(reads="tensor", paper="2601.13572", breaks=("size",))
+def ramplus_tl(
+    deltas: Tensor,
+    *,
+    r: Annotated[float, Range(0)] = 0.1,
+    alpha: Annotated[float, Range(0)] = 0.2,
+    epsilon: Annotated[float, Range(0, 1, below_high=True)] = 1e-5,
+) -> Tensor:
     """RAM, with a model's own entries scaled up by how much of the tensor it shares (tensor by tensor).
 
     The factor is 1 + r * min(shared / own, alpha), counting the model's changed entries that others changed too and

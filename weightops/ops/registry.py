@@ -6,13 +6,22 @@ A method takes aligned tensors and keyword parameters and returns one tensor:
   to the base;
 * first argument ``models`` ([n, ...], fp32): it is given the weights themselves; what it returns is the result.
 
-Keyword arguments are the configuration; a trailing underscore (``lambda_``) is not part of the key. Three names are
-filled in by the engine and are not configuration: ``base`` (the base model's tensor), ``draw`` (randomness addressed
-by element, see :mod:`.draw`) and ``place`` (where the tensor stands in the model).
+Keyword arguments are the configuration; a trailing underscore (``lambda_``) is not part of the key. Their annotations
+say which values are allowed (:mod:`.signature`): ``Annotated[float, Range(0, 1)]``. Three names are filled in by the
+engine and are not configuration: ``base`` (the base model's tensor), ``draw`` (randomness addressed by element, see
+:mod:`.draw`) and ``place`` (where the tensor stands in the model).
 
-Some methods are linear combinations whose coefficients follow from the inner products of their inputs alone. They name
-a function ``coefficients(gram, **parameters)`` ([n, n] to [n], fp64; see :mod:`.gram` for whose inner products), so
-that a first pass over the slices can sum the products and a second apply the combination.
+Some methods are linear combinations of their inputs, and say so, because the engine then need not hold whole tensors:
+
+* ``affine=function``: the coefficients follow from the parameters alone: ``function(count, **parameters)`` gives one
+  for each of ``count`` models;
+* ``coefficients=function``: they follow from the inner products of the inputs, the Gram matrix: ``function(gram,
+  **parameters)`` ([n, n] to [n], fp64; see :mod:`.gram` for whose inner products). A first pass over the slices sums
+  the products, a second applies the combination. With ``reads="model"`` the products are summed over every tensor of
+  the merge, so that the coefficients follow from the whole models.
+
+The tests hold every method to the laws of ``tests/support/merge_laws.py``. A method names the ones that it does not
+keep: ``breaks=("size",)``.
 """
 
 from __future__ import annotations
@@ -20,48 +29,22 @@ from __future__ import annotations
 import difflib
 import functools
 import inspect
-import keyword
 import typing
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Any, Literal, TypeVar
 
-from ..errors import WeightopsError
+from ..errors import WeightopsError, attempt_all
+from .signature import FILLED_IN, Parameter, parameters_of
 
 F = TypeVar("F", bound=Callable[..., Any])
 
 Reads = Literal["elementwise", "tensor", "matrix", "model"]
 
-FILLED_IN = ("base", "draw", "place")
-
-
-class PerModelMark:
-    """Marks a parameter that may differ from model to model."""
-
-
-#: A number for each model. A method reads it with :func:`per_model`; a plain number serves every model alike.
-PerModel = Annotated[Any, PerModelMark()]
-
-
-@dataclass(frozen=True)
-class Parameter:
-    """One configuration key of a method."""
-
-    name: str
-    default: Any
-    kind: str  # "float", "int", "bool", "str"
-    per_model: bool
-    choices: tuple[str, ...] = ()
-    help: str = ""
-
-    @property
-    def required(self) -> bool:
-        return self.default is inspect.Parameter.empty
-
-    @property
-    def argument(self) -> str:
-        """The function's own name for it: ``lambda_`` for the key ``lambda``."""
-        return self.name + "_" * keyword.iskeyword(self.name)
+#: What holds for most methods, and must be said where it does not. ``identical``: equal models merge to that model;
+#: ``one``: one model alone is that model; ``order``: the order of the models does not matter; ``size``: task vectors
+#: twice as large merge to a task vector twice as large.
+Law = Literal["identical", "one", "order", "size"]
 
 
 @dataclass(frozen=True)
@@ -70,7 +53,7 @@ class Operator:
 
     Attributes:
         reads: ``elementwise`` (any slice), ``tensor`` (a statistic of the whole tensor first), ``matrix`` (2-D;
-            1-D tensors get what the docstring says), ``model`` (a statistic of the whole model first).
+            1-D tensors get what the docstring says), ``model`` (the Gram matrix of the whole model first).
         takes: ``deltas`` or ``models``, the first argument's name.
         needs_base: Whether a base model must be named.
         models: Fewest and most models it merges, the base not counted (``None``: any number).
@@ -78,6 +61,8 @@ class Operator:
         coefficients: From the Gram matrix of the inputs to the coefficients of their linear combination, for the
             methods that are one.
         whole_when: Parameters at which there is one such combination for the tensor, not one for each row.
+        affine: From the number of models and the parameters to the coefficients, where nothing else is needed.
+        breaks: Laws that it does not keep.
     """
 
     name: str
@@ -91,6 +76,8 @@ class Operator:
     fills: tuple[str, ...]
     coefficients: Callable[..., Any] | None = None
     whole_when: Mapping[str, Any] = field(default_factory=dict)
+    affine: Callable[..., Sequence[float]] | None = None
+    breaks: tuple[Law, ...] = ()
 
     @property
     def summary(self) -> str:
@@ -110,17 +97,57 @@ class Operator:
         takes = ", ".join(known) or "none"
         raise WeightopsError(f"{self.name}: unknown parameter {name!r}{nearest(name, known)}; it takes {takes}")
 
-    def combination(self, parameters: Mapping[str, Any]) -> Callable[[Any], Any] | None:
+    def settings(self, given: Mapping[str, Any], count: int) -> dict[str, Any]:
+        """Settings for a merge of ``count`` models, read and checked; those left out keep the method's default.
+
+        Raises:
+            WeightopsError: an unknown parameter, a value of the wrong kind or out of range, a list of another length
+                than there are models, or a missing parameter that has no default; everything wrong at once.
+        """
+        reading = [functools.partial(self._setting, name, value, count) for name, value in given.items()]
+        missing = [p.name for p in self.parameters if p.required and p.name not in given]
+        reading += [functools.partial(self._refuse_missing, name) for name in missing]
+        return dict(attempt_all(reading))
+
+    def _setting(self, name: str, value: Any, count: int) -> tuple[str, Any]:
+        return name, self.parameter(name).read_for(value, count)
+
+    def _refuse_missing(self, name: str) -> tuple[str, Any]:
+        raise WeightopsError(f"{self.name} needs {name!r}, which has no default")
+
+    def combination(self, settings: Mapping[str, Any]) -> Callable[[Any], Any] | None:
         """The coefficients as a function of the Gram matrix alone, [n, n] to [n], fp64.
 
         Returns:
-            ``None`` where the method, with these parameters, is not one linear combination of whole tensors.
+            ``None`` where the method, with these settings, is not one linear combination of whole tensors.
         """
-        given = {p.name: p.default for p in self.parameters} | dict(parameters)
+        given = self._with_defaults(settings)
         if self.coefficients is None or any(given[name] != value for name, value in self.whole_when.items()):
             return None
-        wanted = inspect.signature(self.coefficients).parameters
-        return functools.partial(self.coefficients, **{name: given[name] for name in given if name in wanted})
+        return functools.partial(self.coefficients, **_arguments(self, self.coefficients, given))
+
+    def affine_coefficients(self, settings: Mapping[str, Any], count: int) -> list[float] | None:
+        """The coefficient of each of ``count`` models, fp64, where they follow from the settings alone.
+
+        Returns:
+            ``None`` for a method of another kind.
+
+        Raises:
+            WeightopsError: the method refuses these settings.
+        """
+        if self.affine is None:
+            return None
+        return list(self.affine(count, **_arguments(self, self.affine, self._with_defaults(settings))))
+
+    def _with_defaults(self, settings: Mapping[str, Any]) -> dict[str, Any]:
+        return {p.name: p.default for p in self.parameters} | dict(settings)
+
+
+def _arguments(method: Operator, function: Callable[..., Any], settings: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings that a function of the method takes, under its own names for them."""
+    wanted = inspect.signature(function).parameters
+    named = {method.parameter(name).argument: value for name, value in settings.items()}
+    return {name: value for name, value in named.items() if name in wanted}
 
 
 _REGISTRY: dict[str, Operator] = {}
@@ -135,6 +162,8 @@ def operator(
     name: str | None = None,
     coefficients: Callable[..., Any] | None = None,
     whole_when: Mapping[str, Any] | None = None,
+    affine: Callable[..., Sequence[float]] | None = None,
+    breaks: tuple[Law, ...] = (),
 ) -> Callable[[F], F]:
     """Register a function as a merge method; see the module's docstring for the contract.
 
@@ -144,7 +173,16 @@ def operator(
 
     def register(function: F) -> F:
         method = _describe(
-            function, name or function.__name__, reads, paper, needs_base, models, coefficients, whole_when or {}
+            function,
+            name=name or function.__name__,
+            reads=reads,
+            needs_base=needs_base,
+            models=models,
+            paper=paper,
+            coefficients=coefficients,
+            whole_when=whole_when or {},
+            affine=affine,
+            breaks=breaks,
         )
         taken = _REGISTRY.get(method.name)
         if taken is not None and taken.function.__module__ != function.__module__:
@@ -181,66 +219,42 @@ def nearest(word: str, known: typing.Iterable[str]) -> str:
     return f" (did you mean {close[0]!r}?)" if close else ""
 
 
-def _describe(
-    function: Callable[..., Any],
-    name: str,
-    reads: Reads,
-    paper: str,
-    needs_base: bool,
-    models: tuple[int, int | None],
-    coefficients: Callable[..., Any] | None,
-    whole_when: Mapping[str, Any],
-) -> Operator:
-    signature = inspect.signature(function)
-    hints = typing.get_type_hints(function, include_extras=True)
-    first, *rest = signature.parameters.values()
+def _describe(function: Callable[..., Any], *, name: str, needs_base: bool, **declared: Any) -> Operator:
+    first, *rest = inspect.signature(function).parameters.values()
     if first.name not in ("deltas", "models"):
         raise TypeError(f"{name}: the first argument of a merge method is `deltas` or `models`, not `{first.name}`")
     if any(p.kind is not inspect.Parameter.KEYWORD_ONLY for p in rest):
         raise TypeError(f"{name}: the arguments after `{first.name}` are keyword-only")
-    described = _argument_help(function)
-    return Operator(
+    method = Operator(
         name=name,
         function=function,
-        reads=reads,
         takes=typing.cast(Literal["deltas", "models"], first.name),
         needs_base=needs_base or first.name == "deltas",
-        models=models,
-        paper=paper,
-        parameters=tuple(_parameter(p, hints[p.name], described) for p in rest if p.name not in FILLED_IN),
+        parameters=parameters_of(name, function),
         fills=tuple(p.name for p in rest if p.name in FILLED_IN),
-        coefficients=coefficients,
-        whole_when=whole_when,
+        **declared,
     )
+    for problem in _contradictions(method):
+        raise TypeError(f"{name}: {problem}")
+    return method
 
 
-def _parameter(parameter: inspect.Parameter, hint: Any, described: dict[str, str]) -> Parameter:
-    per_model = hint is PerModel
-    choices: tuple[str, ...] = typing.get_args(hint) if typing.get_origin(hint) is Literal else ()
-    members = [m for m in (typing.get_args(hint) or (hint,)) if m is not type(None)]
-    kind = "float" if per_model else "str" if choices else getattr(members[0], "__name__", "float")
-    return Parameter(
-        name=parameter.name.rstrip("_"),
-        default=parameter.default,
-        kind=kind,
-        per_model=per_model,
-        choices=choices,
-        help=described.get(parameter.name, ""),
-    )
-
-
-def _argument_help(function: Callable[..., Any]) -> dict[str, str]:
-    """The lines of the docstring's ``Args:`` section, by argument."""
-    described: dict[str, str] = {}
-    inside, last = False, ""
-    for line in (inspect.getdoc(function) or "").splitlines():
-        if line.strip() == "Args:":
-            inside = True
-        elif inside and not line.startswith("    "):
-            break
-        elif inside and line.startswith("        ") and last:
-            described[last] += " " + line.strip()
-        elif inside:
-            last, _, text = line.strip().partition(":")
-            described[last] = text.strip()
-    return described
+def _contradictions(method: Operator) -> Iterator[str]:
+    """What a method declares and cannot mean."""
+    known = {"reads": typing.get_args(Reads), "breaks": typing.get_args(Law)}
+    for word, values in (("reads", (method.reads,)), ("breaks", method.breaks)):
+        for value in values:
+            if value not in known[word]:
+                yield f"{word}={value!r} is not one of {', '.join(known[word])}{nearest(str(value), known[word])}"
+    if method.reads == "model" and (method.coefficients is None or method.whole_when):
+        yield 'reads="model" needs coefficients=, a function of the Gram matrix of the whole model, and no whole_when='
+    if method.affine is not None and (method.coefficients is not None or method.reads != "elementwise"):
+        yield 'affine= goes with reads="elementwise" and without coefficients='
+    arguments = {p.argument for p in method.parameters}
+    for word, function in (("coefficients", method.coefficients), ("affine", method.affine)):
+        for name in list(inspect.signature(function).parameters)[1:] if function is not None else ():
+            if name not in arguments:
+                yield f"{word}= takes {name!r}, which is not a parameter of the method"
+    for name in method.whole_when:
+        if name not in {p.name for p in method.parameters}:
+            yield f"whole_when= names {name!r}, which is not a parameter of the method"

@@ -5,16 +5,19 @@ Source: Wan et al. 2024 (FuseChat), arXiv 2408.07990.
 
 from __future__ import annotations
 
+from typing import Annotated
+
 import torch
 from torch import Tensor
 
 from .registry import operator
+from .signature import Range
 from .sparsify import flat, largest, per_model
 from .ties import agreement
 
 
 @operator(reads="tensor", paper="2408.07990")
-def sce(deltas: Tensor, *, select_topk: float = 1.0) -> Tensor:
+def sce(deltas: Tensor, *, select_topk: Annotated[float, Range(0, 1)] = 1.0) -> Tensor:
     """Merge the entries on which the models differ most, each model weighted by its mean square there.
 
     Args:

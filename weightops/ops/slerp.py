@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 from torch import Tensor
 
 from ..errors import WeightopsError
 from .gram import arc, cosines, gram, mix, norms
-from .registry import PerModel, operator
+from .registry import operator
+from .signature import PerModel, Range
 from .sparsify import flat, numbers
 
 
@@ -93,8 +94,8 @@ def multislerp_coefficients(
 ) -> Tensor:
     """Coefficients of the n inputs: [n, n] to [n], fp64."""
     if len(gram) == 1:
-        return torch.ones(1, dtype=torch.float64)
-    lengths, weights = norms(gram), numbers(weight, len(gram))
+        return torch.ones_like(gram[0])
+    lengths, weights = norms(gram), numbers(weight, len(gram)).to(gram.device)
     if normalize_weights:
         weights = weights / weights.sum()
     mean = weights / (lengths + eps)  # of the unit vectors, in terms of the vectors
@@ -117,7 +118,7 @@ def multislerp(
     base: Tensor | None = None,
     weight: PerModel = 1.0,
     normalize_weights: bool = True,
-    eps: float = 1e-8,
+    eps: Annotated[float, Range(0, above_low=True)] = 1e-8,
 ) -> Tensor:
     """Average any number of models, or task vectors if there is a base, on the sphere.
 

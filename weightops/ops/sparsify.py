@@ -6,13 +6,17 @@ order). It does not depend on how a tensor is sliced or on the sorting routine.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 from torch import Tensor
 
 from ..errors import WeightopsError
 from .draw import Draw
+from .signature import PerModel, Range
+
+#: Share of the entries of a task vector to keep.
+Density = Annotated[PerModel, Range(0, 1, above_low=True)]
 
 
 def per_model(value: Any, stack: Tensor) -> Tensor:
@@ -23,7 +27,7 @@ def per_model(value: Any, stack: Tensor) -> Tensor:
         stack: [n, ...].
 
     Returns:
-        [n, 1, ...], the stack's dtype.
+        [n, 1, ...], the stack's dtype, on its device.
 
     Raises:
         WeightopsError: a sequence of another length.
@@ -31,7 +35,8 @@ def per_model(value: Any, stack: Tensor) -> Tensor:
     >>> per_model([0.5, 2.0], torch.ones(2, 3)).shape
     torch.Size([2, 1])
     """
-    return numbers(value, len(stack)).to(stack.dtype).reshape(-1, *[1] * (stack.dim() - 1))
+    vector = numbers(value, len(stack)).to(stack.dtype).to(stack.device)
+    return vector.reshape(-1, *[1] * (stack.dim() - 1))
 
 
 def numbers(value: Any, count: int) -> Tensor:
@@ -110,7 +115,8 @@ def keep_random(deltas: Tensor, probability: Tensor, draw: Draw, *, rescale: boo
         draw: Randomness of the first entry on.
         rescale: Divide what stays by its probability, so that the expectation is the task vector.
     """
-    uniform = torch.stack([torch.from_numpy(draw.uniform(i, d.numel())).reshape(d.shape) for i, d in enumerate(deltas)])
+    drawn = [torch.from_numpy(draw.uniform(i, d.numel())).reshape(d.shape) for i, d in enumerate(deltas)]
+    uniform = torch.stack(drawn).to(deltas.device)
     kept = deltas.where(uniform < probability, 0)
     return kept / probability.where(probability > 0, 1) if rescale else kept
 

@@ -6,13 +6,16 @@ rounding is arbitrary, so it takes no part (ours): a low-rank task vector then g
 
 from __future__ import annotations
 
+from typing import Annotated
+
 import torch
 from torch import Tensor
 
 from .registry import operator
+from .signature import Range
 
 
-@operator(reads="matrix", paper="2412.00081")
+@operator(reads="matrix", paper="2412.00081", breaks=("identical",))
 def tsv_m(deltas: Tensor, *, lambda_: float = 1.0) -> Tensor:
     """Give each task an equal share of the rank and make the tasks' singular vectors orthogonal.
 
@@ -37,7 +40,7 @@ def tsv_m(deltas: Tensor, *, lambda_: float = 1.0) -> Tensor:
     return (polar(left) * values) @ polar(right) * lambda_
 
 
-@operator(reads="matrix", paper="2502.04959")
+@operator(reads="matrix", paper="2502.04959", breaks=("identical", "one"))
 def iso_c(deltas: Tensor, *, lambda_: float = 1.0) -> Tensor:
     """Add the task vectors and give the sum equal singular values, their mean.
 
@@ -60,8 +63,10 @@ def iso_c(deltas: Tensor, *, lambda_: float = 1.0) -> Tensor:
     return left @ right * _mean(values) * lambda_
 
 
-@operator(reads="matrix", paper="2502.04959")
-def iso_cts(deltas: Tensor, *, common_space_fraction: float = 0.8, lambda_: float = 1.0) -> Tensor:
+@operator(reads="matrix", paper="2502.04959", breaks=("identical", "one"))
+def iso_cts(
+    deltas: Tensor, *, common_space_fraction: Annotated[float, Range(0, 1)] = 0.8, lambda_: float = 1.0
+) -> Tensor:
     """As Iso-C, but the sum's last directions make room for each task's own.
 
     Marczak et al. 2025, arXiv 2502.04959, Iso-CTS: the sum keeps its first directions; of what each task has outside

@@ -6,11 +6,22 @@ from typing import Any
 
 from torch import Tensor
 
-from .registry import PerModel, operator
-from .sparsify import per_model
+from .registry import operator
+from .signature import PerModel
+from .sparsify import numbers, per_model
 
 
-@operator(reads="elementwise", paper="2212.04089")
+def task_arithmetic_coefficients(
+    count: int, *, weight: Any = 1.0, normalize: bool = False, lambda_: float = 1.0
+) -> list[float]:
+    """The coefficient of each of ``count`` task vectors, fp64."""
+    weights: list[float] = numbers(weight, count).tolist()
+    total = sum(weights)
+    divisor = total if normalize and abs(total) >= 1e-8 else 1.0
+    return [one / divisor * lambda_ for one in weights]
+
+
+@operator(reads="elementwise", paper="2212.04089", affine=task_arithmetic_coefficients, breaks=("identical",))
 def task_arithmetic(deltas: Tensor, *, weight: PerModel = 1.0, normalize: bool = False, lambda_: float = 1.0) -> Tensor:
     """Add the task vectors (Ilharco et al. 2023, arXiv 2212.04089, section 2).
 

@@ -9,8 +9,9 @@ from typing import Any
 
 from torch import Tensor
 
-from .registry import PerModel, operator
-from .sparsify import keep_largest, per_model, same_l1
+from .registry import operator
+from .signature import PerModel
+from .sparsify import Density, keep_largest, per_model, same_l1
 
 
 @operator(reads="tensor", paper="2306.01708")
@@ -18,7 +19,7 @@ def ties(
     deltas: Tensor,
     *,
     weight: PerModel = 1.0,
-    density: PerModel = 1.0,
+    density: Density = 1.0,
     normalize: bool = True,
     rescale: bool = False,
     lambda_: float = 1.0,

@@ -6,14 +6,19 @@ the sum over tasks of ||(merged - delta) delta^T||^2 / ||delta||^2.
 
 from __future__ import annotations
 
+from typing import Annotated
+
 import torch
 from torch import Tensor
 
 from .registry import operator
+from .signature import Range
 
 
-@operator(reads="matrix", paper="2503.08099")
-def wudi(deltas: Tensor, *, iter_num: int = 300, lr: float = 1e-5) -> Tensor:
+@operator(reads="matrix", paper="2503.08099", breaks=("identical", "size"))
+def wudi(
+    deltas: Tensor, *, iter_num: Annotated[int, Range(0)] = 300, lr: Annotated[float, Range(0, above_low=True)] = 1e-5
+) -> Tensor:
     """Descend from the sum of the task vectors toward the least interference, by Adam, as the authors do.
 
     Only matrices ([out, in]); other tensors are averaged. The authors leave out the head and the embeddings.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import tiny_models as tiny
 import torch
@@ -9,7 +10,11 @@ from merge_files import ours
 from safetensors.torch import load_file
 
 import weightops as wo
+from weightops.algebra.changes import Change
+from weightops.algebra.checkpoint import Delta
 from weightops.algebra.opening import open_all
+from weightops.io.adapter import Adapter
+from weightops.merge.config.reading import parse
 from weightops.ops.ties import ties
 
 
@@ -47,6 +52,14 @@ def test_an_unknown_parameter_names_the_nearest(models):
 def test_models_in_place_of_differences_are_refused(models):
     with pytest.raises(wo.WeightopsError, match=r"a - base, b - base"):
         wo.ties(models[1:])
+
+
+def test_one_difference_without_a_list_and_a_base_that_is_not_open_are_refused(models):
+    base, a, _ = models
+    with pytest.raises(wo.WeightopsError, match=r"write ties\(\[a - base, b - base\]\)\.on\(base\)"):
+        wo.ties(a - base)
+    with pytest.raises(wo.WeightopsError, match=r"ties is put on a checkpoint, not on str; open it"):
+        wo.ties([a - base]).on("base")
 
 
 def test_a_method_that_is_not_registered_is_no_attribute():
@@ -113,3 +126,94 @@ def test_a_selection_that_matches_nothing_is_a_problem_of_the_plan(models, tmp_p
     base, a, b = models
     with pytest.raises(wo.WeightopsError, match=r"only\('nomatch'\): leaves no tensor of the delta"):
         wo.ties([(a - base).only("nomatch"), b - base]).on(base).save(tmp_path / "out", progress=False)
+
+
+@pytest.mark.parametrize(
+    ("settings", "problem"),
+    [
+        ({"density": -5}, "density must be in (0, 1], not -5"),
+        ({"density": 3}, "density must be in (0, 1], not 3"),
+        ({"density": [0.5, 0]}, "density must be in (0, 1], not 0"),
+        ({"density": "abc"}, "density must be a number, not 'abc'"),
+        ({"density": [0.1, 0.2, 0.3]}, "density has 3 values for 2 models; give one number, or one for each model"),
+        ({"normalize": 3}, "normalize must be true or false, not 3"),
+        ({"lambda_": [1.0, 2.0]}, "lambda must be a number, not [1.0, 2.0]"),
+        ({"weight": None}, "weight must be a number, not None"),
+    ],
+)
+def test_a_wrong_setting_is_refused_at_the_call_in_the_words_of_a_merge_file(models, tmp_path, settings, problem):
+    base, a, b = models
+    with pytest.raises(wo.WeightopsError) as caught:
+        wo.ties([a - base, b - base], **settings)
+    assert caught.value.problems == (problem,)
+    ((name, value),) = settings.items()
+    if value is None or isinstance(value, list):  # in a file a list runs over the layers, and null is not set
+        return
+    text = f"merge_method: ties\nbase_model: x\nmodels: [{{model: y}}, {{model: z}}]\nparameters: {{{name}: {value}}}\n"
+    with pytest.raises(wo.WeightopsError) as caught:
+        parse(text, "c.yml")
+    assert caught.value.problems == (f"c.yml:4: {problem}",)
+
+
+def test_a_setting_without_default_must_be_given(models):
+    base, a, _ = models
+    with pytest.raises(wo.WeightopsError, match="nearswap needs 't', which has no default"):
+        wo.nearswap([a - base])
+
+
+def test_settings_may_be_numbers_of_numpy_and_torch(models, tmp_path):
+    base, a, b = models
+    plain = wo.ties([a - base, b - base], density=[0.5, 0.25], weight=0.5).on(base)
+    other = wo.ties([a - base, b - base], density=np.array([0.5, 0.25]), weight=torch.tensor(0.5)).on(base)
+    assert other.merged == plain.merged
+    assert other.plan().recipe == plain.plan().recipe
+
+
+def test_a_merge_is_saved_in_another_dtype(models, tmp_path):
+    base, a, _ = models
+    merged = wo.ties([a - base], density=0.5).on(base)
+    merged.save(tmp_path / "out", dtype="float32", progress=False)
+    written = load_file(tmp_path / "out/model.safetensors")
+    for name in base.names:
+        start = base.tensor(name).float()
+        expected = start + ties((a.tensor(name).float() - start).unsqueeze(0), density=0.5)
+        assert written[name].dtype == torch.float32
+        assert torch.equal(written[name], expected)
+
+
+@pytest.mark.parametrize(
+    ("option", "problem"),
+    [
+        ({"dtype": "bf16"}, "dtype must be one of auto, float16, bfloat16, float32, float64, not 'bf16'"),
+        (
+            {"dtype": torch.bfloat16},
+            "dtype must be one of auto, float16, bfloat16, float32, float64, not torch.bfloat16",
+        ),
+        ({"shard_size": 0}, "shard_size must be a whole number of bytes, at least 1, not 0"),
+        ({"shard_size": "5GB"}, "shard_size must be a whole number of bytes, at least 1, not '5GB'"),
+        ({"allow_nonfinite": "no"}, "allow_nonfinite must be True or False, not 'no'"),
+        ({"dtyp": "float16"}, "unknown option 'dtyp' of an output; available: dtype, shard_size, allow_nonfinite"),
+    ],
+)
+def test_a_wrong_option_of_the_output_is_refused_at_the_call(models, tmp_path, option, problem):
+    base, a, b = models
+    for checkpoint in (base + (a - base), wo.ties([a - base, b - base]).on(base)):
+        with pytest.raises(wo.WeightopsError) as caught:
+            checkpoint.save(tmp_path / "out", **option)
+        assert caught.value.problems == (problem,)
+        if "dtyp" not in option:
+            with pytest.raises(wo.WeightopsError):
+                checkpoint.plan(**option)
+    assert not (tmp_path / "out").exists()
+
+
+def test_what_an_adapter_replaces_whole_is_merged_too(models, tmp_path):
+    # An adapter with modules_to_save gives a tensor of its own in place of the base's, and no low-rank update of it.
+    base = models[0]
+    name = "model.layers.0.mlp.up_proj.weight"
+    whole = base.source.tensors[name]
+    other = models[1].source.tensors[name]
+    adapter = Adapter("adapter", tmp_path, {}, {name: other})
+    merged = wo.ties([Delta((Change(adapter),))]).on(base)
+    assert merged.tensor(name).equal(models[1].tensor(name))
+    assert whole != other

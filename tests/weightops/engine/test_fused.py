@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import sys
+from pathlib import Path
+
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from merge_cases import REQUIRED, count, normal, seeds
+from merge_cases import count, normal, required, seeds
 from merge_jobs import DTYPES, SHAPES, merge_job, raw, reference, run, settings_of, stack_of
 
-from weightops.engine import blocks
-from weightops.engine.fused import FUSED
+from weightops.engine import blocks, fused
+from weightops.engine.fused import FUSED, forms
 from weightops.errors import WeightopsError
 from weightops.ops import find, methods
 
@@ -18,7 +21,7 @@ FUSED_METHODS = sorted(FUSED)
 GRAM = [m.name for m in methods() if m.coefficients is not None]
 ELEMENTWISE = [m.name for m in methods() if m.reads == "elementwise" and m.name not in FUSED]
 WHOLE = [m.name for m in methods() if m.name not in {*FUSED_METHODS, *GRAM, *ELEMENTWISE}]
-RANDOM = ["dare_ties", "dare_linear", "della", "della_linear"]
+RANDOM = [m.name for m in methods() if "draw" in m.fills]
 KINDS = ["normal", "ties", "near"]
 
 
@@ -46,8 +49,37 @@ def outcome(compute):
 
 def test_these_tests_reach_every_method():
     assert {*FUSED_METHODS, *GRAM, *ELEMENTWISE, *WHOLE} == {m.name for m in methods()}
-    assert {"ties", "sce", "dare_ties", "della", "breadcrumbs"} <= set(FUSED_METHODS)
-    assert {"slerp", "nuslerp", "multislerp", "karcher", "model_stock"} == set(GRAM)
+    assert all([FUSED_METHODS, GRAM, ELEMENTWISE, WHOLE, RANDOM])
+
+
+SIGNS = """
+from weightops.engine.fused.forms import fused
+
+@fused("consensus")
+def consensus(blocks, *, k=2, tall_lambda=0.4, lambda_=1.0):
+    yield 0, None
+"""
+
+
+def test_a_fused_form_is_one_file_in_its_folder(tmp_path, monkeypatch):
+    (tmp_path / "signs.py").write_text(SIGNS)
+    monkeypatch.setattr(fused, "__path__", [*fused.__path__, str(tmp_path)])
+    package = {"__name__": fused.__name__, "__package__": fused.__name__, "__path__": fused.__path__}
+    try:
+        exec(Path(fused.__file__).read_text(), package)  # as the package is imported
+        assert FUSED["consensus"].function.__module__ == "weightops.engine.fused.signs"
+    finally:
+        FUSED.pop("consensus", None)
+        sys.modules.pop("weightops.engine.fused.signs", None)
+
+
+def test_a_fused_form_takes_what_its_reference_takes():
+    with pytest.raises(
+        TypeError, match="the fused form of ties takes blocks, weight, density, normalize, rescale, lambda_"
+    ):
+        forms.fused("ties")(lambda blocks, *, weight=1.0: iter(()))
+    with pytest.raises(WeightopsError, match="unknown merge method 'tise'"):
+        forms.fused("tise")
 
 
 @pytest.mark.parametrize("name", [*FUSED_METHODS, *ELEMENTWISE, *WHOLE])
@@ -86,7 +118,7 @@ def test_the_same_bytes_whether_the_inputs_are_kept_or_read_again(name, dtype):
     n = count(find(name))
     stack = stack_of(1, n + 1, (60, 11), "ties", [torch.bfloat16] * (n + 1))
     base = stack.pop() if find(name).needs_base else None
-    given_settings = {**REQUIRED.get(name, {}), **({"density": 0.4} if _takes(name, "density") else {})}
+    given_settings = {**required(find(name)), **({"density": 0.4} if _takes(name, "density") else {})}
     with pytest.MonkeyPatch.context() as patch, merge_job(name, stack, base, given_settings, dtype) as job:
         patch.setattr(blocks, "BLOCK", 128)
         assert run(job, memory=0) == run(job, memory=1 << 28)

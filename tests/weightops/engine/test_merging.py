@@ -8,7 +8,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from merge_cases import REQUIRED, count, normal, seeds
+from merge_cases import count, normal, required, seeds
 from merge_jobs import DTYPES, PLACE, merge_job, raw, reference, run, stack_of
 
 from weightops.engine import blocks, merging
@@ -29,7 +29,7 @@ def as_tensor(data, job, dtype):
 def test_the_factor_of_lines_scales_what_is_added_to_the_base(name):
     n = count(find(name))
     stack, base = stack_of(0, n, (9, 8), "normal", [torch.bfloat16] * n), normal(1, 9, 8)
-    given_settings = {**REQUIRED.get(name, {})}
+    given_settings = {**required(find(name))}
     with merge_job(name, stack, base, given_settings, scale=0.625) as job:
         expected = reference(name, stack, base, given_settings, torch.float32, scale=0.625)
         torch.testing.assert_close(as_tensor(run(job)[0], job, torch.float32), expected, rtol=1e-6, atol=1e-6)
@@ -39,7 +39,7 @@ def test_the_factor_of_lines_scales_what_is_added_to_the_base(name):
 @pytest.mark.parametrize("name", DELTAS)
 def test_models_equal_to_the_base_give_its_very_bits(name):
     base = stack_of(0, 1, (7, 9), "normal", [torch.bfloat16])[0]
-    with merge_job(name, [base] * count(find(name)), base, REQUIRED.get(name, {}), torch.bfloat16) as job:
+    with merge_job(name, [base] * count(find(name)), base, required(find(name)), torch.bfloat16) as job:
         assert run(job)[0] == raw(base)
 
 
@@ -137,3 +137,34 @@ def test_a_random_method_of_a_users_own_draws_by_element_whatever_the_blocks(mon
         for block in (7, 64, 1000):
             monkeypatch.setattr(blocks, "BLOCK", block)
             assert run(job)[0] == Draw(5, PLACE.name).uniform(0, 90).tobytes()
+
+
+@pytest.mark.parametrize(
+    ("settings", "problem"),
+    [
+        ({"density": -5}, r"density must be in \(0, 1\], not -5"),
+        ({"normalize": 3}, "normalize must be true or false, not 3"),
+        ({"weight": (1.0, 2.0)}, "weight has 2 values for 1 models"),
+        ({"densty": 0.5}, "did you mean 'density'"),
+    ],
+)
+def test_settings_that_reach_the_engine_directly_are_checked_too(settings, problem):
+    stack, base = list(normal(0, 1, 4)), normal(1, 4)
+    with merge_job("ties", stack, base, settings) as job, pytest.raises(WeightopsError, match=problem):
+        run(job)
+
+
+@pytest.mark.parametrize("name", sorted(m.name for m in methods()))
+def test_only_what_gets_the_whole_tensor_computes_on_the_device(name):
+    n = count(find(name))
+    base = normal(1, 3, 4) if find(name).needs_base else None
+    with merge_job(name, list(normal(0, n, 3, 4)), base, required(find(name))) as job:
+        expected = run(job)
+        away = replace(job, merge=replace(job.merge, device="meta"))  # where nothing has a value
+        if merging.way(find(name), dict(job.merge.settings)) == "whole":
+            with pytest.raises(
+                WeightopsError, match=rf"w: {name} failed on the device 'meta' \(.*\); compute on the CPU"
+            ):
+                run(away)
+        else:
+            assert run(away) == expected

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -9,14 +10,16 @@ import tiny_models as tiny
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from merge_cases import required
 from merge_files import config_of, family, ours
+from torch import Tensor
 
 from weightops.algebra.opening import Opener
 from weightops.errors import WeightopsError
 from weightops.merge.build import Built, Options, build
 from weightops.merge.config.reading import parse
 from weightops.merge.run import open_models
-from weightops.ops import find, methods
+from weightops.ops import find, methods, operator, registry
 
 CONFIG = {"model_type": "llama", "num_hidden_layers": 2, "vocab_size": 24}
 MLP = "model.layers.1.mlp.up_proj.weight"
@@ -130,7 +133,7 @@ def test_lines_does_nothing_to_a_method_without_task_vectors(models, tmp_path):
 def test_every_method_can_be_named_in_a_file(models, tmp_path, method):
     described = find(method)
     names = "abc"[: min(described.models[1] or 3, 3)]
-    more = "parameters: {t: 0.3}" if any(p.name == "t" for p in described.parameters) else ""
+    more = f"parameters: {json.dumps(required(described))}"
     merged = ours(file_of(models, method, names, "base" if described.needs_base else None, more), tmp_path / "out")
     assert merged.keys() == tiny.read(models["a"]).keys()
     assert all(value.isfinite().all() for value in merged.values())
@@ -236,3 +239,25 @@ def test_the_card_names_models_method_and_paper(models):
     assert [paper.arxiv for paper in built.package.card.papers] == ["2306.01708"]
     assert all(str(models[name]) in built.package.card.text for name in ("base", "a", "b"))
     assert planned(file_of(models, "slerp", "a", "base", "parameters: {t: 0.5}")).package.card.papers == ()
+
+
+def test_a_method_of_a_users_own_that_says_its_coefficients_is_one_linear_combination(models, tmp_path, monkeypatch):
+    def halves(count: int, *, lambda_: float = 1.0) -> list[float]:
+        return [lambda_ / 2**place for place in range(1, count + 1)]
+
+    def fading(deltas: Tensor, *, lambda_: float = 1.0) -> Tensor:
+        """Each model counts half as much as the one before it."""
+        return sum(c * delta for c, delta in zip(halves(len(deltas), lambda_=lambda_), deltas, strict=True))
+
+    monkeypatch.setattr(registry, "_REGISTRY", dict(registry._REGISTRY))
+    operator(reads="elementwise", paper="a test", affine=halves)(fading)
+    text = file_of(models, "fading", "ab", "base", "parameters: {lambda: 0.8}")
+    assert kinds(planned(text)) == {"sum"}
+    base, a, b = (tiny.read(models[name]) for name in ("base", "a", "b"))
+    for name, value in ours(text, tmp_path / "out").items():
+        true = base[name].double() + 0.4 * (a[name].double() - base[name]) + 0.2 * (b[name].double() - base[name])
+        torch.testing.assert_close(value.double(), true, rtol=0, atol=1e-6)
+    text = file_of(models, "fading", "ab", "base", "parameters: {lambda: 0.8}\nlines: {alpha: 0.5, beta: 0.0}")
+    for name, value in ours(text, tmp_path / "lines").items():
+        true = base[name].double() + 0.2 * (a[name].double() - base[name]) + 0.1 * (b[name].double() - base[name])
+        torch.testing.assert_close(value.double(), true, rtol=0, atol=1e-6)

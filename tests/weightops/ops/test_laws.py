@@ -1,88 +1,96 @@
-"""Laws that hold for whole groups of merge methods."""
+"""Every registered merge method keeps the laws that its signature makes it subject to; see ``merge_laws``."""
+
+from typing import Annotated
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from merge_cases import call, count, normal, seeds
+from merge_laws import LAWS, hold, laws_of
+from torch import Tensor
 
-from weightops.ops import Draw, find, methods
-from weightops.ops.gram import gram, mix
-from weightops.ops.sparsify import flat
+from weightops.ops import PerModel, Range, find, methods, operator, registry
+from weightops.ops.sparsify import per_model
 
-ALL = [m.name for m in methods()]
-MERGEKIT = {
-    "linear", "slerp", "nuslerp", "multislerp", "karcher", "model_stock", "nearswap", "arcee_fusion", "passthrough",
-    "sce", "ram", "ramplus_tl", "task_arithmetic", "ties", "dare_ties", "dare_linear", "breadcrumbs",
-    "breadcrumbs_ties", "della", "della_linear",
-}  # fmt: skip
-DELTAS = [m.name for m in methods() if m.takes == "deltas"]
-ELEMENTWISE = [m.name for m in methods() if m.reads == "elementwise"]
-RANDOM = {"dare_ties", "dare_linear", "della", "della_linear"}
-SEVERAL = [m.name for m in methods() if m.models[1] is None]
-LAMBDA = [m.name for m in methods() if any(p.name == "lambda" for p in m.parameters)]
+CASES = [(m.name, law) for m in methods() for law in laws_of(m)]
+BROKEN = [(m.name, law) for m in methods() for law in m.breaks]
 
 
-def test_every_method_is_registered():
-    papers = {"tsv_m", "iso_c", "iso_cts", "lines", "consensus", "pcb", "wudi"}
-    assert set(ALL) == MERGEKIT | papers
-
-
-@pytest.mark.parametrize("name", ALL)
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-@pytest.mark.parametrize("shape", [(), (5,), (4, 6), (2, 3, 4)])
-def test_shape_and_dtype_are_kept_inputs_are_not_changed_and_nothing_is_nan(name, dtype, shape):
-    stack, base = normal(3, count(find(name)), *shape, dtype=dtype), normal(4, *shape, dtype=dtype)
-    before, base_before = stack.clone(), base.clone()
-    merged = call(name, stack, base)
-    assert merged.dtype == dtype
-    assert merged.shape == shape
-    assert merged.isfinite().all()
-    assert torch.equal(stack, before)
-    assert torch.equal(base, base_before)
-    assert torch.equal(merged, call(name, stack, base))
-
-
-@pytest.mark.parametrize("name", DELTAS)
-@pytest.mark.parametrize("shape", [(3,), (3, 4)])
-def test_models_equal_to_their_base_merge_to_the_base(name, shape):
-    assert torch.equal(call(name, torch.zeros(count(find(name)), *shape)), torch.zeros(shape))
-
-
-@pytest.mark.parametrize("name", ELEMENTWISE)
-@given(seed=seeds, cut=st.integers(0, 24))
-@settings(max_examples=20, deadline=None)
-def test_a_slice_of_an_elementwise_merge_is_the_merge_of_the_slice(name, seed, cut):
-    stack, draw = normal(seed, count(find(name)), 24), Draw(seed=seed, name="w")
-    extra = {"density": 0.5} if name in RANDOM else {}
-    whole = call(name, stack, draw=draw, **extra)
-    parts = [call(name, stack[:, :cut], draw=draw, **extra), call(name, stack[:, cut:], draw=draw.at(cut), **extra)]
-    assert torch.equal(whole, torch.cat(parts))
-
-
-@pytest.mark.parametrize("name", sorted((set(SEVERAL) - RANDOM) | {"nuslerp"}))
+@pytest.mark.parametrize(("name", "law"), CASES)
 @given(seed=seeds)
-@settings(max_examples=15, deadline=None)
-def test_the_order_of_the_models_does_not_matter(name, seed):
-    n = count(find(name))
-    stack, order = normal(seed, n, 6, 8), torch.randperm(n, generator=torch.Generator().manual_seed(seed))
-    weights = [0.5, 1.25, 2.0][:n]
-    given, permuted = {}, {}
-    if any(p.name == "weight" for p in find(name).parameters):
-        given, permuted = {"weight": weights}, {"weight": [weights[i] for i in order]}
-    torch.testing.assert_close(call(name, stack[order], **permuted), call(name, stack, **given), rtol=2e-4, atol=2e-5)
+@settings(max_examples=6, deadline=None)
+def test_the_method_keeps_the_law(name, law, seed):
+    hold(name, law, seed)
 
 
-@pytest.mark.parametrize(
-    "name", ["linear", "slerp", "nuslerp", "multislerp", "karcher", "model_stock", "ties", "della", "sce", "ram"]
-)
-@given(seed=seeds)
-@settings(max_examples=10, deadline=None)
-def test_identical_models_merge_to_that_model(name, seed):
-    model = normal(seed, 3, 5)
-    base = model if name == "slerp" else None
-    merged = call(name, model.expand(count(find(name)), 3, 5), base)
-    torch.testing.assert_close(merged, model, rtol=1e-6, atol=1e-6 if name != "ram" else 1e-5)
+@pytest.mark.parametrize(("name", "law"), BROKEN)
+def test_a_law_that_a_method_says_it_breaks_would_apply_to_it_and_is_broken(name, law):
+    applies, _ = LAWS[law]
+    assert applies(find(name))
+    with pytest.raises(AssertionError):
+        hold(name, law)
+
+
+@pytest.fixture
+def own_registry(monkeypatch):
+    """Methods that a test registers are forgotten after it."""
+    monkeypatch.setattr(registry, "_REGISTRY", dict(registry._REGISTRY))
+
+
+def test_a_method_registered_now_is_held_to_every_law_that_applies_to_it(own_registry):
+    @operator(reads="elementwise", paper="a test")
+    def mean(deltas: Tensor, *, weight: PerModel = 1.0, lambda_: float = 1.0) -> Tensor:
+        """Mean of the weighted task vectors."""
+        return (per_model(weight, deltas) * deltas).mean(0) * lambda_
+
+    laws = ["shape", "no change", "slices", "order", "identical", "one", "lambda", "size", "range", "device"]
+    assert laws_of(find("mean")) == laws
+    for law in laws:
+        hold("mean", law)
+
+
+def _first(deltas):
+    return deltas[0]
+
+
+def _one_too_many(deltas, *, lambda_: float = 1.0):
+    return deltas[0] + lambda_
+
+
+def _fails_at_its_end(deltas, *, share: Annotated[float, Range(0, 1)] = 0.5):
+    return deltas[0] / share
+
+
+#: For each law a function that does not keep it, and how it is registered.
+CULPRITS = {
+    "shape": (lambda deltas: deltas[0].flatten(), {}),
+    "no change": (lambda deltas: deltas[0] + 1, {}),
+    "slices": (lambda deltas: deltas[0] - deltas[0].mean(), {"reads": "elementwise"}),
+    "order": (_first, {}),
+    "identical": (lambda deltas: deltas.sum(0), {}),
+    "one": (lambda deltas: 2 * deltas[0], {}),
+    "size": (lambda deltas: deltas[0] / (1e-3 + deltas[0].norm()), {}),
+    "lambda": (_one_too_many, {}),
+    "range": (_fails_at_its_end, {}),
+    "gram": (_first, {"coefficients": lambda gram: gram[0] * 0}),
+    "affine": (_first, {"affine": lambda count: [2.0] + [0.0] * (count - 1), "reads": "elementwise"}),
+    "device": (lambda deltas: deltas[0] * torch.ones(deltas.shape[-1]), {}),
+}
+
+
+def test_every_law_has_a_method_that_would_break_it():
+    assert CULPRITS.keys() == LAWS.keys()
+
+
+@pytest.mark.parametrize("law", CULPRITS)
+def test_a_method_that_does_not_keep_a_law_is_found_out(own_registry, law):
+    function, declared = CULPRITS[law]
+    operator(**{"reads": "tensor", "paper": "a test", "name": "culprit", **declared})(function)
+    assert law in laws_of(find("culprit"))
+    with pytest.raises((AssertionError, RuntimeError)):
+        for seed in range(8):
+            hold("culprit", law, seed)
 
 
 @pytest.mark.parametrize(("plain", "sparse"), [
@@ -96,35 +104,16 @@ def test_at_density_1_nothing_is_dropped(plain, sparse, seed, normalize):
     assert torch.equal(call(sparse, stack, **options), call(plain, stack, **options))
 
 
-@pytest.mark.parametrize("name", LAMBDA)
-def test_lambda_is_a_factor_on_the_whole(name):
-    stack = normal(5, 3, 4, 6)
-    torch.testing.assert_close(call(name, stack, **{"lambda": 0.5}), call(name, stack) * 0.5, rtol=0, atol=0)
-    assert call(name, stack).abs().sum() > 0
-
-
-@pytest.mark.parametrize("name", sorted(set(DELTAS) - {"nearswap", "ram", "ramplus_tl", "pcb", "wudi"}))
-@pytest.mark.parametrize("power", [-40, -20, 10])
-def test_task_vectors_of_any_size_merge_alike(name, power):
-    # A factor of a power of two is exact, so only a constant hidden in the method (an epsilon) can break this.
-    stack, factor = normal(6, 3, 4, 6), 2.0**power
-    torch.testing.assert_close(call(name, stack * factor) / factor, call(name, stack), rtol=1e-5, atol=1e-6)
-
-
-@pytest.mark.parametrize("name", ["slerp", "nuslerp", "multislerp", "karcher", "model_stock"])
-@given(seed=seeds)
-@settings(max_examples=10, deadline=None)
-def test_the_gram_matrix_summed_over_slices_gives_the_same_merge(name, seed):
-    method = find(name)
-    stack, base = normal(seed, count(method), 24), normal(seed + 1, 24)
-    inputs = torch.cat([base.unsqueeze(0), stack]) if method.needs_base and method.takes == "models" else stack
-    coefficients = method.combination({"t": 0.3} if name == "slerp" else {})
-    products = sum(gram(flat(part)) for part in inputs.split(7, dim=1))
-    reference = call(name, stack, base if name == "slerp" else None)
-    torch.testing.assert_close(mix(coefficients(products), inputs), reference)
-
-
 def test_row_wise_variants_are_not_one_combination_of_whole_tensors():
     assert find("model_stock").combination({"filter_wise": True}) is None
     assert find("nuslerp").combination({"nuslerp_flatten": False}) is None
     assert find("ties").combination({}) is None
+
+
+@given(seed=seeds)
+@settings(max_examples=10, deadline=None)
+def test_metagpt_is_task_arithmetic_with_each_models_share_of_the_summed_squares(seed):
+    stack = normal(seed, count(find("metagpt")), 4, 6) * torch.tensor([1.0, 3.0, 0.1])[:, None, None]
+    squares = [float(delta.double().square().sum()) for delta in stack]
+    shares = [square / sum(squares) for square in squares]
+    torch.testing.assert_close(call("metagpt", stack), call("task_arithmetic", stack, weight=shares))

@@ -1,6 +1,11 @@
-"""Fused merge methods, by family."""
+"""Fused merge methods, by family. Every module here is imported: a new one is one file with a ``@fused`` in it."""
 
-from . import dare, della, sce, trim
+import importlib
+import pkgutil
+
 from .forms import FUSED, Fused, Results
 
-__all__ = ["FUSED", "Fused", "Results", "dare", "della", "sce", "trim"]
+for _module in pkgutil.iter_modules(__path__):
+    importlib.import_module(f"{__name__}.{_module.name}")
+
+__all__ = ["FUSED", "Fused", "Results"]

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
+from ...ops.registry import find
 from ..blocks import Blocks, Floats
 
 Results = Iterator[tuple[int, Floats]]
@@ -33,11 +34,18 @@ FUSED: dict[str, Fused] = {}
 
 
 def fused(name: str, *, rows: bool = False) -> Callable[[Callable[..., Results]], Callable[..., Results]]:
-    """Register a fused method under the name of its reference."""
+    """Register a fused method under the name of its reference.
+
+    Raises:
+        TypeError: it does not take `blocks` and then what its reference takes.
+        WeightopsError: there is no method of that name.
+    """
+    reference = find(name)
+    taken = ["blocks", *(p.argument for p in reference.parameters), *reference.fills]
 
     def register(function: Callable[..., Results]) -> Callable[..., Results]:
-        if "blocks" not in inspect.signature(function).parameters:
-            raise TypeError(f"{function.__name__}: a fused method takes `blocks` first")
+        if sorted(inspect.signature(function).parameters) != sorted(taken):
+            raise TypeError(f"{function.__name__}: the fused form of {name} takes {', '.join(taken)}")
         FUSED[name] = Fused(function, rows)
         return function
 

@@ -8,7 +8,7 @@ from ...errors import WeightopsError
 from ...io.faults import Faults
 from ...ops import registry
 from ...ops.registry import Operator, nearest
-from .parameters import as_kind
+from ...ops.signature import Parameter
 from .schema import Condition, Group, InputModel, MergeConfig, Parameters
 
 #: Keys that mergekit's methods know and that change nothing here: how it stores a mask.
@@ -123,11 +123,11 @@ def _check_level(config: MergeConfig, method: Operator, level: Parameters, of_in
     return notes
 
 
-def _check_values(condition: Condition, parameter: registry.Parameter, faults: Faults) -> None:
+def _check_values(condition: Condition, parameter: Parameter, faults: Faults) -> None:
     values = condition.value if isinstance(condition.value, tuple) else (condition.value,)
     for value in values:
         try:
-            as_kind(value, parameter)
+            parameter.read(value)
         except WeightopsError as error:
             faults.add(condition.line, error.problems[0])
 

@@ -7,110 +7,32 @@ mean there; tested against its own resolver.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from ...errors import WeightopsError
-from ...ops.registry import Operator, Parameter
-from .schema import Condition, Group, MergeConfig, Parameters, Scalar
-
-_TRUE = frozenset(("1", "on", "t", "true", "y", "yes"))
-_FALSE = frozenset(("0", "off", "f", "false", "n", "no"))
+from ...ops.registry import Operator
+from ...ops.signature import Parameter
+from .schema import Condition, Group, MergeConfig, Parameters
 
 
-@dataclass(frozen=True)
-class Range:
-    """The values a number may take; either end may be left out."""
-
-    low: float = -math.inf
-    high: float = math.inf
-    above_low: bool = False
-    below_high: bool = False
-
-    def __contains__(self, value: float) -> bool:
-        over = value > self.low if self.above_low else value >= self.low
-        under = value < self.high if self.below_high else value <= self.high
-        return over and under
-
-    def __str__(self) -> str:
-        if math.isinf(self.high):
-            return f"above {self.low:g}" if self.above_low else f"at least {self.low:g}"
-        return f"in {'(' if self.above_low else '['}{self.low:g}, {self.high:g}{')' if self.below_high else ']'}"
-
-
-#: What the papers allow, by parameter name; a name means the same in every method that has it.
-RANGES = {
-    "density": Range(0, 1, above_low=True),
-    "gamma": Range(0, 1, below_high=True),
-    "epsilon": Range(0, 1, below_high=True),
-    "select_topk": Range(0, 1),
-    "max_iter": Range(1),
-    "tol": Range(0, above_low=True),
-    "eps": Range(0, above_low=True),
-    "r": Range(0),
-    "alpha": Range(0),
-}
-
-
-def value_at(condition: Condition, t: float | None, parameter: Parameter) -> Scalar:
+def value_at(condition: Condition, t: float | None, parameter: Parameter) -> Any:
     """A condition's value at a position: itself, or a point of its gradient (numbers between points are interpolated).
 
     Raises:
         WeightopsError: a point is not of the parameter's kind, or not in its range.
     """
     if not isinstance(condition.value, tuple):
-        return as_kind(condition.value, parameter)
-    points = [as_kind(point, parameter) for point in condition.value]
+        return parameter.read(condition.value)
+    points = [parameter.read(point) for point in condition.value]
     place = (t or 0.0) * (len(points) - 1)
     below = int(place)
     if parameter.kind not in ("float", "int"):
         return points[below]
     share = place - below
     above = points[min(below + 1, len(points) - 1)]
-    return as_kind((1 - share) * float(points[below]) + share * float(above), parameter)
-
-
-def as_kind(value: Scalar, parameter: Parameter) -> Scalar:
-    """A value from YAML as the parameter's kind; ``1e-5``, which YAML 1.1 reads as text, is a number.
-
-    Raises:
-        WeightopsError: it cannot be read as that kind, or lies outside the parameter's range or choices.
-    """
-    read = {"float": _number, "int": _whole, "bool": _flag}.get(parameter.kind, _word)(value)
-    if read is None:
-        kind = {"float": "a number", "int": "a whole number", "bool": "true or false"}.get(parameter.kind, "text")
-        raise WeightopsError(f"{parameter.name} must be {kind}, not {value!r}")
-    if parameter.choices and read not in parameter.choices:
-        raise WeightopsError(f"{parameter.name} must be one of {', '.join(parameter.choices)}, not {value!r}")
-    allowed = RANGES.get(parameter.name)
-    if allowed and not isinstance(read, str) and read not in allowed:
-        raise WeightopsError(f"{parameter.name} must be {allowed}, not {read:g}")
-    return read
-
-
-def _number(value: Scalar) -> float | None:
-    try:
-        number = float(value)
-    except (ValueError, OverflowError):
-        return None
-    return number if math.isfinite(number) else None
-
-
-def _whole(value: Scalar) -> int | None:
-    number = _number(value)
-    return int(number) if number is not None and number == int(number) else None
-
-
-def _flag(value: Scalar) -> bool | None:
-    if isinstance(value, str):
-        return True if value.lower() in _TRUE else False if value.lower() in _FALSE else None
-    return bool(value) if value in (0, 1) else None
-
-
-def _word(value: Scalar) -> str | None:
-    return value if isinstance(value, str) else None
+    return parameter.read((1 - share) * float(points[below]) + share * float(above))
 
 
 def levels(config: MergeConfig, group: Group, model: str | None = None) -> tuple[Parameters, ...]:

@@ -10,11 +10,12 @@ from mergekit.merge_methods.base import ParameterScope, ParameterSpec
 from mergekit.parameter_resolver import resolve_parameter
 
 from weightops.errors import WeightopsError
-from weightops.merge.config.parameters import Range, as_kind, deciding, levels, settings_for, value_at
+from weightops.merge.config.parameters import deciding, levels, settings_for, value_at
 from weightops.merge.config.reading import parse
 from weightops.merge.config.schema import Condition, Parameters
 from weightops.ops import registry
-from weightops.ops.registry import Parameter, PerModel, operator
+from weightops.ops.registry import operator
+from weightops.ops.signature import Parameter, PerModel
 
 NAMES = ("model.layers.3.mlp.up_proj.weight", "model.layers.3.self_attn.q_proj.weight", "lm_head.weight")
 PYTHON = {"float": float, "bool": bool, "str": str}
@@ -197,41 +198,3 @@ def test_a_whole_number_does_not_interpolate_to_a_fraction(fake):
     (group,) = config.groups()
     with pytest.raises(WeightopsError, match=r"^c\.yml:4: rounds must be a whole number, not 1\.5$"):
         settings_for(fake, config, group, "x", [("a", "x")], 0.5)
-
-
-@pytest.mark.parametrize(
-    ("name", "kind", "good", "bad"),
-    [
-        ("density", "float", [1, 0.001, "1e-3"], [0, -1, 1.5, "1e3", float("nan"), float("inf")]),
-        ("gamma", "float", [0, 0.99], [1, -0.1]),
-        ("max_iter", "int", [1, 10.0, "3"], [0, 1.5, "x"]),
-        ("tol", "float", [1e-9], [0, -1]),
-        ("flag", "bool", [True, 0, "off"], [2, "maybe", 0.5]),
-        ("word", "str", ["a"], [1, True]),
-    ],
-)
-def test_kinds_and_ranges(name, kind, good, bad):
-    for value in good:
-        as_kind(value, parameter(kind, name))
-    for value in bad:
-        with pytest.raises(WeightopsError, match=f"^{name} must be "):
-            as_kind(value, parameter(kind, name))
-
-
-def test_every_default_of_our_methods_is_in_range():
-    for method in registry.methods():
-        for one in method.parameters:
-            if not one.required and one.default is not None:
-                assert as_kind(one.default, one) == one.default
-
-
-def test_choices_and_how_ranges_are_written():
-    mode = parameter("str", "mode", choices=("mean", "sum"))
-    assert as_kind("sum", mode) == "sum"
-    with pytest.raises(WeightopsError, match="mode must be one of mean, sum, not 'max'"):
-        as_kind("max", mode)
-    assert [str(r) for r in (Range(0, 1, above_low=True), Range(0, 1, below_high=True), Range(1))] == [
-        "in (0, 1]",
-        "in [0, 1)",
-        "at least 1",
-    ]

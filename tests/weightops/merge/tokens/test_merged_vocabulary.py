@@ -103,6 +103,25 @@ def test_ties_of_models_with_other_vocabularies_is_ties_of_the_aligned_matrices(
     assert torch.equal(torch.stack([found[token] for token in order]), true)
 
 
+def test_a_method_that_looks_at_whole_models_measures_the_aligned_matrices(models, tmp_path):
+    text = "merge_method: metagpt\nbase_model: {a}\nmodels: [{{model: {b}}}, {{model: {c}}}]\n".format(**models)
+    merge(f"{text}tokenizer_source: union\n", tmp_path / "out")
+    squares = torch.zeros(2, dtype=torch.float64)
+    deltas = {}
+    for name, written in tiny.read(tmp_path / "out").items():
+        if name in MATRICES:
+            of, tokens = {n: rows_of(folder, name) for n, folder in models.items()}, rows_of(tmp_path / "out", name)
+            base, *others = (torch.stack([_row(of, token, n) for token in tokens]) for n in "abc")
+            written = torch.stack(list(tokens.values()))
+        else:
+            base, *others = (tiny.read(folder)[name] for folder in models.values())
+        deltas[name] = written, base, torch.stack(others) - base
+        squares += deltas[name][2].double().square().flatten(1).sum(1)
+    for name, (written, base, delta) in deltas.items():
+        share = (squares / squares.sum()).float().reshape(2, *[1] * base.dim())
+        torch.testing.assert_close(written, base + (share * delta).sum(0), rtol=1e-6, atol=1e-7, msg=name)
+
+
 def _row(of: dict[str, dict[str, torch.Tensor]], token: str, model: str) -> torch.Tensor:
     """A model's row of a token: its own, else the base's, else the mean over those that have it, as mergekit has it."""
     if token in of[model]:

@@ -1,0 +1,116 @@
+"""Methods that look at whole models: the pass before the merge in which the Gram matrix of the models is summed.
+
+Each merge's inner products are summed over its blocks, and then over the merges in the order of the plan, in fp64, so
+that the sum is the same for any number of threads and after any interruption. Memory is a few blocks a thread.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from queue import SimpleQueue
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from ..errors import WeightopsError
+from .jobs import Job
+
+if TYPE_CHECKING:
+    from .blocks import Room
+    from .merging import Gram
+
+#: By method: the Gram matrix of its models over every tensor that the plan merges by it.
+Grams = Mapping[str, "Gram"]
+
+
+def looks_at_models(job: Job) -> bool:
+    """Whether a job can only be computed once the whole models have been measured."""
+    if job.merge is None or not job.count:
+        return False
+    from ..ops.registry import find  # which loads torch; every merge does
+
+    return find(job.merge.method).reads == "model"
+
+
+def measuring_work(job: Job) -> int:
+    """Bytes that measuring a job reads, as progress counts them."""
+    return job.count * job.widest * len(job.operands)
+
+
+def problems(jobs: Iterable[Job]) -> Iterator[str]:
+    """What keeps the tensors of a plan from being tensors of the same models."""
+    first: dict[str, Job] = {}
+    for job in jobs:
+        if job.merge is None or not looks_at_models(job):
+            continue
+        other = first.setdefault(job.merge.method, job)
+        if other.merge is not None and len(other.merge.inputs) != len(job.merge.inputs):
+            yield (
+                f"{job.name}: {job.merge.method} looks at whole models, and merges {len(job.merge.inputs)} here but "
+                f"{len(other.merge.inputs)} in {other.name}; merge the same models everywhere"
+            )
+
+
+def measure(
+    jobs: Iterable[Job],
+    files: Mapping[Path, int],
+    *,
+    threads: int,
+    allow_nonfinite: bool,
+    known: Mapping[int, Gram] | None = None,
+    finished: Callable[[int, Job, Gram], None] = lambda number, job, gram: None,
+) -> Grams:
+    """Sum the Gram matrices of the methods that look at whole models.
+
+    Args:
+        jobs: Every job of the plan; those of other methods are passed over.
+        files: Open descriptors.
+        threads: Merges measured at a time.
+        known: By number of the job: what an earlier, killed run has measured.
+        finished: Called with each job that was measured now, in order.
+
+    Raises:
+        WeightopsError: an input holds NaN or Inf, also where those are allowed: no coefficient follows from them.
+    """
+    wanted = [(number, job) for number, job in enumerate(jobs) if looks_at_models(job)]
+    if not wanted:
+        return {}
+    from .blocks import Room
+    from .merging import gram_of
+
+    known = known or {}
+    rooms: SimpleQueue[Room] = SimpleQueue()
+    for _ in range(threads):
+        rooms.put(Room())
+
+    def work(job: Job) -> Gram:
+        room = rooms.get()
+        try:
+            return gram_of(job, files, room, allow_nonfinite=allow_nonfinite)
+        finally:
+            rooms.put(room)
+
+    grams: dict[str, Gram] = {}
+    with ThreadPoolExecutor(threads) as pool:
+        try:
+            measured = [(n, job, known[n] if n in known else pool.submit(work, job)) for n, job in wanted]
+            for number, job, result in measured:
+                gram = result.result() if isinstance(result, Future) else result
+                if isinstance(result, Future):
+                    finished(number, job, gram)
+                _add(grams, job, gram)
+        finally:
+            pool.shutdown(cancel_futures=True)
+    return grams
+
+
+def _add(grams: dict[str, Gram], job: Job, gram: Gram) -> None:
+    assert job.merge is not None
+    if not np.isfinite(gram).all():
+        raise WeightopsError(
+            f"{job.name}: {job.merge.method} looks at whole models, and one of them holds NaN or Inf here; "
+            "repair the model"
+        )
+    grams[job.merge.method] = grams.get(job.merge.method, np.zeros_like(gram)) + gram
