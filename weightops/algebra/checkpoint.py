@@ -22,7 +22,7 @@ from ..engine.plan import DEFAULT_SHARD, Plan, make_plan
 from ..errors import WeightopsError
 from ..io.adapter import Adapter
 from ..io.weights import Weights
-from ..output.modelcard import Card
+from ..output.modelcard import Card, code
 from ..output.save import GUARD_CARD, Package, save
 from .rules import AlgebraError, Rule, Scale, Selector
 
@@ -290,7 +290,7 @@ def package(checkpoint: Checkpoint) -> Package:
     """
     card = Card(
         "A checkpoint made by weight arithmetic",
-        f"Made from `{checkpoint.source.spec}` by adding differences of other checkpoints.",
+        f"Made from {code(checkpoint.source.spec)} by adding differences of other checkpoints.",
     )
     return Package(checkpoint.source, sources(checkpoint), card, files=_adapter_files(checkpoint.delta))
 

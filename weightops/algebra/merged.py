@@ -17,7 +17,7 @@ from ..engine.jobs import Input, Job, Merge, Term
 from ..engine.merging import workspace
 from ..engine.plan import DEFAULT_SHARD, Plan, make_plan
 from ..ops.registry import Operator, find, methods
-from ..output.modelcard import Card
+from ..output.modelcard import Card, code
 from ..output.save import Package, save
 from .checkpoint import Checkpoint, Delta, computed, describe, lower, sources
 from .rules import AlgebraError
@@ -70,7 +70,7 @@ class MergedCheckpoint:
     def save(self, out: str | Path, *, overwrite: bool = False, progress: bool = True, **plan: Any) -> Path:
         """Write it as a Hugging Face folder, in one streaming pass; see :meth:`.checkpoint.Checkpoint.save`."""
         used = dict.fromkeys(one for delta in self.merged.deltas for one in sources(self.base + delta))
-        text = f"Task vectors on `{self.base.source.spec}` merged by `{self.merged.method}`."
+        text = f"Task vectors on {code(self.base.source.spec)} merged by `{self.merged.method}`."
         package = Package(self.base.source, tuple(used), Card(f"A {self.merged.method} merge", text))
         return save(self.plan(**plan), package, Path(out), overwrite=overwrite, progress=progress).folder
 
