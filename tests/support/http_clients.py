@@ -113,8 +113,8 @@ def json_of(answer):
 class Client:
     """A text that is sent in chunks while events are read."""
 
-    def __init__(self, url):
-        self.socket = connect(url)
+    def __init__(self, url, connection=None):
+        self.socket = connection or connect(url)
         self.socket.sendall(
             b"POST /v1/moderations/stream HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: chunked\r\n\r\n"
         )
