@@ -248,9 +248,9 @@ def serve(
     from weightops.guard.serving.access import Access
     from weightops.guard.serving.limits import Limits
 
-    keys = _keys(api_key, api_key_file)
+    access = Access(_keys(api_key, api_key_file), allow_host, insecure)
     listener = server.bind(host, port, tls_cert, tls_key)
-    if listener.reachable and not keys:
+    if listener.reachable and not access.keys:
         if not insecure:
             raise WeightopsError(
                 f"--host {host}: other machines reach this address; give --api-key-file, or --insecure to serve anyone"
@@ -263,7 +263,7 @@ def serve(
         name,
         listener,
         Limits(**limits),
-        Access(keys, allow_host, insecure),
+        access,
         openapi,
         ready=lambda url: click.echo(f"{name} is ready, listening on {url}"),
     )
