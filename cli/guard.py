@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import click
+from click.core import ParameterSource
 from click.shell_completion import CompletionItem
 
 from weightops.cli.options import SizeType, SourceType, print_json
@@ -49,6 +50,11 @@ def _guard_options(command: Callable[..., Any]) -> Callable[..., Any]:
     ):
         command = option(command)
     return command
+
+
+_POSITIVE = click.IntRange(min=1)
+_SECONDS = click.FloatRange(min=0, min_open=True)
+_FILE = click.Path(path_type=Path)
 
 
 @click.group("guard")
@@ -173,61 +179,114 @@ def evaluate(
 
 @command.command("serve")
 @_guard_options
-@click.option(
-    "--host", default="127.0.0.1", show_default=True, help="Address to listen on; there is no authentication."
-)
+@click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on. One that other machines "
+              "reach needs an API key, or --insecure.")  # fmt: skip
 @click.option("--port", type=click.IntRange(0, 65535), default=8080, show_default=True, help="Port to listen on.")
-@click.option("--batch", type=click.IntRange(min=1), default=16, show_default=True, help="Texts in one forward pass.")
-@click.option("--max-streams", type=click.IntRange(min=1), default=64, show_default=True, help="Streams open at once.")
-@click.option("--max-chars", type=click.IntRange(min=1), default=100_000, show_default=True, help="Length of a text.")
-@click.option("--memory", type=SizeType(), default="2GiB", show_default=True, help="For what is kept of open texts.")
-@click.option("--max-body", type=SizeType(), default="1MiB", show_default=True, help="Size of a request.")
-@click.option("--timeout", type=click.FloatRange(min=0, min_open=True), default=10.0, show_default=True,
-              help="Seconds for a request to arrive.")  # fmt: skip
-@click.option("--idle-timeout", type=click.FloatRange(min=0, min_open=True), default=60.0, show_default=True,
+@click.option("--api-key-file", type=_FILE, help="File with API keys, one a line. Clients send one of them as "
+              "Authorization: Bearer KEY.")  # fmt: skip
+@click.option("--api-key", envvar="WEIGHTOPS_API_KEY", show_envvar=True, help="An API key. Others on this machine can "
+              "see a key given here, with ps for example: use the file or the variable instead.")  # fmt: skip
+@click.option("--insecure", is_flag=True, help="Allow a --host that other machines reach without an API key.")
+@click.option("--tls-cert", type=_FILE, help="PEM file with a certificate; serves HTTPS.")
+@click.option("--tls-key", type=_FILE, help="PEM file with the certificate's private key.")
+@click.option("--allow-host", multiple=True, metavar="NAME", help="A name that clients may call this server by, "
+              "beside the address it listens on; behind a proxy, its public name. May be repeated.")  # fmt: skip
+@click.option("--openapi", is_flag=True, help="Describe the API at /openapi.json and /docs.")
+@click.option("--batch", type=_POSITIVE, default=16, show_default=True, help="Texts in one forward pass.")
+@click.option(
+    "--max-connections", "connections", type=_POSITIVE, default=256, show_default=True, help="Connections open at once."
+)
+@click.option("--max-per-client", "connections_per_client", type=_POSITIVE, default=48, show_default=True,
+              help="Connections open at once from one address; behind a proxy all clients have the proxy's, so allow "
+              "as many as --max-connections.")  # fmt: skip
+@click.option("--max-streams", "streams", type=_POSITIVE, default=64, show_default=True, help="Streams open at once.")
+@click.option(
+    "--max-chars", "text_characters", type=_POSITIVE, default=100_000, show_default=True, help="Length of a text."
+)
+@click.option(
+    "--memory", "kept_bytes", type=SizeType(), default="2GiB", show_default=True, help="For what is kept of open texts."
+)
+@click.option("--max-body", "body_bytes", type=SizeType(), default="1MiB", show_default=True, help="Size of a request.")
+@click.option(
+    "--timeout",
+    "request_seconds",
+    type=_SECONDS,
+    default=10.0,
+    show_default=True,
+    help="Seconds for a request to arrive.",
+)
+@click.option("--idle-timeout", "idle_seconds", type=_SECONDS, default=60.0, show_default=True,
               help="Seconds between chunks of a stream.")  # fmt: skip
 def serve(
     model: str,
-    host: str,
-    port: int,
-    batch: int,
-    max_streams: int,
-    max_chars: int,
-    memory: int,
-    max_body: int,
-    timeout: float,
-    idle_timeout: float,
     preset: str | None,
     threshold: float | None,
     dtype: str,
+    host: str,
+    port: int,
+    api_key_file: Path | None,
+    api_key: str | None,
+    insecure: bool,
+    tls_cert: Path | None,
+    tls_key: Path | None,
+    allow_host: tuple[str, ...],
+    openapi: bool,
+    **limits: Any,
 ) -> None:
-    """Answer over HTTP: POST /v1/moderations as OpenAI's, /v1/moderations/stream, GET /health and /metrics.
+    """Answer over HTTP: POST /v1/moderations as OpenAI's, /v1/moderations/stream, GET /v1/models, /health, /metrics.
+
+    Only this machine can reach the server unless --host says otherwise. Ctrl-C or SIGTERM stops it.
 
     \b
     weightops guard serve mine-guard
     curl -d '{"input": "how do I kill a process?"}' localhost:8080/v1/moderations
     tail -f reply.txt | curl -NT - -X POST localhost:8080/v1/moderations/stream
+
+    \b
+    openssl rand -hex 32 > keys.txt
+    weightops guard serve mine-guard --host 0.0.0.0 --api-key-file keys.txt --tls-cert cert.pem --tls-key key.pem
+    curl -H "Authorization: Bearer $(cat keys.txt)" https://HOST:8080/v1/models
     """
     from weightops.guard.evaluate import needed
 
-    for package in ("fastapi", "uvicorn"):
+    for package in ("fastapi", "h11"):
         needed(package, package, "serve")
     from weightops.guard.presets import open_guard
     from weightops.guard.serving import server
+    from weightops.guard.serving.access import Access
+    from weightops.guard.serving.limits import Limits
 
-    limits = server.Limits(
-        body_bytes=max_body,
-        text_characters=max_chars,
-        streams=max_streams,
-        kept_bytes=memory,
-        request_seconds=timeout,
-        idle_seconds=idle_timeout,
-        batch=batch,
-    )
+    access = Access(_keys(api_key, api_key_file), allow_host, insecure)
+    listener = server.bind(host, port, tls_cert, tls_key)
+    if listener.reachable and not access.keys:
+        if not insecure:
+            raise WeightopsError(
+                f"--host {host}: other machines reach this address; give --api-key-file, or --insecure to serve anyone"
+            )
+        click.echo(f"warning: anyone who reaches {host} can use this server; it asks for no API key", err=True)
     guard = open_guard(model, preset, threshold, dtype)
-    if host not in ("127.0.0.1", "localhost", "::1"):
-        click.echo(f"note: anyone who reaches {host} can ask; there is no authentication", err=True)
-    server.serve(guard, Path(model).name, host, port, limits, ready=lambda url: click.echo(f"listening on {url}"))
+    name = Path(model).name
+    server.serve(
+        guard,
+        name,
+        listener,
+        Limits(**limits),
+        access,
+        openapi,
+        ready=lambda url: click.echo(f"{name} is ready, listening on {url}"),
+    )
+    click.echo("stopped")
+
+
+def _keys(api_key: str | None, file: Path | None) -> tuple[str, ...]:
+    """The API keys; a file's are the only ones, whatever the environment holds."""
+    from weightops.guard.serving.access import read_keys
+
+    if file is not None:
+        if click.get_current_context().get_parameter_source("api_key") is ParameterSource.COMMANDLINE:
+            raise click.UsageError("--api-key and --api-key-file: give one of them")
+        return read_keys(file)
+    return (api_key,) if api_key else ()
 
 
 def _write_report(out: Path, report: dict[str, Any], found: Any, rows: list[int]) -> None:

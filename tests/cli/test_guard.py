@@ -153,3 +153,67 @@ def test_a_threshold_outside_its_bounds_is_a_usage_error(model):
     for wrong in ("0", "1", "x"):
         run("score", model, "a", "--threshold", wrong, code=2)
     assert GuardCard.read(model).threshold == 0.5
+
+
+@pytest.mark.parametrize(
+    ("args", "problem"),
+    [
+        (
+            ("--host", "0.0.0.0"),
+            "--host 0.0.0.0: other machines reach this address; give --api-key-file, or --insecure",
+        ),
+        (("--host", "no such host"), "no such host: not an address of this machine"),
+        (("--api-key-file", "none.txt"), "none.txt: cannot be read as a list of API keys"),
+        (("--tls-cert", "none.pem"), "none.pem: cannot be used for HTTPS"),
+        (("--api-key", "short"), "8 to 512"),
+    ],
+)
+def test_serve_finds_what_is_wrong_before_it_loads_the_model(tmp_path, args, problem):
+    result = run("serve", tmp_path / "no-such-model", "--port", 0, *args, code=1)
+    assert isinstance(result.exception, WeightopsError)
+    assert problem in str(result.exception)
+    assert "short" not in str(result.exception) + result.output
+
+
+@pytest.fixture
+def served(monkeypatch):
+    """What the command hands to the server, instead of serving."""
+    calls = []
+
+    def serve(guard, name, listener, limits, access, openapi, ready):
+        calls.append((listener, limits, access, openapi))
+        ready(listener.url)
+        listener.socket.close()
+
+    monkeypatch.setattr("weightops.guard.serving.server.serve", serve)
+    monkeypatch.setattr("weightops.guard.presets.open_guard", lambda *_: None)
+    return calls
+
+
+def test_serve_says_when_anyone_may_ask_and_when_it_has_stopped(served):
+    result = run("serve", "folder/mine", "--host", "0.0.0.0", "--port", 0, "--insecure")
+    assert result.stderr == "warning: anyone who reaches 0.0.0.0 can use this server; it asks for no API key\n"
+    ready, stopped = result.stdout.splitlines()
+    assert ready.startswith("mine is ready, listening on http://0.0.0.0:")
+    assert stopped == "stopped"
+
+
+def test_a_key_comes_from_the_file_or_else_from_the_environment_and_is_never_printed(served, tmp_path, monkeypatch):
+    file = tmp_path / "keys"
+    file.write_text("key-in-the-file\n")
+    monkeypatch.setenv("WEIGHTOPS_API_KEY", "key-in-the-environment")
+    for args in ((), ("--api-key-file", file)):
+        result = run("serve", "mine", "--host", "0.0.0.0", "--port", 0, *args)
+        assert "key-in" not in result.output
+    assert [access.keys for _, _, access, _ in served] == [("key-in-the-environment",), ("key-in-the-file",)]
+    run("serve", "mine", "--api-key", "key-in-options", "--api-key-file", file, code=2)
+
+
+def test_the_limits_of_the_command_are_the_servers(served):
+    from weightops.guard.serving.limits import Limits
+
+    run("serve", "mine", "--port", 0)
+    _, limits, access, openapi = served[0]
+    assert limits == Limits()
+    assert access.keys == access.names == ()
+    assert not openapi

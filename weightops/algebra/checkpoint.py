@@ -24,7 +24,7 @@ from ..engine.whole_models import Grams
 from ..errors import WeightopsError
 from ..io.adapter import Adapter
 from ..io.weights import Weights
-from ..output.modelcard import Card
+from ..output.modelcard import Card, code
 from ..output.save import Package, save
 from .changes import Change, Difference, collect, misfits, shares
 from .guard_cards import CarriedCard, carried_card
@@ -270,7 +270,7 @@ def package(checkpoint: Checkpoint) -> Package:
     """What stands around a checkpoint's weights: its source's configuration and tokenizer, a model card, a guard's."""
     card = Card(
         "A checkpoint made by weight arithmetic",
-        f"Made from `{checkpoint.source.spec}` by adding differences of other checkpoints.",
+        f"Made from {code(checkpoint.source.spec)} by adding differences of other checkpoints.",
     )
     return Package(checkpoint.source, sources(checkpoint), card, files=checkpoint.guard_card.files)
 

@@ -22,7 +22,7 @@ from ..engine.whole_models import Grams, looks_at_models
 from ..io.adapter import Adapter
 from ..io.weights import Weights
 from ..ops.registry import Operator, find, methods
-from ..output.modelcard import Card
+from ..output.modelcard import Card, code
 from ..output.save import Package, save
 from .changes import Difference, misfits, shares
 from .checkpoint import Checkpoint, Delta, computed, describe, lower, sources
@@ -113,7 +113,7 @@ class MergedCheckpoint:
         check_options(plan)
         self.guard_card.warn()
         used = dict.fromkeys(one for model in self.models for one in sources(model))
-        text = f"Task vectors on `{self.base.source.spec}` merged by `{self.merged.method}`."
+        text = f"Task vectors on {code(self.base.source.spec)} merged by `{self.merged.method}`."
         card, files = Card(f"A {self.merged.method} merge", text), self.guard_card.files
         package = Package(self.base.source, tuple(used), card, files=files)
         return save(self.plan(**plan), package, Path(out), overwrite=overwrite, progress=progress).folder

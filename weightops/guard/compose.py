@@ -23,7 +23,7 @@ from ..engine.plan import DEFAULT_MEMORY, DEFAULT_SHARD, Plan, make_plan
 from ..engine.tally import Tally
 from ..errors import WeightopsError
 from ..io.safetensors import StoredTensor
-from ..output.modelcard import Card, Paper
+from ..output.modelcard import Card, Paper, code
 from ..output.save import Package, prepare
 from .card import NAME as GUARD_CARD
 from .card import GuardCard, card_folder
@@ -379,11 +379,9 @@ def _card(guard: Checkpoint, base: Checkpoint, target: Checkpoint, scale: float,
     return Card(
         title=f"{target.spec}, with the guard of {guard.spec}",
         text=(
-            f"`{target.spec}` plus {scale:g} times the difference between the guard "
-            f"`{guard.spec}` and its base "
-            f"`{base.spec}`: a guard made by task arithmetic, without training data. Measure "
-            "it on your own data "
-            "before you rely on it."
+            f"{code(target.spec)} plus {scale:g} times the difference between the guard {code(guard.spec)} and its "
+            f"base {code(base.spec)}: a guard made by task arithmetic, without training data. Measure it on your own "
+            "data before you rely on it."
         ),
         tags=("guard", "task-arithmetic"),
         papers=(Paper("Guard Vector", "2509.23381"), Paper("Editing Models with Task Arithmetic", "2212.04089")),

@@ -25,7 +25,7 @@ from ..errors import WeightopsError, attempt_all
 from ..io.safetensors import StoredTensor
 from ..ops import lines_scale
 from ..ops.registry import Operator, find, methods
-from ..output.modelcard import Card, Paper
+from ..output.modelcard import Card, Paper, code, fenced
 from ..output.save import Package
 from .config.schema import MergeConfig
 from .layout.outputs import Layout, ModelTensors, OutputTensor, Source, lay_out
@@ -320,13 +320,14 @@ def _package(
     changed = {key: value for key, value in changed.items() if reference.config.get(key) != value}
     method = find(config.merge_method)
     papers = (Paper(method.name, method.paper),) if method.paper[:4].isdigit() else ()
-    names = ", ".join(f"`{name}`" for name in config.referenced_models())
+    block = fenced(options.text.strip(), "yaml")
+    names = ", ".join(map(code, config.referenced_models()))
     return Package(
         model=reference,
         sources=tuple(dict.fromkeys(one for name in config.referenced_models() for one in sources(models[name]))),
         card=Card(
             title=f"A {config.merge_method} merge",
-            text=f"{names} merged by `{config.merge_method}`: {method.summary}\n\n```yaml\n{options.text.strip()}\n```",
+            text=f"{names} merged by `{config.merge_method}`: {method.summary}\n\n{block}",
             tags=(config.merge_method,),
             papers=papers,
             command=options.command,

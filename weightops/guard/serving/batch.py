@@ -214,6 +214,7 @@ class Counts:
     flagged: int = 0
     characters: int = 0
     streams: int = 0
+    connections: int = 0
 
     def request(self, path: str, status: int) -> None:
         """Count an answered request."""
@@ -227,7 +228,10 @@ class Counts:
 
     def page(self, batcher: Batcher) -> str:
         """Everything in Prometheus' text format."""
-        lines = ["# HELP weightops_requests_total Answered requests.", "# TYPE weightops_requests_total counter"]
+        lines = [
+            "# HELP weightops_requests_total Answers; path none: refused before there was a valid request.",
+            "# TYPE weightops_requests_total counter",
+        ]
         lines += [
             f'weightops_requests_total{{path="{path}",status="{status}"}} {count}'
             for (path, status), count in sorted(self.requests.items())
@@ -238,6 +242,7 @@ class Counts:
             ("texts_flagged_total", "counter", "Texts that were unsafe at some point.", self.flagged),
             ("characters_total", "counter", "Characters of the texts judged to their end.", self.characters),
             ("streams_open", "gauge", "Texts that are arriving.", self.streams),
+            ("connections_open", "gauge", "Connections of clients.", self.connections),
             ("kept_bytes", "gauge", "Memory of what is kept of texts that are arriving.", batcher.kept),
             ("chunks_waiting", "gauge", "Chunks that wait or are being judged.", batcher.waiting),
             ("chunks_judged_total", "counter", "Chunks judged.", tally.chunks),
