@@ -12,7 +12,8 @@ from typing import Any
 
 import click
 
-from weightops.errors import WeightopsError
+from weightops.cli.words import RUNNING, Group, option_words
+from weightops.errors import WeightopsError, worded
 from weightops.version import __version__
 
 #: Name, module, and the line that ``weightops --help`` shows.
@@ -40,7 +41,7 @@ class _Failure(click.ClickException):
             click.echo(f"error: {problem}", err=True)
 
 
-class _Commands(click.Group):
+class _Commands(Group):
     """A group whose commands are imported when called, and whose errors are lines."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
@@ -64,20 +65,21 @@ class _Commands(click.Group):
         except (click.ClickException, click.exceptions.Exit, click.Abort):
             raise
         except KeyboardInterrupt:
-            click.echo("interrupted; the same command goes on where it stopped", err=True)
+            click.echo("Interrupted. Run the same command again to resume.", err=True)
             ctx.exit(130)
         except Exception as error:
             if ctx.params.get("debug"):
                 traceback.print_exc()
-            raise _Failure(_lines(error)) from error
+            raise _Failure(_lines(error, ctx.meta.get(RUNNING))) from error
 
 
-def _lines(error: Exception) -> tuple[str, ...]:
+def _lines(error: Exception, command: click.Command | None) -> tuple[str, ...]:
     if isinstance(error, WeightopsError):
-        return error.problems
+        return tuple(worded(problem, option_words(command)) for problem in error.problems)
     if isinstance(error, OSError) and error.strerror:
-        return (f"{error.filename or 'disk'}: {error.strerror}; the same command goes on once that is mended",)
-    return (f"{type(error).__name__}: {error}; this is a fault of weightops, --debug shows where".replace("\n", " "),)
+        return (f"{error.filename or 'disk'}: {error.strerror}; fix this, then run the same command again to resume",)
+    what = f"{type(error).__name__}: {error}".replace("\n", " ")
+    return (f"{what}; this is a bug in weightops; run it with --debug and report what it prints",)
 
 
 @click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})

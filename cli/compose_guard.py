@@ -20,6 +20,7 @@ from weightops.cli.options import (
     source_options,
     table,
 )
+from weightops.cli.words import in_options
 
 if TYPE_CHECKING:
     from weightops.guard.compose import GroupNorms
@@ -74,7 +75,11 @@ def command(
     report = composition.report(saved.tally)
     if output.json:
         print_json(
-            {"out": str(saved.folder), "groups": [asdict(row) for row in report], "notes": list(composition.plan.notes)}
+            {
+                "out": str(saved.folder),
+                "groups": [asdict(row) for row in report],
+                "notes": [in_options(note) for note in composition.plan.notes],
+            }
         )
         return
     click.echo(_report_table(report))

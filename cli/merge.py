@@ -16,6 +16,7 @@ from weightops.cli.options import (
     print_plan,
     shard_size_option,
 )
+from weightops.cli.words import in_options
 
 
 @click.command("merge")
@@ -82,7 +83,7 @@ def command(
         return
     saved = run.merge(
         recipe, output.out, options, overwrite=output.overwrite, threads=output.threads, memory=output.memory,
-        progress=not output.json, tell=lambda note: click.echo(f"note: {note}", err=True),
+        progress=not output.json, tell=lambda note: click.echo(f"note: {in_options(note)}", err=True),
     )  # fmt: skip
     size = sum(file.stat().st_size for file in saved.folder.glob("*.safetensors"))
     if output.json:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import click
 from click.shell_completion import CompletionItem
 
+from weightops.cli.words import in_options
 from weightops.errors import WeightopsError
 
 if TYPE_CHECKING:
@@ -69,8 +70,8 @@ class Output:
         prepared = prepare(plan, package, self.out, overwrite=self.overwrite)
         return {
             "out": str(self.out),
-            "problems": list(prepared.problems),
-            "notes": list(plan.notes),
+            "problems": [in_options(problem) for problem in prepared.problems],
+            "notes": [in_options(note) for note in plan.notes],
             "bytes_read": plan.bytes_read,
             "bytes_written": plan.bytes_written,
             "peak_buffer_bytes": plan.peak_memory(self.threads or default_threads(), self.memory) if plan.jobs else 0,
@@ -94,9 +95,9 @@ class Output:
         prepared = prepare(plan, package, self.out, overwrite=self.overwrite)
         if problems := prepared.problems:
             more = f" (and {len(problems) - 1} more; --dry-run lists them)" if len(problems) > 1 else ""
-            raise WeightopsError(problems[0] + more)
+            raise WeightopsError(in_options(problems[0]) + more)
         for note in plan.notes:
-            click.echo(f"note: {note}", err=True)
+            click.echo(f"note: {in_options(note)}", err=True)
         return prepared.write(threads=self.threads, memory=self.memory, progress=not self.json)
 
 

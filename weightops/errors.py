@@ -1,11 +1,77 @@
-"""What goes wrong, said once: one exception base, one message a problem."""
+"""What goes wrong: one exception base, one line for each problem, and its remedies as data."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from typing import TypeVar
+from dataclasses import dataclass
+from typing import Any, TypeVar
 
 T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Remedy:
+    """What to do about a problem, kept apart from the words for the setting that does it.
+
+    The Python API names a keyword argument, the command line an option, so only the caller knows the words.
+
+    Attributes:
+        advice: What to do; ``{}`` stands for the setting, as in "choose another {}".
+        setting: The setting by its Python name; none where the advice needs no setting.
+        value: What to set it to, where that is known.
+    """
+
+    advice: str
+    setting: str | None = None
+    value: Any = None
+
+    def in_python(self) -> str:
+        """The advice with the setting as a keyword argument.
+
+        >>> Remedy("pass {} to replace it", "overwrite", True).in_python()
+        'pass overwrite=True to replace it'
+        """
+        return self.advice.format(self.setting if self.value is None else f"{self.setting}={self.value!r}")
+
+
+class Message(str):
+    """A line for the user that carries its remedies as data; as text, it words them for Python.
+
+    >>> Message("out: exists already", Remedy("choose another {}", "out"), Remedy("pass {}", "overwrite", True))
+    'out: exists already; choose another out, or pass overwrite=True'
+    """
+
+    what: str
+    remedies: tuple[Remedy, ...]
+
+    def __new__(cls, what: str, *remedies: Remedy) -> Message:
+        """A line that says what is wrong, and where, and then each remedy."""
+        line = super().__new__(cls, _sentence(what, [remedy.in_python() for remedy in remedies]))
+        line.what, line.remedies = what, remedies
+        return line
+
+    def at(self, place: str) -> Message:
+        """The same line with a place in front of it."""
+        return Message(f"{place}: {self.what}", *self.remedies)
+
+    def worded(self, words: Callable[[Remedy], str | None]) -> str:
+        """The line with its remedies in the caller's words; ``None`` leaves out one that the caller does not offer."""
+        advice = [words(remedy) if remedy.setting else remedy.advice for remedy in self.remedies]
+        return _sentence(self.what, [text for text in advice if text])
+
+
+def at(place: str, problem: str) -> str:
+    """A problem with a place in front of it, its remedies kept."""
+    return problem.at(place) if isinstance(problem, Message) else f"{place}: {problem}"
+
+
+def worded(problem: str, words: Callable[[Remedy], str | None]) -> str:
+    """A problem in the caller's words; see :meth:`Message.worded`."""
+    return problem.worded(words) if isinstance(problem, Message) else problem
+
+
+def _sentence(what: str, advice: list[str]) -> str:
+    return "; ".join([what, ", or ".join(advice)]) if advice else what
 
 
 class WeightopsError(Exception):
@@ -24,6 +90,8 @@ class WeightopsError(Exception):
 
 
 def _printable(text: str) -> str:
+    if isinstance(text, Message):
+        return Message(_printable(text.what), *text.remedies)
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 

@@ -26,7 +26,7 @@ class _RecipeFaults(Faults):
 
     def place(self, line: int) -> str:
         """The ``--set`` of a line below 0."""
-        return f"--set {self.sets[-line - 1]}" if line < 0 else super().place(line)
+        return f"set {self.sets[-line - 1]}" if line < 0 else super().place(line)
 
 
 def read_recipe(

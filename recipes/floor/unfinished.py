@@ -15,7 +15,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from weightops.errors import WeightopsError
+from weightops.errors import Message, Remedy, WeightopsError
+from weightops.io.staging import exists_already
 
 STAMP = "stamp"
 
@@ -27,7 +28,7 @@ def check_free(out: Path, overwrite: bool) -> None:
         WeightopsError: it exists, and is not to be replaced.
     """
     if out.exists() and not overwrite:
-        raise WeightopsError(f"{out}: exists already; name another folder, or add --overwrite")
+        raise WeightopsError(exists_already(out))
 
 
 @dataclass(frozen=True)
@@ -54,9 +55,9 @@ class Unfinished:
         check_free(out, overwrite)
         found = cls(out, _stamp(model, rows, objective, training), overwrite)
         if found.checkpoint() is not None and not found._same() and not overwrite:
-            raise WeightopsError(
-                f"{found.folder}: an unfinished run of another training; finish that one, or add --overwrite to drop it"
-            )
+            what = f"{found.folder}: an unfinished run of another training"
+            remedies = Remedy("finish that one"), Remedy("discard it with {}", "overwrite", True)
+            raise WeightopsError(Message(what, *remedies))
         return found
 
     @property

@@ -47,7 +47,7 @@ def refused(models: Path, *says: str, args: list[str] | None = None) -> str:
     assert result.stdout == ""
     assert line.startswith("error: ")
     assert "Traceback" not in line
-    assert "fault of weightops" not in line
+    assert "bug in weightops" not in line
     for text in says:
         assert text in line, line
     assert tiny.files_of(models) == before
@@ -245,7 +245,7 @@ def test_not_enough_disk_is_found_before_anything_is_written(models, monkeypatch
 
     usage = shutil.disk_usage(models)._replace(free=10)
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage)
-    refused(models, f"{models.parent / 'out'}: needs 0.00 GB, 0.00 GB are free; free some space")
+    refused(models, f"{models.parent / 'out'}: needs 0.00 GB, and 0.00 GB are free; free some space")
 
 
 def in_a_process(
@@ -344,7 +344,7 @@ def leave_unfinished(models: Path) -> None:
 def test_a_resumed_run_whose_inputs_changed(models):
     leave_unfinished(models)
     file = change(models, "guard", **{UP: torch.zeros(32, 16).bfloat16()})
-    refused(models, f"its input {file} has changed since", "--overwrite discards it and starts over")
+    refused(models, f"its input {file} has changed since", "discard it and start over with --overwrite")
     result = CliRunner().invoke(main, arguments(models, "--overwrite"))
     assert result.exit_code == 0, result.output
     assert not (models.parent / ".out.weightops").exists()
@@ -409,8 +409,8 @@ def test_a_broken_json_file(name, models):
 
 
 def test_options_that_cannot_be_used(models):
-    refused(models, "--include '(' is not a regular expression", args=arguments(models, "--include=("))
-    refused(models, "--exclude '*' is not a regular expression", args=arguments(models, "--exclude=*"))
+    refused(models, "include '(' is not a regular expression", args=arguments(models, "--include=("))
+    refused(models, "exclude '*' is not a regular expression", args=arguments(models, "--exclude=*"))
     refused(models, "leave none of the 21", args=arguments(models, "--exclude=."))
     refused(models, "--memory 0MiB is too little", "give at least", args=arguments(models, "--memory=1kB"))
     refused(models, "tokenizer.json: missing", args=arguments(models, "--labels=safe,unsafe"))
@@ -451,7 +451,7 @@ def test_a_fault_of_ours_is_one_line_too(models, monkeypatch):
     result = CliRunner().invoke(main, arguments(models))
     assert result.exit_code == 1
     (line,) = result.stderr.splitlines()
-    assert "ZeroDivisionError: one two; this is a fault of weightops, --debug shows where" in line
+    assert "ZeroDivisionError: one two; this is a bug in weightops; run it with --debug" in line
 
 
 @pytest.mark.parametrize("bad", ["nan", "overflow"])

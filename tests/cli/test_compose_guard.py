@@ -138,7 +138,7 @@ def test_label_rows_that_are_dropped_are_noted_and_labels_copies_them(models):
     noted = run()
     (line,) = noted.stderr.splitlines()
     assert line.startswith("note: the guard's label rows are dropped")
-    assert "--labels safe,unsafe copies them" in line
+    assert "copy them with --labels safe,unsafe" in line
     assert json.loads((models / "out/guard.json").read_text())["label_ids"] == [3, 4]
     copied = run("--labels", "safe, unsafe", out="copied")
     assert (copied.exit_code, copied.stderr) == (0, "")

@@ -128,7 +128,7 @@ def test_an_output_is_replaced_only_when_asked(run, tmp_path):
     before = tiny.files_of(tmp_path / "out")
     done = run(TIES, code=1)
     assert done.stderr == (
-        f"error: {tmp_path / 'out'}: exists already; choose another --out, or give --overwrite to replace it\n"
+        f"error: {tmp_path / 'out'}: exists already; choose another OUT, or replace it with --overwrite\n"
     )
     assert tiny.files_of(tmp_path / "out") == before
     run(TIES, "--overwrite")
@@ -185,7 +185,7 @@ BAD: dict[str, tuple[str, list[tuple[int, str]]]] = {
     ),
     "a tag of another maker": ("merge_method: linear\nmodels: !mine []\n", [(2, "tag !mine is refused")]),
     "what is not YAML": ("merge_method: [linear\nmodels: {\n", [(2, "")]),
-    "a file for another tool": ("experts: []\n", [(1, "run it with `weightops merge --engine mergekit`")]),
+    "a file for another tool": ("experts: []\n", [(1, "run it with --engine mergekit")]),
     "nothing": ("", [(1, "the file is empty")]),
     "keys twice": (LINEAR + "dtype: float32\ndtype: float16\n", [(6, "dtype")]),
 }  # fmt: skip

@@ -117,6 +117,6 @@ def test_a_new_routine_objective_and_recipe_are_files_and_nothing_else(tmp_path)
     lines = done.stdout.splitlines()
     assert lines[0] == "3.0 True True"
     assert lines[1:] == [
-        "--set objective.weight=-1: objective.weight: must be above 0; found -1",
-        "--set objective.wieght=1: unknown key 'wieght' (did you mean 'weight'?)",
+        "set objective.weight=-1: objective.weight: must be above 0; found -1",
+        "set objective.wieght=1: unknown key 'wieght' (did you mean 'weight'?)",
     ]

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import ast
+import re
+from pathlib import Path
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from weightops.errors import WeightopsError, attempt_all
+from weightops.errors import Message, Remedy, WeightopsError, at, attempt_all, worded
 
 
 @given(st.lists(st.text(), min_size=1, max_size=3))
@@ -42,3 +46,49 @@ def test_results_come_in_order_and_other_exceptions_pass_through():
     assert attempt_all([lambda: 1, lambda: 2]) == [1, 2]
     with pytest.raises(ZeroDivisionError):
         attempt_all([lambda: 1 // 0])
+
+
+def test_a_remedy_is_worded_by_the_caller_and_survives_a_place_put_in_front():
+    problem = Message("out: exists already", Remedy("choose another {}", "out"), Remedy("pass {}", "overwrite", True))
+    (carried,) = WeightopsError(at("merge.yml:3", problem)).problems
+    assert carried == "merge.yml:3: out: exists already; choose another out, or pass overwrite=True"
+    options = {"out": "--out", "overwrite": "--overwrite"}
+    line = worded(carried, lambda remedy: remedy.advice.format(options[remedy.setting]))
+    assert line == "merge.yml:3: out: exists already; choose another --out, or pass --overwrite"
+
+
+def test_a_remedy_that_the_caller_does_not_offer_is_left_out():
+    problem = Message("w: holds NaN", Remedy("repair the source"), Remedy("accept it with {}", "allow_nonfinite", True))
+    assert worded(problem, lambda remedy: None) == "w: holds NaN; repair the source"
+    assert worded("a plain line", lambda remedy: None) == "a plain line"
+
+
+def test_no_message_below_the_command_line_names_an_option():
+    root = Path(__file__).parents[2]
+    named = [
+        f"{file.relative_to(root)}:{node.lineno}: {node.value}"
+        for floor in ("weightops", "recipes")
+        for file in sorted((root / floor).rglob("*.py"))
+        for node in _spoken(ast.parse(file.read_text("utf-8")))
+        if re.search(r"(^|[\s(`'\"])--[a-z]", node.value)
+    ]
+    assert named == []
+
+
+#: Options of other programs that weightops runs or names.
+_FOREIGN = ("--random-seed", "pip install --no-deps", "--trust-remote-code")
+
+
+def _spoken(tree):
+    """Every string constant but docstrings, and but those that name another program's options."""
+    docstrings = {
+        id(node.body[0].value)
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef)
+        and node.body
+        and isinstance(node.body[0], ast.Expr)
+    }
+    for node in ast.walk(tree):
+        spoken = isinstance(node, ast.Constant) and isinstance(node.value, str) and id(node) not in docstrings
+        if spoken and not any(option in node.value for option in _FOREIGN):
+            yield node

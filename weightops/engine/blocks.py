@@ -21,7 +21,7 @@ from ..errors import WeightopsError
 from ..io.safetensors import StoredTensor
 from . import kernels
 from .jobs import BLOCK, Input, Job, LowRank
-from .slices import factor, read_exactly
+from .slices import factor, nonfinite, read_exactly
 
 Floats = npt.NDArray[np.float32]
 
@@ -184,9 +184,7 @@ class Blocks:
             else:
                 kernels.widen_into(self._raw, stored.dtype, row)
         if not self._allow_nonfinite and kernels.holds_nonfinite(row.view(np.uint8), "F32"):
-            raise WeightopsError(
-                f"{stored.file}: {stored.name} holds NaN or Inf; repair the source, or go on with --allow-nonfinite"
-            )
+            raise WeightopsError(nonfinite(f"{stored.file}: {stored.name}"))
         for term in source.updates:
             row += np.float32(term.coefficient) * self._update(term.plus, begin, end)
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from .. import dtypes
-from ..errors import WeightopsError
+from ..errors import Message, Remedy, WeightopsError
 from ..io.safetensors import StoredTensor, build_header
 from .jobs import Job, LowRank
 from .whole_models import looks_at_models, measuring_work
@@ -91,8 +91,11 @@ class Plan:
         if fitting < 1:
             need = math.ceil(threads * (block + factors) / (1 << 20))
             raise WeightopsError(
-                f"--memory {memory >> 20}MiB is too little for {threads} threads; give at least "
-                f"{need}MiB, or fewer threads"
+                Message(
+                    f"{memory >> 20} MiB of memory are too little for {threads} threads",
+                    Remedy("set {}", "memory", f"{need}MiB"),
+                    Remedy("use fewer {}", "threads"),
+                )
             )
         return min(fitting, _MOST_BLOCKS)
 
@@ -236,7 +239,8 @@ def _job_problems(job: Job) -> Iterable[str]:
     mixed = {tensor.dtype in dtypes.FLOATS for tensor in stored(job)} | {job.dtype in dtypes.FLOATS}
     if len(mixed) > 1:
         kinds = sorted({tensor.dtype for tensor in stored(job)} | {job.dtype})
-        yield f"{job.name}: floats and integers together ({', '.join(kinds)}); leave it out by --exclude"
+        what = f"{job.name}: floats and integers together ({', '.join(kinds)})"
+        yield Message(what, Remedy("leave it out with {}", "exclude"))
     aligned = job.merge is not None and any(source.rows for source in job.merge.all_inputs)
     checked = job.operands if job.written and not aligned else ()
     for operand in checked:

@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from .. import dtypes
-from ..errors import WeightopsError
+from ..errors import Message, Remedy, WeightopsError
 from ..io.safetensors import StoredTensor
 from . import kernels
 from .jobs import Job, JobSlice, LowRank, Measure, Operand, Patch, Term
@@ -170,30 +170,33 @@ def _check_equal(job: Job, rows: Bytes, size: int) -> None:
     """An integer tensor is nobody's average: it is copied when all operands agree."""
     for row, operand in zip(rows[1:], job.operands[1:], strict=False):
         if not np.array_equal(row[:size], rows[0][:size]):
-            raise WeightopsError(
-                f"{file_of(operand)}: {operand.name} holds integers that differ from the base's; "
-                "leave it out by --exclude"
-            )
+            what = f"{file_of(operand)}: {operand.name} holds integers that differ from the base's"
+            raise WeightopsError(Message(what, Remedy("leave it out with {}", "exclude")))
 
 
 def _refuse_nonfinite(job: Job, flags: Flags) -> None:
     """Name whoever holds NaN or Inf: an operand, or, last, the result."""
     for operand, bad in zip(job.operands, flags, strict=False):
         if bad:
-            raise WeightopsError(_nonfinite(operand))
+            raise WeightopsError(nonfinite(f"{file_of(operand)}: {operand.name}"))
     if flags.any():
         raise WeightopsError(_too_large(job))
 
 
 def _too_large(job: Job) -> str:
-    return (
-        f"{job.name}: the result does not fit {job.dtype} (NaN or Inf); lower the scale, widen --dtype, "
-        "or go on with --allow-nonfinite"
+    return Message(
+        f"{job.name}: the result does not fit {job.dtype} (NaN or Inf)",
+        Remedy("lower the scale"),
+        Remedy("choose a wider {}", "dtype"),
+        Remedy("accept it with {}", "allow_nonfinite", True),
     )
 
 
-def _nonfinite(operand: Operand) -> str:
-    return f"{file_of(operand)}: {operand.name} holds NaN or Inf; repair the source, or go on with --allow-nonfinite"
+def nonfinite(where: str) -> Message:
+    """The problem of a source that holds NaN or Inf."""
+    return Message(
+        f"{where} holds NaN or Inf", Remedy("repair the source"), Remedy("accept it with {}", "allow_nonfinite", True)
+    )
 
 
 def file_of(operand: Operand) -> Path:
@@ -231,7 +234,7 @@ def _apply_patch(
     raw = np.empty((hi - lo) * size, np.uint8)
     read_exactly(files[source.file], raw, source.offset + (patch.begin + lo - patch.at) * size, source.file)
     if not allow_nonfinite and source.dtype in dtypes.FLOATS and kernels.holds_nonfinite(raw, source.dtype):
-        raise WeightopsError(_nonfinite(source))
+        raise WeightopsError(nonfinite(f"{source.file}: {source.name}"))
     if source.dtype != piece.job.dtype:
         raw = kernels.narrow(kernels.widen(raw, source.dtype), piece.job.dtype)
         if not allow_nonfinite and kernels.holds_nonfinite(raw, piece.job.dtype):

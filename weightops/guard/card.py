@@ -8,7 +8,7 @@ from dataclasses import MISSING, asdict, dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..errors import WeightopsError
+from ..errors import WeightopsError, at
 from ..io.companions import GUARD_CARD
 
 if TYPE_CHECKING:
@@ -69,7 +69,7 @@ class GuardCard:
         try:
             return cls.parse(values)
         except WeightopsError as error:
-            raise WeightopsError(*(f"{file}: {problem}" for problem in error.problems)) from error
+            raise WeightopsError(*(at(str(file), problem) for problem in error.problems)) from error
 
     @classmethod
     def of(cls, spec: str | Path | Checkpoint) -> GuardCard:

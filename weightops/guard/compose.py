@@ -21,7 +21,7 @@ from ..dtypes import FLOATS, QUANTISED_FLOATS
 from ..engine.jobs import Job, Measure, Operand, Term
 from ..engine.plan import DEFAULT_MEMORY, DEFAULT_SHARD, Plan, make_plan
 from ..engine.tally import Tally
-from ..errors import WeightopsError
+from ..errors import Message, Remedy, WeightopsError
 from ..io.safetensors import StoredTensor
 from ..output.modelcard import Card, Paper, code
 from ..output.save import Package, prepare
@@ -191,8 +191,8 @@ def _label_rows(
         return _LabelRows(jobs, tuple(_lost_note(lost, named)), {}, _guard_file(card, labels))
     if moved := sorted(guard.delta.names & {tensor.name for tensor in vocabulary_tensors(guard.source)}):
         raise WeightopsError(
-            f"--labels: an adapter of {guard.spec} changes {moved[0]}, and rows are copied from files; write the guard "
-            "first, by weightops.open(...).save(FOLDER), and name the folder"
+            f"labels: an adapter of {guard.spec} changes {moved[0]}, and label rows are copied from files; write the "
+            "guard first, by weightops.open(...).save(FOLDER), and name the folder"
         )
     labels, files, rows = add_missing(labels, target.source)
     patches = label_patches(labels, guard.source, target.source)
@@ -215,10 +215,8 @@ def _guard_file(card: GuardCard | None, labels: Sequence[Label]) -> dict[str, by
     tokens = [ids.get(word) for word in card.labels]
     if None in tokens:
         missing = card.labels[tokens.index(None)]
-        raise WeightopsError(
-            f"label {missing!r} is not one token of the target; give --labels {','.join(card.labels)} "
-            "to add and copy its row"
-        )
+        remedy = Remedy("add its token and copy its row with {}", "labels", ",".join(card.labels))
+        raise WeightopsError(Message(f"label {missing!r} is not one token of the target", remedy))
     return {GUARD_CARD: replace(card, label_ids=(tokens[0], tokens[1])).to_json().encode()}  # type: ignore[arg-type]
 
 
@@ -226,10 +224,8 @@ def _lost_note(lost: Sequence[tuple[Label, str]], words: Sequence[str]) -> list[
     if not lost:
         return []
     where = ", ".join(f"{label.word!r} in {name}" for label, name in lost)
-    return [
-        f"the guard's label rows are dropped with the embeddings and head ({where}); --labels "
-        f"{','.join(words)} copies them"
-    ]
+    what = f"the guard's label rows are dropped with the embeddings and head ({where})"
+    return [Message(what, Remedy("copy them with {}", "labels", ",".join(words)))]
 
 
 def _vocabulary_moved(guard: Checkpoint, base: Checkpoint) -> bool:
@@ -239,10 +235,8 @@ def _vocabulary_moved(guard: Checkpoint, base: Checkpoint) -> bool:
 
 
 def _unnamed_note(guard: Checkpoint, base: Checkpoint) -> str:
-    return (
-        f"{guard.spec} has another vocabulary than {base.spec} and its new rows are dropped; "
-        "if its labels are new tokens, name them with --labels SAFE,UNSAFE"
-    )
+    what = f"{guard.spec} has another vocabulary than {base.spec} and its new rows are dropped"
+    return Message(what, Remedy("if its labels are new tokens, name them with {}", "labels", "SAFE,UNSAFE"))
 
 
 @dataclass(frozen=True)
@@ -269,7 +263,7 @@ class _Scope:
 def _scope(include: Sequence[str], exclude: Sequence[str]) -> _Scope:
     """What include and exclude describe."""
     return _Scope(
-        tuple(_pattern(text, "--include") for text in include), tuple(_pattern(text, "--exclude") for text in exclude)
+        tuple(_pattern(text, "include") for text in include), tuple(_pattern(text, "exclude") for text in exclude)
     )
 
 
@@ -288,7 +282,7 @@ def _no_overlap(
         return [f"no tensor name is common to {specs}; guard, base and target must share an architecture"]
     if not applied:
         return [
-            f"no tensor is left to apply: --include and --exclude leave none of the {len(common)} "
+            f"no tensor is left to apply: include and exclude leave none of the {len(common)} "
             "that the three have in common"
         ]
     return []

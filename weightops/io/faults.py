@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from ..errors import WeightopsError
+from ..errors import WeightopsError, at
 
 
 class Faults:
@@ -32,7 +32,7 @@ class Faults:
     def problems(self) -> tuple[str, ...]:
         """Everything found, by line, each ``place: what is wrong``."""
         ordered = sorted(self._problems, key=lambda entry: self.order(entry[0]))
-        return tuple(f"{self.place(line)}: {problem}" for line, problem in ordered)
+        return tuple(at(self.place(line), problem) for line, problem in ordered)
 
     def order(self, line: int) -> tuple[int, ...]:
         """What problems are sorted by; a subclass may sort its lines otherwise."""

@@ -17,7 +17,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from ..errors import WeightopsError
+from ..errors import Message, Remedy, WeightopsError
 
 _FLUSH_SECONDS = 2.0
 _JOURNAL, _IDENTITY, _LOCK = "journal.jsonl", "plan.json", "lock"
@@ -45,7 +45,8 @@ class Staging:
             self.folder.mkdir(exist_ok=True)
             self._lock = os.open(self.folder / _LOCK, os.O_RDWR | os.O_CREAT, 0o644)
         except OSError as error:
-            raise WeightopsError(f"{self.out}: cannot be written ({error.strerror}); choose another --out") from error
+            what = f"{self.out}: cannot be written ({error.strerror})"
+            raise WeightopsError(Message(what, Remedy("choose another {}", "out"))) from error
         try:
             self._take_lock()
             self._adopt()
@@ -161,7 +162,8 @@ class Staging:
         except OSError:
             ours = False
         if not ours:
-            raise WeightopsError(f"{self.out}: another process is writing it; wait for it, or choose another --out")
+            what = f"{self.out}: another process is writing it"
+            raise WeightopsError(Message(what, Remedy("wait for it"), Remedy("choose another {}", "out")))
 
     def _adopt(self) -> None:
         """Take over what an earlier run left, if it was a run of the same plan on the same inputs."""
@@ -212,34 +214,37 @@ def output_problems(out: Path, inputs: Iterable[Path], size: int, *, overwrite: 
     Args:
         inputs: Files and folders that are read.
     """
-    problems = []
+    problems: list[str] = []
     place = out.resolve()
     for source in sorted({path.resolve() for path in inputs}):
         folder = source if source.is_dir() else source.parent
         if place == folder or (place.is_relative_to(folder) and source.is_dir()) or source.is_relative_to(place):
-            problems.append(f"{out}: the output would lie in or over the input {source}; choose another --out")
+            what = f"{out}: the output would lie in or over the input {source}"
+            problems.append(Message(what, Remedy("choose another {}", "out")))
     if os.path.lexists(out) and not overwrite:
         problems.append(exists_already(out))
     parent = next(folder for folder in (place, *place.parents) if folder.is_dir())
     staged = place.parent / f".{place.name}.weightops" / "model"
     free = shutil.disk_usage(parent).free + sum(f.stat().st_blocks * 512 for f in staged.glob("*.safetensors"))
     if free < size:
-        problems.append(
-            f"{out}: needs {size / 1e9:.2f} GB, {free / 1e9:.2f} GB are free; free some space or choose another --out"
-        )
+        what = f"{out}: needs {size / 1e9:.2f} GB, and {free / 1e9:.2f} GB are free"
+        problems.append(Message(what, Remedy("free some space"), Remedy("choose another {}", "out")))
     return problems
 
 
 def exists_already(out: Path) -> str:
     """The problem line for an output that is there."""
-    return f"{out}: exists already; choose another --out, or give --overwrite to replace it"
+    return Message(
+        f"{out}: exists already", Remedy("choose another {}", "out"), Remedy("replace it with {}", "overwrite", True)
+    )
 
 
 def _cannot_resume(out: Path, left: Mapping[str, Any], now: Mapping[str, Any]) -> str:
     before, after = left.get("inputs", {}), now["inputs"]
     changed = sorted(path for path in after if path in before and before[path] != after[path])
     why = f"its input {changed[0]} has changed since" if changed else "it was another recipe or other sources"
-    return f"{out}: an unfinished run is there and cannot be resumed, {why}; --overwrite discards it and starts over"
+    what = f"{out}: an unfinished run is there and cannot be resumed, {why}"
+    return Message(what, Remedy("discard it and start over with {}", "overwrite", True))
 
 
 def _remove(path: Path) -> None:

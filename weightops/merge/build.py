@@ -21,7 +21,7 @@ from ..anatomy.vocabulary import token_tensors
 from ..engine.jobs import Input, Job, Merge, RowReader, Term
 from ..engine.merging import way, workspace
 from ..engine.plan import DEFAULT_SHARD, Plan, make_plan
-from ..errors import WeightopsError, attempt_all
+from ..errors import WeightopsError, at, attempt_all
 from ..io.safetensors import StoredTensor
 from ..ops import lines_scale
 from ..ops.registry import Operator, find, methods
@@ -123,7 +123,7 @@ def build(config: MergeConfig, models: Mapping[str, Checkpoint], options: Option
         try:
             jobs.append(lowering.job(tensor))
         except WeightopsError as error:
-            problems += [f"{tensor.name}: {problem}" for problem in error.problems]
+            problems += [at(tensor.name, problem) for problem in error.problems]
     notes = [*config.notes, *layout.notes, *(vocabulary.notes if vocabulary else ())]
     notes += _device_notes(options.device, jobs)
     for name in config.referenced_models():

@@ -20,7 +20,7 @@ def run_mergekit(config: Path, out: Path, *, seed: int = 0, overwrite: bool = Fa
         WeightopsError: mergekit is not installed, the output exists, or the run failed.
     """
     if importlib.util.find_spec("mergekit") is None:
-        raise WeightopsError("--engine mergekit: the package is not installed; pip install 'weightops[mergekit]'")
+        raise WeightopsError("mergekit: the package is not installed; pip install 'weightops[mergekit]'")
     if out.exists() and not overwrite:
         raise WeightopsError(exists_already(out))
     module = "mergekit.scripts.moe" if _is_moe(config) else "mergekit.scripts.run_yaml"

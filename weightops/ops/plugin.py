@@ -21,7 +21,7 @@ def load_plugin(file: Path) -> None:
     before = {method.name: method for method in methods()}
     spec = importlib.util.spec_from_file_location(f"weightops_plugin_{file.stem}", file)
     if spec is None or spec.loader is None or not file.is_file():
-        raise WeightopsError(f"{file}: not a Python file; --plugin takes a .py file with @operator functions")
+        raise WeightopsError(f"{file}: not a Python file; a plugin is a .py file with @operator functions")
     module = importlib.util.module_from_spec(spec)
     sys.modules[spec.name] = module  # where dataclasses look for the module they stand in
     try:

@@ -27,8 +27,8 @@ def test_every_fault_has_its_line_or_the_set_it_came_from(tmp_path):
         "4: data.files: b.csv: neither JSON Lines (.jsonl) nor Parquet (.parquet)",
         "8: labels[1]: must be text; found 3",
         "10: training.lr: must be below 1; found 2",
-        "--set training.warmup=1: training.warmup: must be below 1; found 1",
-        "--set threshold=2: threshold: must be below 1; found 2",
+        "set training.warmup=1: training.warmup: must be below 1; found 1",
+        "set threshold=2: threshold: must be below 1; found 2",
     ]
 
 
@@ -87,8 +87,8 @@ def test_files_and_folders_that_are_not_there_are_said_when_asked_for(tmp_path):
     found = problems(tmp_path, text, f"base={tmp_path}/none", f"teacher={tmp_path}/empty", sources=True)
     assert found == [
         f"4: data.files[1]: {tmp_path}/none.jsonl: no such file; name yours",
-        f"--set base={tmp_path}/none: base: {tmp_path}/none: no such folder; a hub model is written org/name",
-        f"--set teacher={tmp_path}/empty: teacher: {tmp_path}/empty has no config.json; name a model's folder",
+        f"set base={tmp_path}/none: base: {tmp_path}/none: no such folder; a hub model is written org/name",
+        f"set teacher={tmp_path}/empty: teacher: {tmp_path}/empty has no config.json; name a model's folder",
     ]
     read(tmp_path, text)  # without being asked, nothing is looked for
 

@@ -14,6 +14,7 @@ from merge_jobs import merge_job
 
 import weightops as wo
 from weightops.algebra.merged import MergedCheckpoint
+from weightops.algebra.opening import Opener
 from weightops.engine import execute as execution
 from weightops.engine import merging, whole_models
 from weightops.engine.jobs import BLOCK, Input
@@ -131,7 +132,7 @@ def test_slices_of_different_models_are_refused(tmp_path):
     )
     text = f"merge_method: metagpt\nbase_model: {models['base']}\nslices:\n{cuts}"
     (config,) = parse(text, "c.yml")
-    problems = build(config, open_models(config, {}), Options(text=text)).plan.problems
+    problems = build(config, open_models(config, {}, Opener()), Options(text=text)).plan.problems
     assert len(problems) == 1
     assert "metagpt looks at whole models, and merges" in problems[0]
     assert "name the same models in the same order in every slice" in problems[0]

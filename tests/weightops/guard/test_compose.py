@@ -338,7 +338,7 @@ def test_a_scope_that_leaves_nothing_is_an_error(tmp_path):
     models = open_all(triple(tmp_path, tiny.llama(0)))
     with pytest.raises(WeightopsError, match="no tensor is left to apply"):
         wo.compose_guard(*models, include=["nowhere"]).plan.check()
-    with pytest.raises(WeightopsError, match=r"--include '\(' is not a regular expression"):
+    with pytest.raises(WeightopsError, match=r"include '\(' is not a regular expression"):
         wo.compose_guard(*models, include=["("])
 
 

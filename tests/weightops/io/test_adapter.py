@@ -237,7 +237,7 @@ def test_an_incomplete_or_foreign_adapter_is_refused(tensors, config, says, base
         ),
         (
             {"base_model.model.other.lora_A.weight": torch.ones(2, 16), "base_model.model.other.lora_B.weight": torch.ones(32, 2)},
-            "changes other.weight, which .*base has not; this adapter is for another base",
+            "changes other.weight, which .*base does not have; this adapter is for another base",
         ),
     ],
     ids=["shape", "rank", "3-D", "name"],

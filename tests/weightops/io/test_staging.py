@@ -128,7 +128,8 @@ def test_a_weightops_error_leaves_nothing_behind(tmp_path):
 def test_a_run_of_another_plan_is_not_resumed_unless_it_is_told_to_start_over(tmp_path):
     start(tmp_path / "out")
     with pytest.raises(
-        WeightopsError, match=r"cannot be resumed, its input /a has changed since; --overwrite discards"
+        WeightopsError,
+        match=r"cannot be resumed, its input /a has changed since; discard it and start over with overwrite=True",
     ):
         Staging(tmp_path / "out", OTHER).__enter__()
     with pytest.raises(WeightopsError, match=r"cannot be resumed, it was another recipe or other sources"):
@@ -156,7 +157,9 @@ def test_two_runs_cannot_write_one_output(tmp_path):
 def test_an_existing_output_is_kept_without_overwrite_and_replaced_with_it(tmp_path):
     finish(tmp_path / "out")
     before = tiny.files_of(tmp_path)
-    with pytest.raises(WeightopsError, match=r"out: exists already; choose another --out, or give --overwrite"):
+    with pytest.raises(
+        WeightopsError, match=r"out: exists already; choose another out, or replace it with overwrite=True"
+    ):
         finish(tmp_path / "out", b"other")
     assert tiny.files_of(tmp_path) == before
     (tmp_path / "out/stale.txt").write_text("old")
@@ -267,7 +270,7 @@ def test_a_folder_that_cannot_be_written_is_named(tmp_path):
 
 def test_a_parent_that_is_a_file_is_named(tmp_path):
     (tmp_path / "file").write_text("")
-    with pytest.raises(WeightopsError, match=r"file/out: cannot be written \(.*\); choose another --out"):
+    with pytest.raises(WeightopsError, match=r"file/out: cannot be written \(.*\); choose another out"):
         finish(tmp_path / "file/out")
 
 
@@ -303,7 +306,7 @@ def test_a_disk_that_is_too_small_is_found_in_the_plan(tmp_path, monkeypatch):
     usage = shutil.disk_usage(tmp_path)._replace(free=1000)
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage)
     (problem,) = output_problems(tmp_path / "a/b/out", [], 2_000_000_000, overwrite=False)
-    assert "needs 2.00 GB, 0.00 GB are free" in problem
+    assert "needs 2.00 GB, and 0.00 GB are free" in problem
     assert output_problems(tmp_path / "out", [], 1000, overwrite=False) == []
 
 

@@ -9,11 +9,11 @@ from dataclasses import dataclass, field
 
 from .limits import RefusedError
 
-__all__ = ["Connections", "Place", "client_of"]
+__all__ = ["Connections", "Seat", "client_of"]
 
 
 @dataclass(eq=False)
-class Place:
+class Seat:
     """One open connection.
 
     Attributes:
@@ -37,12 +37,12 @@ class Connections:
 
     def __init__(self, most: int, most_each: int) -> None:
         self._most, self._most_each = most, most_each
-        self._places: dict[str, dict[Place, None]] = {}
+        self._places: dict[str, dict[Seat, None]] = {}
 
     def __len__(self) -> int:
         return sum(map(len, self._places.values()))
 
-    def enter(self, address: str, close: Callable[[], None]) -> Place:
+    def enter(self, address: str, close: Callable[[], None]) -> Seat:
         """Take a place.
 
         Args:
@@ -58,11 +58,11 @@ class Connections:
             raise RefusedError(429, f"{len(theirs)} connections from {client} are open, the most for one client")
         if len(self) >= self._most and not self._make_room():
             raise RefusedError(503, f"{len(self)} connections are open, the most for all; try again in a moment")
-        place = Place(client, close)
+        place = Seat(client, close)
         self._places.setdefault(client, {})[place] = None
         return place
 
-    def leave(self, place: Place) -> None:
+    def leave(self, place: Seat) -> None:
         """Give a place back; twice is once."""
         theirs = self._places.get(place.client, {})
         theirs.pop(place, None)
@@ -78,7 +78,7 @@ class Connections:
         """End a waiting connection of the client with the most connections that has one."""
         return any(self._end_longest_waiting(places) for places in sorted(self._places.values(), key=len, reverse=True))
 
-    def _end_longest_waiting(self, places: Iterable[Place]) -> bool:
+    def _end_longest_waiting(self, places: Iterable[Seat]) -> bool:
         waiting = [
             (place.waiting_since, at, place) for at, place in enumerate(places) if place.waiting_since is not None
         ]

@@ -22,7 +22,7 @@ import h11
 from starlette.types import ASGIApp, Message, Scope
 
 from .batch import Counts
-from .connections import Connections, Place
+from .connections import Connections, Seat
 from .limits import Limits, RefusedError
 
 __all__ = ["HttpServer"]
@@ -86,7 +86,7 @@ class HttpServer:
             self._tasks.discard(task)
             writer.transport.abort()  # what was closed in order is not touched by it
 
-    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, place: Place) -> None:
+    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, place: Seat) -> None:
         self.counts.connections += 1
         try:
             if self.tls is not None:
@@ -118,7 +118,7 @@ class _Connection:
     """Request after request of one client."""
 
     def __init__(
-        self, server: HttpServer, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, place: Place
+        self, server: HttpServer, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, place: Seat
     ) -> None:
         self.server, self.limits, self.reader, self.writer, self.place = server, server.limits, reader, writer, place
         self.http = h11.Connection(h11.SERVER, max_incomplete_event_size=self.limits.head_bytes)

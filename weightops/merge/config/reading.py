@@ -10,7 +10,7 @@ import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
-from ...errors import WeightopsError
+from ...errors import Message, Remedy, WeightopsError
 from ...io.faults import Faults
 from ...io.yaml_lines import Entry, Node, documents
 from .check import check
@@ -118,8 +118,8 @@ def _document(node: Node, faults: Faults) -> MergeConfig | None:
         return None
     for key, tool in ELSEWHERE.items():
         if key in entries:
-            said = f"{key!r} belongs to a file for {tool}; run it with `weightops merge --engine mergekit`"
-            faults.add(entries[key].line, said)
+            problem = Message(f"{key!r} belongs to a file for {tool}", Remedy("run it with {}", "engine", "mergekit"))
+            faults.add(entries[key].line, problem)
             return None
     refuse_unknown(entries, _TOP, faults)
     lines = {key: entry.line for key, entry in entries.items()}

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 
 from ...errors import WeightopsError
+from ...errors import at as placed
 
 Scalar = bool | int | float | str
 
@@ -150,7 +151,7 @@ class MergeConfig:
 
     def at(self, line: int, problem: str) -> str:
         """A problem, with the file and line in front."""
-        return f"{self.where}:{line}: {problem}"
+        return placed(f"{self.where}:{line}", problem)
 
     def groups(self) -> Iterator[Group]:
         """Each set of inputs that is merged together, in file order."""
