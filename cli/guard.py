@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ from weightops.cli.options import SizeType, SourceType, print_json
 from weightops.errors import WeightopsError
 
 
-class _PresetType(click.ParamType):
+class _PresetType(click.ParamType):  # type: ignore[type-arg]
     """A preset's name; they are imported when one is asked for."""
 
     name = "preset"
@@ -91,10 +92,10 @@ def score(
 
     asked = [*texts, *(text for file in jsonl for text in _texts(file))]
     if not asked and not jsonl:
-        asked = [line.rstrip("\r\n") for line in click.get_text_stream("stdin", errors="replace")]
+        asked = [line.decode("utf-8", "replace").rstrip("\r\n") for line in sys.stdin.buffer]
     guard = open_guard(model, preset, threshold, dtype)
     found = guard.probabilities(asked, batch)
-    rows = [
+    rows: list[dict[str, Any]] = [
         {"text": text, "probability": float(p), "label": "unsafe" if p >= guard.card.threshold else "safe"}
         for text, p in zip(asked, found, strict=True)
     ]
@@ -237,7 +238,7 @@ def _texts(file: Path) -> Iterator[str]:
     import json
 
     try:
-        data = click.get_binary_stream("stdin").read() if str(file) == "-" else file.read_bytes()
+        data = sys.stdin.buffer.read() if str(file) == "-" else file.read_bytes()
     except OSError as error:
         raise WeightopsError(f"{file}: cannot be read ({error.strerror}); name a JSON Lines file") from error
     for number, line in enumerate(data.split(b"\n"), 1):
