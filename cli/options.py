@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from weightops.output.save import Package, Saved
 
 
-class SourceType(click.ParamType):  # type: ignore[type-arg]  # click has made it generic since 8.2
+class SourceType(click.ParamType):  # type: ignore[type-arg]  # click has made it generic since
     """A model: a folder or file, ``org/name``, an alias, or ``BASE+ADAPTER``."""
 
     name = "model"
