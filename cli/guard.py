@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ from weightops.cli.words import Group
 from weightops.errors import WeightopsError
 
 
-class _PresetType(click.ParamType):
+class _PresetType(click.ParamType):  # type: ignore[type-arg]
     """A preset's name; they are imported when one is asked for."""
 
     name = "preset"
@@ -103,10 +104,10 @@ def score(
 
     asked = [*texts, *texts_of(read_rows(jsonl, allow_empty=True))]
     if not asked and not jsonl:
-        asked = [line.rstrip("\r\n") for line in click.get_text_stream("stdin", errors="replace")]
+        asked = [line.decode("utf-8", "replace").rstrip("\r\n") for line in sys.stdin.buffer]
     guard = open_guard(model, preset, threshold, dtype)
     found = guard.probabilities(asked, batch)
-    rows = [
+    rows: list[dict[str, Any]] = [
         {"text": text, "probability": float(p), "label": "unsafe" if p >= guard.card.threshold else "safe"}
         for text, p in zip(asked, found, strict=True)
     ]

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from weightops.output.save import Package, Saved
 
 
-class SourceType(click.ParamType):
+class SourceType(click.ParamType):  # type: ignore[type-arg]  # click has made it generic since
     """A model: a folder or file, ``org/name``, an alias, or ``BASE+ADAPTER``."""
 
     name = "model"
@@ -35,7 +35,7 @@ class SourceType(click.ParamType):
         ]
 
 
-class SizeType(click.ParamType):
+class SizeType(click.ParamType):  # type: ignore[type-arg]
     """Bytes, as people write them."""
 
     name = "size"
