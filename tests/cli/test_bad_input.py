@@ -115,7 +115,7 @@ LIES = {
     "negative shape": (lambda h: h[UP].update(shape=[-1, 16]), f"{UP}: the shape is not a list of lengths"),
     "other size": (lambda h: h[UP].update(shape=[31, 16]), f"{UP}: BF16 of shape (31, 16) needs 992 bytes"),
     "hole": (lambda h: h.pop(UP), "unused; the header is damaged"),
-    "twice": (lambda h: json.dumps(h)[:-1].encode() + b"," + json.dumps({UP: h[UP]})[1:].encode(), f"{UP} stands twice"),
+    "twice": (lambda h: json.dumps(h)[:-1].encode() + b"," + json.dumps({UP: h[UP]})[1:].encode(), f"{UP} is listed twice"),
     "not json": (lambda h: b"{" * 50, "is not JSON"),
     "line break in a name": (lambda h: h.update({"a\nb": {"dtype": "?"}}), r"a\nb: an entry needs dtype"),
 }  # fmt: skip

@@ -11,6 +11,7 @@ from typing import Any
 from ..errors import WeightopsError
 from .cache import cached, entry_name, stamp
 from .quiet import quiet_transformers
+from .small_files import open_file
 
 VERSION = 1
 """Raised when the conversion changes, so that no old entry is taken for a new one."""
@@ -59,7 +60,7 @@ def check_magic(path: Path) -> None:
         WeightopsError: the file cannot be read, or is not GGUF.
     """
     try:
-        with path.open("rb") as file:
+        with open(open_file(path), "rb") as file:
             magic = file.read(4)
     except OSError as error:
         raise WeightopsError(f"{path}: {error.strerror}; name a .gguf file") from error

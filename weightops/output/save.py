@@ -17,6 +17,7 @@ from ..engine.tally import Tally
 from ..errors import WeightopsError
 from ..io.adapter import Adapter
 from ..io.folder import INDEX
+from ..io.small_files import MOST_BYTES, read_beside
 from ..io.staging import Staging, output_problems
 from ..io.weights import Weights
 from .modelcard import Card, render
@@ -24,6 +25,8 @@ from .provenance import RECORD, record
 
 #: Small files that go with a model whatever they are called.
 _CARRIED = (".json", ".txt", ".model", ".jinja", ".tiktoken", ".py", ".bpe", ".spm")
+MOST_CARRIED = 256_000_000
+"""Bytes of all small files together; they are held in memory."""
 GUARD_CARD = "guard.json"
 """How a guard is asked; what arithmetic makes of a guard is another model, so it does not go along by itself."""
 _LEFT = (
@@ -137,9 +140,14 @@ def carried_files(folder: Path | None) -> dict[str, bytes]:
     """A model folder's small files: configuration, tokenizer, templates, its own code, its licence."""
     if folder is None:
         return {}
-    files = [path for path in sorted(folder.iterdir()) if _is_carried(path.name)]
-    files += sorted((folder / "additional_chat_templates").glob("*.jinja"))
-    return {str(path.relative_to(folder)): path.read_bytes() for path in files if path.is_file()}
+    paths = [path for path in sorted(folder.iterdir()) if _is_carried(path.name)]
+    paths += sorted((folder / "additional_chat_templates").glob("*.jinja"))
+    files: dict[str, bytes] = {}
+    room = MOST_CARRIED
+    for name in (str(path.relative_to(folder)) for path in paths if path.is_file()):
+        files[name] = read_beside(folder, name, min(room, MOST_BYTES))
+        room -= len(files[name])
+    return files
 
 
 def _dtype_keys(plan: Plan, model: Weights) -> dict[str, str]:

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from ...errors import WeightopsError
 from ...io.faults import Faults
+from ...io.small_files import read_small
 from ...io.yaml_lines import Entry, Node, documents
 from .check import check
 from .documents import check_documents
@@ -77,7 +78,7 @@ def load(source: str | os.PathLike[str], where: str | None = None) -> tuple[Merg
     if isinstance(source, str) and "\n" in source:
         return parse(source, where or "config")
     try:
-        text = Path(source).read_text(encoding="utf-8")
+        text = read_small(Path(source)).decode("utf-8")
     except (OSError, UnicodeDecodeError) as error:
         why = error.strerror if isinstance(error, OSError) else "it is not UTF-8 text"
         raise WeightopsError(f"{os.fspath(source)}: cannot read the merge file ({why}); check the path") from error

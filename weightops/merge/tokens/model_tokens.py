@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from ...anatomy.vocabulary import vocabulary_size, vocabulary_tensors
 from ...errors import WeightopsError, attempt_all
+from ...io.small_files import read_beside
 from ...io.tokenizer import SETTINGS, TOKEN_FLAGS, TOKENIZER, has_tokenizer, tokenizer_of
 from ...io.weights import Weights
 
@@ -63,8 +64,8 @@ def fingerprint(source: Weights) -> bytes | None:
     """The same for two models whose tokenizers are the same files; ``None`` without ``tokenizer.json``."""
     if source.folder is None or not (source.folder / TOKENIZER).exists():
         return None
-    parts = [(source.folder / name) for name in (TOKENIZER, SETTINGS)]
-    return b"".join(hashlib.sha256(part.read_bytes()).digest() for part in parts if part.exists())
+    names = [name for name in (TOKENIZER, SETTINGS) if (source.folder / name).exists()]
+    return b"".join(hashlib.sha256(read_beside(source.folder, name)).digest() for name in names)
 
 
 def read_tokens(models: Mapping[str, Weights], needed: Iterable[str]) -> dict[str, ModelTokens]:
