@@ -75,6 +75,8 @@ class _Commands(click.Group):
 def _lines(error: Exception) -> tuple[str, ...]:
     if isinstance(error, WeightopsError):
         return error.problems
+    if isinstance(error, MemoryError):
+        return ("not enough memory; free some, allow this process more (ulimit -v), or give a smaller --memory",)
     if isinstance(error, OSError) and error.strerror:
         return (f"{error.filename or 'disk'}: {error.strerror}; the same command goes on once that is mended",)
     return (f"{type(error).__name__}: {error}; this is a fault of weightops, --debug shows where".replace("\n", " "),)

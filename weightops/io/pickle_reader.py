@@ -93,7 +93,7 @@ def read_table(file: Path) -> tuple[Any, dict[str, int]]:
     except _ObjectsError as error:
         raise WeightopsError(
             f"{file}: holds Python objects besides tensors ({short(str(error))}), and unpickling them can run any "
-            "code; where you trust the file, load it with the program that wrote it and save its tensors as .safetensors"
+            "code; where you trust the file, load it with the program that wrote it and save it as .safetensors"
         ) from error
     except OSError as error:
         raise WeightopsError(f"{file}: cannot be read ({error.strerror}); check its permissions") from error

@@ -12,9 +12,9 @@ from typing import Any
 
 from .. import dtypes
 from ..engine.execute import default_threads, execute
-from ..engine.plan import DEFAULT_MEMORY, Plan
+from ..engine.plan import DEFAULT_MEMORY, Plan, canonical
 from ..engine.tally import Tally
-from ..errors import WeightopsError
+from ..errors import WeightopsError, short
 from ..io.adapter import Adapter
 from ..io.folder import INDEX
 from ..io.small_files import MOST_BYTES, read_beside
@@ -71,7 +71,28 @@ class Saved:
 def problems(plan: Plan, package: Package, out: Path, *, overwrite: bool = False) -> tuple[str, ...]:
     """Everything that stands in the way of writing this plan to this place."""
     inputs = [*plan.inputs, *(s.folder for s in package.sources if s.folder is not None)]
-    return (*plan.problems, *output_problems(out, inputs, plan.bytes_written, overwrite=overwrite))
+    places = output_problems(out, inputs, plan.bytes_written, overwrite=overwrite)
+    return (*plan.problems, *_unwritable(plan, package, out), *places)
+
+
+def _unwritable(plan: Plan, package: Package, out: Path) -> list[str]:
+    """What cannot be written as UTF-8 into the record, the card or the configuration."""
+    texts = {str(out): "the output's name", **{source.spec: "a source's name" for source in package.sources}}
+    texts |= {
+        canonical(plan.recipe): "the recipe",
+        canonical({**package.model.config, **package.config}): "config.json",
+    }
+    return [
+        f"{short(text)}: {what} is not UTF-8 text; choose another" for text, what in texts.items() if _no_text(text)
+    ]
+
+
+def _no_text(text: str) -> bool:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return True
+    return False
 
 
 def save(
@@ -96,11 +117,15 @@ def save(
         raise WeightopsError(*found)
     threads = threads or default_threads()
     plan.slice_blocks(threads, memory)
-    with Staging(out, plan.identity(), overwrite=overwrite) as staging:
+    identity = plan.identity()
+    plan.check_headers()
+    carried = carried_files(package.model.folder)
+    with Staging(out, identity, overwrite=overwrite) as staging:
         with bar(plan.work, f"writing {out.name}", shown=progress) as update:
             tally = execute(plan, staging, threads=threads, memory=memory, progress=update)
-        for name, data in _files(plan, package, tally).items():
+        for name, data in _files(plan, package, tally, carried).items():
             staging.write(name, data)
+        plan.check_unchanged(identity)
         staging.commit()
     return Saved(staging.out, tally)
 
@@ -118,16 +143,16 @@ def bar(total: int, what: str, *, shown: bool = True) -> Any:
     return Bar(total=total, desc=what, unit="B", unit_scale=True, delay=2, leave=False)
 
 
-def _files(plan: Plan, package: Package, tally: Tally) -> dict[str, bytes]:
+def _files(plan: Plan, package: Package, tally: Tally, carried: Mapping[str, bytes]) -> dict[str, bytes]:
     """Every small file of the output, by name."""
     made = record(plan, tally, package.sources)
-    files = {n: data for n, data in carried_files(package.model.folder).items() if n not in package.left_out}
+    files = {n: data for n, data in carried.items() if n not in package.left_out}
     if package.model.config:
         files["config.json"] = _json({**package.model.config, **_dtype_keys(plan, package.model), **package.config})
     if len(plan.files) > 1:
         files[INDEX] = _json(_index(plan))
     files |= package.files
-    files[RECORD] = _json(made)
+    files[RECORD] = _json({**made, "files": sorted({*files, RECORD, "README.md"})})
     files["README.md"] = render(package.card, made, package.sources).encode()
     return files
 

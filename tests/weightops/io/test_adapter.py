@@ -269,7 +269,7 @@ FACTORS = {f"{Q}.lora_A.weight": torch.ones(2, 16), f"{Q}.lora_B.weight": torch.
         ({"alpha_pattern": ["q_proj"]}, "alpha_pattern must map patterns to numbers"),
         ({"alpha_pattern": {"q_proj": "2"}}, "an alpha of 2; lora_alpha and alpha_pattern hold plain numbers"),
         ({"alpha_pattern": {"q_proj": None}}, "an alpha of None"),
-        ({"alpha_pattern": {"(": 2}}, r"alpha_pattern '\\(' cannot be used"),
+        ({"alpha_pattern": {"(": 2}}, "alpha_pattern '.' cannot be used"),
         ({"alpha_pattern": {"(?=q)q_proj": 2}}, "RE2, which has no look-ahead"),
         ({"alpha_pattern": {"x" * 501: 2}}, "501 characters, at most 500"),
         ({"alpha_pattern": {str(n): 2 for n in range(1001)}}, "1001 entries in alpha_pattern, at most 1000"),
