@@ -15,7 +15,7 @@ from weightops.errors import WeightopsError
 from weightops.guard.card import GuardCard
 from weightops.io.adapter import read_adapter
 from weightops.io.folder import read_json, stored_tensors
-from weightops.io.gguf import check_magic
+from weightops.io.gguf_header import read_gguf_header
 from weightops.io.pickled import converted
 from weightops.io.safetensors import read_header
 from weightops.io.small_files import MOST_TEXT, inside, read_beside, read_small
@@ -30,7 +30,7 @@ READERS: dict[str, Callable[[Path], object]] = {
     "x": read_small,
     "config.json": read_json,
     "model.safetensors": read_header,
-    "x.gguf": check_magic,
+    "x.gguf": read_gguf_header,
     "merge.yaml": load,
     "weights.bin": converted,
     "guard.json": lambda file: GuardCard.read(file.parent),

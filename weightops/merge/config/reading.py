@@ -25,8 +25,8 @@ from .fields import (
     items,
     mapping,
     model_name,
+    multiple,
     number,
-    positive,
     read_key,
     refuse_unknown,
     text,
@@ -308,7 +308,7 @@ def _tokenizer(entries: Mapping[str, Entry], faults: Faults) -> TokenizerConfig 
     return TokenizerConfig(
         source=read_key(given, "source", model_name, faults) or "union",
         tokens=read_key(given, "tokens", _tokens, faults) or {},
-        pad_to_multiple_of=read_key(given, "pad_to_multiple_of", positive, faults),
+        pad_to_multiple_of=read_key(given, "pad_to_multiple_of", multiple, faults),
         line=new.line,
     )
 
