@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from ..errors import WeightopsError
+from ..errors import WeightopsError, short
 
 COUNTS = ("num_hidden_layers", "n_layer", "n_layers", "num_layers")
 
@@ -44,6 +44,10 @@ AS_LIST = {
     "no_rope_layer_interval": ("no_rope_layers", 0, 1),
 }
 _TEXT = ("text_config", "llm_config", "language_config")
+
+
+#: Layers that a configuration may claim; lists of that length are made.
+MOST_LAYERS = 10_000
 
 
 def relayer_config(config: Mapping[str, Any], source_layers: Sequence[int]) -> dict[str, Any]:
@@ -86,6 +90,10 @@ def _relayer(configs: Sequence[Mapping[str, Any]], source_layers: Sequence[tuple
     first, count_key = configs[0], _count_key(configs[0])
     if count_key is None:
         raise WeightopsError(f"config.json: none of {', '.join(COUNTS)} is there; the number of layers is unknown")
+    for config in configs:
+        count = config.get(count_key, 0)
+        if not isinstance(count, int) or not 0 <= count <= MOST_LAYERS:
+            raise WeightopsError(f"config.json: {count_key} is {short(count)}; it must lie between 0 and {MOST_LAYERS}")
     old = int(first[count_key])
     if list(source_layers) == [(0, layer) for layer in range(old)]:
         return dict(first)

@@ -20,6 +20,10 @@ if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
 
+#: Rows of an embedding, and numbers of tokens. The largest vocabularies in use have about 260,000.
+MOST_TOKENS = 1 << 24
+
+
 @dataclass(frozen=True, eq=False)
 class ModelTokens:
     """A model's tokenizer, seen from its embedding.
@@ -89,7 +93,10 @@ def _read(model: str, source: Weights, read: dict[bytes | str, tuple[Tokenizer, 
         tokenizer = tokenizer_of(source)
         ids = sorted(tokenizer.get_vocab(with_added_tokens=True).items(), key=lambda item: (item[1], item[0]))
         read[key] = tokenizer, dict(ids)
-    return ModelTokens(model, source, embedding_rows(source), *read[key])
+    rows, (_, numbers) = embedding_rows(source), read[key]
+    if max(rows or 0, max(numbers.values(), default=0)) > MOST_TOKENS:
+        raise WeightopsError(f"{source.spec}: its vocabulary has numbers above {MOST_TOKENS}; restore its tokenizer")
+    return ModelTokens(model, source, rows, *read[key])
 
 
 def tokenizer_only(spec: str) -> Weights:
