@@ -484,3 +484,16 @@ def test_too_little_memory_is_one_line_that_says_what_to_do(models, monkeypatch)
     assert result.exit_code == 1
     (line,) = result.stderr.splitlines()
     assert line.startswith("error: not enough memory; free some")
+
+
+def test_a_limit_on_memory_is_one_line_that_says_what_to_do(models):
+    def limited() -> None:
+        resource.setrlimit(resource.RLIMIT_AS, (300 << 20, 300 << 20))
+
+    before = tiny.files_of(models)
+    done = in_a_process(models, arguments(models), limited)
+    assert done.returncode == 1, done.stderr
+    assert done.stderr.splitlines()[-1].startswith("error: not enough memory; free some")
+    assert "Traceback" not in done.stderr
+    assert tiny.files_of(models) == before
+    assert os.listdir(models.parent) == ["models"]

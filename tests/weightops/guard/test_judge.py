@@ -1,4 +1,5 @@
 import shutil
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -8,7 +9,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from weightops.errors import WeightopsError
 from weightops.guard.card import GuardCard
-from weightops.guard.judge import judge, probabilities
+from weightops.guard.judge import Guard, judge, probabilities
 from weightops.guard.prompt import label_ids, left_padded, prompts, system_text
 
 
@@ -103,3 +104,8 @@ def test_padded_rows_end_in_the_last_column_and_count_from_zero():
     assert found["input_ids"].tolist() == [[7, 8, 9], [0, 0, 5]]
     assert found["attention_mask"].tolist() == [[1, 1, 1], [0, 0, 1]]
     assert found["position_ids"].tolist() == [[0, 1, 2], [0, 0, 0]]
+
+
+def test_labels_that_the_model_has_no_logits_for_are_refused_on_loading(chat_model, card):
+    with pytest.raises(WeightopsError, match=r"label_ids are \(5, 100000\) and the model has \d+ tokens"):
+        Guard.load(chat_model, replace(card, label_ids=(5, 100_000)))
