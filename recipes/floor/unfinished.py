@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from weightops.errors import WeightopsError
-from weightops.io.replacing import check_place, private_folder, put_in_place
+from weightops.io.replacing import check_place, private_folder, put_in_place, recover
 
 STAMP = "stamp"
 
@@ -66,10 +66,12 @@ class Unfinished:
 
     def begin(self) -> None:
         """Make the folder; what another training left in it goes."""
-        if self.folder.is_dir() and not self.folder.is_symlink() and not self._same():
-            shutil.rmtree(self.folder)
         self.folder.parent.mkdir(parents=True, exist_ok=True)
         private_folder(self.folder)
+        recover(self.out, self.folder / "replaced")
+        if not self._same():
+            shutil.rmtree(self.folder)
+            private_folder(self.folder)
         (self.folder / STAMP).write_text(self.stamp)
 
     def checkpoint(self) -> Path | None:

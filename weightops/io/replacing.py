@@ -7,6 +7,7 @@ else lies is left alone, whatever the user asked for.
 from __future__ import annotations
 
 import os
+import shutil
 import stat
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -140,6 +141,18 @@ def put_in_place(new: Path, out: Path, aside: Path, *, overwrite: bool) -> None:
             aside.rename(out)
         raise
     sync_folder(out.parent)
+
+
+def recover(out: Path, aside: Path) -> None:
+    """After a kill: put an old output back that has no successor yet, or delete one that has."""
+    if not os.path.lexists(aside):
+        return
+    if not os.path.lexists(out):
+        aside.rename(out)
+    elif aside.is_dir() and not aside.is_symlink():
+        shutil.rmtree(aside)
+    else:
+        aside.unlink()
 
 
 def private_folder(path: Path) -> None:

@@ -18,7 +18,7 @@ from types import TracebackType
 from typing import Any
 
 from ..errors import WeightopsError
-from .replacing import check_place, private_folder, put_in_place, sync_folder
+from .replacing import check_place, private_folder, put_in_place, recover, sync_folder
 from .replacing import exists_already as exists_already  # merge/run.py looks for it here
 
 _FLUSH_SECONDS = 2.0
@@ -163,11 +163,7 @@ class Staging:
 
     def _adopt(self) -> None:
         """Take over what an earlier run left, if it was a run of the same plan on the same inputs."""
-        displaced = self.folder / "displaced"
-        if displaced.exists() and self.out.exists():  # killed after the renames of commit()
-            _remove(displaced)
-        elif displaced.exists():  # killed between them
-            displaced.rename(self.out)
+        recover(self.out, self.folder / "displaced")
         left = self._left()
         try:
             check_place(self.out, overwrite=self._overwrite)

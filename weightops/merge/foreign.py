@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 
 from ..errors import WeightopsError
-from ..io.replacing import check_place, private_folder, put_in_place
+from ..io.replacing import check_place, private_folder, put_in_place, recover
 from ..io.small_files import read_small
 from .config.reading import ELSEWHERE
 
@@ -27,6 +27,7 @@ def run_mergekit(config: Path, out: Path, *, seed: int = 0, overwrite: bool = Fa
     home = out.absolute().parent / f".{out.name}.mergekit"
     home.parent.mkdir(parents=True, exist_ok=True)
     private_folder(home)
+    recover(out, home / "displaced")
     try:
         _run(config, module, home / "model", seed)
         put_in_place(home / "model", out, home / "displaced", overwrite=overwrite)

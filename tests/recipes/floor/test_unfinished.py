@@ -67,3 +67,12 @@ def test_a_folder_that_others_may_have_prepared_is_refused(how, tmp_path):
         folder.chmod(0o777)
     with pytest.raises(WeightopsError, match="remove it, then run this again"):
         finish(tmp_path / "out")
+
+
+def test_an_old_output_that_a_kill_left_between_the_renames_comes_back_for_another_training(tmp_path):
+    finish(tmp_path / "out")
+    first = Unfinished(tmp_path / "out", "first", True)
+    first.begin()
+    (tmp_path / "out").rename(first.folder / "replaced")
+    Unfinished(tmp_path / "out", "second", True).begin()
+    assert (tmp_path / "out/training.json").exists()

@@ -64,3 +64,12 @@ def test_a_folder_that_others_may_have_prepared_is_refused(config, tmp_path):
     with pytest.raises(WeightopsError, match="remove it"):
         foreign.run_mergekit(config, tmp_path / "out")
     assert list((tmp_path / "elsewhere").iterdir()) == []
+
+
+def test_an_old_output_that_a_kill_left_between_the_renames_comes_back(config, tmp_path):
+    (tmp_path / ".out.mergekit").mkdir(mode=0o700)
+    tiny.write(tmp_path / ".out.mergekit/displaced", tiny.llama(0, layers=1))
+    config.write_text("3")
+    with pytest.raises(WeightopsError, match="mergekit ended with code 3"):
+        foreign.run_mergekit(config, tmp_path / "out", overwrite=True)
+    assert (tmp_path / "out/model.safetensors").exists()
