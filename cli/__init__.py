@@ -13,8 +13,8 @@ from typing import Any
 import click
 from click.shell_completion import CompletionItem
 
-from weightops.cli.words import RUNNING, Group, option_words
-from weightops.errors import WeightopsError, worded
+from weightops.cli.words import RUNNING, CommandGroup, option_words
+from weightops.errors import Message, Remedy, WeightopsError, worded
 from weightops.version import __version__
 
 #: Name, module, and the line that ``weightops --help`` shows.
@@ -42,7 +42,7 @@ class _Failure(click.ClickException):
             click.echo(f"error: {problem}", err=True)
 
 
-class _Commands(Group):
+class _Commands(CommandGroup):
     """A group whose commands are imported when called, and whose errors are lines."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
@@ -79,10 +79,27 @@ class _Commands(Group):
 def _lines(error: Exception, command: click.Command | None) -> tuple[str, ...]:
     if isinstance(error, WeightopsError):
         return tuple(worded(problem, option_words(command)) for problem in error.problems)
+    if _lacks_memory(error):
+        problem = Message(
+            "not enough memory",
+            Remedy("free some, or allow this process more (ulimit -v)"),
+            Remedy("give a smaller {}", "memory"),
+        )
+        return (worded(problem, option_words(command)),)
     if isinstance(error, OSError) and error.strerror:
         return (f"{error.filename or 'disk'}: {error.strerror}; fix this, then run the same command again to resume",)
     what = f"{type(error).__name__}: {error}".replace("\n", " ")
     return (f"{what}; this is a bug in weightops; run it with --debug and report what it prints",)
+
+
+def _lacks_memory(error: BaseException | None) -> bool:
+    """Whether an error, or one that led to it, says that the system gave no more memory; libraries say it in words."""
+    words = ("cannot allocate memory", "can't allocate memory", "failed to map segment", "bad_alloc")
+    while error is not None:
+        if isinstance(error, MemoryError) or any(each in str(error).lower() for each in words):
+            return True
+        error = error.__cause__ or error.__context__
+    return False
 
 
 @click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})

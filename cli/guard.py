@@ -12,7 +12,7 @@ from click.core import ParameterSource
 from click.shell_completion import CompletionItem
 
 from weightops.cli.options import SizeType, SourceType, print_json
-from weightops.cli.words import Group
+from weightops.cli.words import CommandGroup
 from weightops.errors import WeightopsError
 
 
@@ -59,7 +59,7 @@ _SECONDS = click.FloatRange(min=0, min_open=True)
 _FILE = click.Path(path_type=Path)
 
 
-@click.group("guard", cls=Group)
+@click.group("guard", cls=CommandGroup)
 def command() -> None:
     """Ask guards: score texts, evaluate on labelled texts, serve over HTTP.
 

@@ -9,13 +9,13 @@ from typing import TYPE_CHECKING
 import click
 
 from weightops.cli.options import plugin_option, print_json, table
-from weightops.cli.words import Group
+from weightops.cli.words import CommandGroup
 
 if TYPE_CHECKING:
     from weightops.ops.registry import Operator, Parameter
 
 
-@click.group("methods", cls=Group, invoke_without_command=True)
+@click.group("methods", cls=CommandGroup, invoke_without_command=True)
 @plugin_option
 @click.option("--json", "as_json", is_flag=True, help="Print for a program.")
 @click.pass_context

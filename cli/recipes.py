@@ -7,7 +7,7 @@ from pathlib import Path
 import click
 
 from weightops.cli.options import print_json, table
-from weightops.cli.words import Group
+from weightops.cli.words import CommandGroup
 from weightops.errors import WeightopsError
 
 
@@ -17,7 +17,7 @@ def _complete(ctx: click.Context, param: click.Parameter, incomplete: str) -> li
     return [name for name in shipped() if name.startswith(incomplete)]
 
 
-@click.group("recipes", cls=Group)
+@click.group("recipes", cls=CommandGroup)
 def command() -> None:
     """Training recipes: list those that are shipped, show one, copy one to make it yours, check one.
 

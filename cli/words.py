@@ -13,7 +13,7 @@ RUNNING = "weightops.cli.running"
 """Under this key a context notes which command runs."""
 
 
-class Group(click.Group):
+class CommandGroup(click.Group):
     """A group that notes which command runs, so that an error names that command's options."""
 
     def resolve_command(self, ctx: click.Context, args: list[str]) -> Any:

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from weightops.errors import WeightopsError
+from weightops.io.small_files import read_small
 from weightops.recipes.floor.components import PACKAGE, class_name, kinds
 
 ROOMS = ("routines", "objectives", "updates", "passes")
@@ -47,7 +48,7 @@ def read_file(file: Path) -> str:
         WeightopsError: it cannot be read.
     """
     try:
-        return file.read_text("utf-8")
+        return read_small(file).decode("utf-8")
     except OSError as error:
         raise WeightopsError(f"{file}: cannot be read ({error.strerror}); `weightops recipes list`") from error
     except UnicodeDecodeError as error:
