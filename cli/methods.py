@@ -12,7 +12,8 @@ from weightops.cli.options import plugin_option, print_json, table
 from weightops.cli.words import CommandGroup
 
 if TYPE_CHECKING:
-    from weightops.ops.registry import Operator, Parameter
+    from weightops.ops.registry import Operator
+    from weightops.ops.signature import Parameter
 
 
 @click.group("methods", cls=CommandGroup, invoke_without_command=True)

@@ -105,12 +105,14 @@ def test_buffers_fit_into_the_memory_given_and_too_little_is_an_error_that_says_
     for threads in (1, 2, 3):
         assert plan.slice_blocks(threads, threads * block) == 1
         assert plan.peak_memory(threads, threads * block) == threads * block
-        with pytest.raises(WeightopsError, match=rf"MiB of memory is too little for {threads} threads; give at least .*MiB as memory"):
+        with pytest.raises(
+            WeightopsError, match=rf"MiB of memory is too little for {threads} threads; give at least .*MiB as memory"
+        ):
             plan.slice_blocks(threads, threads * block - 1)
     assert plan.slice_blocks(1, 1 << 40) <= 8
     for memory in (block, 3 * block + 5, 6 * block):
         assert plan.peak_memory(1, memory) <= memory
-    with pytest.raises(WeightopsError, match="give at least 4MiB, or fewer threads"):
+    with pytest.raises(WeightopsError, match="give at least 4MiB as memory, or use fewer threads"):
         plan.slice_blocks(2, MIB)
 
 
