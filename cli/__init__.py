@@ -23,6 +23,7 @@ COMMANDS = {
     "merge": ("merge", "Merge models as a mergekit file says."),
     "methods": ("methods", "List the merge methods, or explain one."),
     "train": ("train", "Train as a recipe says: a guard, a target."),
+    "disperse": ("disperse", "Disperse rows into parts, to train a sub-model on each."),
     "recipes": ("recipes", "List, show, copy and check training recipes."),
     "guard": ("guard", "Ask guards: score texts, evaluate, serve."),
     "inspect": ("inspect", "List a model's tensors, by part."),

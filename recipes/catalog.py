@@ -5,6 +5,7 @@
 * An objective is a module of ``objectives/``, an update one of ``updates/``: one class each, named after its file; see
   ``floor/components.py``, ``floor/objective.py``, ``floor/update.py``.
 * A pass is a module of ``passes/``: functions from rows to rows.
+* A way to disperse rows is a module of ``dispersing/``: one class, named after its file; see ``parts/dispersion.py``.
 * A shipped recipe is a file ``configs/FAMILY/NAME.yaml``; its first line is a comment that says what it makes.
 
 Looking at these names imports none of them. Names are unique: of modules over the whole house, of shipped recipes over
@@ -22,7 +23,7 @@ from weightops.errors import WeightopsError
 from weightops.io.small_files import read_small
 from weightops.recipes.floor.components import PACKAGE, class_name, kinds
 
-ROOMS = ("routines", "objectives", "updates", "passes")
+ROOMS = ("routines", "objectives", "updates", "passes", "dispersing")
 FOLDER = Path(__file__).parent / "configs"
 
 

@@ -26,7 +26,9 @@ LEVELS = (
 RANK = {name: (level, place) for level, names in enumerate(LEVELS) for place, name in enumerate(names)}
 
 #: The rooms of the training floor, top to bottom. Rooms of one line never import each other.
-RECIPE_LEVELS = (("catalog",), ("routines",), ("objectives", "passes", "updates"), ("data",), ("floor",))
+RECIPE_LEVELS = (
+    ("catalog",), ("routines",), ("dispersing",), ("parts",), ("objectives", "passes", "updates"), ("data",), ("floor",),
+)  # fmt: skip
 RECIPE_RANK = {name: level for level, names in enumerate(RECIPE_LEVELS) for name in names}
 
 #: Floors and packages by the folder that holds them, as setup.cfg maps them.

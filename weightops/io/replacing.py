@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import shutil
 import stat
+from collections.abc import Callable
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Final
@@ -112,28 +113,35 @@ def exists_already(out: Path) -> str:
     )
 
 
-def check_place(out: Path, *, overwrite: bool) -> None:
+def check_place(out: Path, *, overwrite: bool, why_not: Callable[[Path], str | None] = refusal) -> None:
     """Refuse a place for an output where something lies that is not to be replaced, or may not be.
+
+    Args:
+        out: The place.
+        overwrite: Whether what lies there is to be replaced.
+        why_not: Why what lies there may not be replaced, as a problem line; :func:`refusal` for models.
 
     Raises:
         WeightopsError: with the reason.
     """
     if not os.path.lexists(out):
         return
-    problem = refusal(out) if overwrite else exists_already(out)
+    problem = why_not(out) if overwrite else exists_already(out)
     if problem:
         raise WeightopsError(problem)
 
 
-def put_in_place(new: Path, out: Path, aside: Path, *, overwrite: bool) -> None:
+def put_in_place(
+    new: Path, out: Path, aside: Path, *, overwrite: bool, why_not: Callable[[Path], str | None] = refusal
+) -> None:
     """Rename what lies at ``out`` aside, and the new folder to ``out``; after a crash the one or the other is there.
 
-    What was renamed aside is the caller's to delete.
+    What was renamed aside is the caller's to delete. ``why_not``: see :func:`check_place`.
 
     Raises:
         WeightopsError: something lies there that is not to be replaced, or may not be.
     """
-    check_place(out, overwrite=overwrite)
+    check_place(out, overwrite=overwrite, why_not=why_not)
     if os.path.lexists(out):
         out.rename(aside)
     try:

@@ -6,6 +6,7 @@ stays a text; Parquet and the hub go through ``datasets``, which is imported onl
 
 from __future__ import annotations
 
+import codecs
 import gzip
 import importlib
 import io
@@ -59,7 +60,7 @@ def read_rows(
             renamed field that no row has, or no rows.
     """
     faults = FirstFaults("lines")
-    placed = [pair for file in files for pair in _file_records(file, faults)]
+    placed = [(place, record) for file in files for place, record, _ in _file_records(file, faults)]
     faults.raise_any()
     if hub is not None:
         placed += [(f"{hub}, row {n}", record) for n, record in enumerate(_hub(hub, subset, split), 1)]
@@ -76,11 +77,43 @@ def read_rows(
     return [Row.of(p, {**r, **{ours: r.get(theirs) for ours, theirs in renamed.items()}}) for p, r in wanted]
 
 
-def _file_records(file: str | Path, faults: FirstFaults) -> Iterator[tuple[str, Record]]:
-    """Place and record of each row of a file; what is wrong with single lines goes into ``faults``."""
+def read_lines(files: Sequence[str | Path]) -> list[tuple[Row, bytes]]:
+    """The rows of files, each with its line, in their order.
+
+    A line is given byte for byte as the file holds it, without its end and a byte order mark. A row of Parquet is
+    written as a line of JSON.
+
+    Args:
+        files: As :func:`read_rows`.
+
+    Raises:
+        WeightopsError: as :func:`read_rows`, and a row of Parquet that holds what JSON cannot.
+    """
+    faults = FirstFaults("lines")
+    lines: list[tuple[Row, bytes]] = []
+    for file in files:
+        for place, record, line in _file_records(file, faults):
+            try:
+                written = _as_json(record) if line is None else line
+            except (TypeError, ValueError) as error:
+                faults.add(f"{place}: cannot be written as JSON ({error}); convert the file to JSON Lines first")
+            else:
+                lines.append((Row.of(place, record), written))
+    faults.raise_any()
+    if not lines:
+        raise WeightopsError(f"{', '.join('stdin' if str(file) == STDIN else str(file) for file in files)}: no rows")
+    return lines
+
+
+def _as_json(record: Record) -> bytes:
+    return json.dumps(record, ensure_ascii=False, allow_nan=False).encode("utf-8")
+
+
+def _file_records(file: str | Path, faults: FirstFaults) -> Iterator[tuple[str, Record, bytes | None]]:
+    """Place, record and line of each row of a file (Parquet has no lines); faults of single lines go to ``faults``."""
     name = str(file)
     if name.endswith(".parquet"):
-        yield from ((f"{name}, row {number}", record) for number, record in enumerate(_parquet(name), 1))
+        yield from ((f"{name}, row {number}", record, None) for number, record in enumerate(_parquet(name), 1))
         return
     shown = "stdin" if name == STDIN else name
     try:
@@ -90,7 +123,7 @@ def _file_records(file: str | Path, faults: FirstFaults) -> Iterator[tuple[str, 
                 if isinstance(record, str):
                     faults.add(f"{shown}, line {number}: {record}")
                 elif record is not None:
-                    yield f"{shown}, line {number}", record
+                    yield f"{shown}, line {number}", record, line.removeprefix(codecs.BOM_UTF8).rstrip(b"\r\n")
     except (OSError, EOFError, ValueError, zlib.error) as error:  # ValueError: a name that no file can have
         reason = getattr(error, "strerror", None) or error
         faults.add(f"{shown}: cannot be read ({reason}); name a file of JSON Lines")
