@@ -24,6 +24,7 @@ COMMANDS = {
     "methods": ("methods", "List the merge methods, or explain one."),
     "train": ("train", "Train as a recipe says: a guard, a target."),
     "disperse": ("disperse", "Disperse rows into parts, to train a sub-model on each."),
+    "disperse-merge": ("disperse_merge", "Disperse rows, train on each part, and merge."),
     "recipes": ("recipes", "List, show, copy and check training recipes."),
     "guard": ("guard", "Ask guards: score texts, evaluate, serve."),
     "inspect": ("inspect", "List a model's tensors, by part."),

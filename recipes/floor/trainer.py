@@ -32,6 +32,10 @@ from weightops.recipes.floor.unfinished import Unfinished
 LOG = "training.json"
 
 
+class DivergedError(WeightopsError):
+    """A training whose loss is no longer a number."""
+
+
 @dataclass(frozen=True)
 class Fitted:
     """A finished training.
@@ -204,9 +208,7 @@ class _Watch(transformers.TrainerCallback):
             return
         if not math.isfinite(logs["loss"]):
             self.bar.close()
-            raise WeightopsError(
-                f"{self.title}: the loss is not a number at step {state.global_step}; try a smaller lr"
-            )
+            raise DivergedError(f"{self.title}: the loss is not a number at step {state.global_step}; try a smaller lr")
         self.recent = [*self.recent[-9:], logs["loss"]]
         self.bar.set_postfix(loss=f"{sum(self.recent) / len(self.recent):.3f}")
 

@@ -6,7 +6,7 @@ text are learned; the rest of a row is read and costs nothing.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -22,6 +22,7 @@ from weightops.recipes.floor.components import Component, component, kind_of
 from weightops.recipes.floor.objective import Objective
 from weightops.recipes.floor.settings import Data, ModelName, Training
 from weightops.recipes.floor.unfinished import check_free
+from weightops.rows.row import Row
 
 if TYPE_CHECKING:
     from weightops.recipes.floor.trainer import Fitted
@@ -73,6 +74,20 @@ def run(recipe: SftRecipe, out: Path, overwrite: bool = False) -> Fitted:
     check(recipe)
     check_free(out, overwrite)
     learned, held_out = split(load_rows(recipe.data), recipe.data.held_out, recipe.training.seed)
+    return train(recipe, learned, held_out, out, overwrite)
+
+
+def train(
+    recipe: SftRecipe,
+    learned: Sequence[Row],
+    held_out: Sequence[Row],
+    out: Path,
+    overwrite: bool = False,
+    *,
+    title: str = "tuning",
+    beside: Callable[[Path], object] | None = None,
+) -> Fitted:
+    """The same, on rows that are there already; ``title`` and ``beside`` as for :func:`~..floor.trainer.fit`."""
     from weightops.algebra.loading import load
     from weightops.recipes.floor.trainer import fit
 
@@ -88,8 +103,9 @@ def run(recipe: SftRecipe, out: Path, overwrite: bool = False) -> Fitted:
         recipe.objective,
         recipe.training,
         out,
-        title="tuning",
+        title=title,
         held_out=encode(tokenizer, held_out, recipe.tokens, chat=recipe.chat),
+        beside=beside,
         overwrite=overwrite,
     )
 

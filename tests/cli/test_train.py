@@ -54,7 +54,7 @@ def test_every_fault_is_said_at_once_with_its_line(tmp_path):
     assert [line.split(": ")[1] for line in lines] == [f"{file}:{number}" for number in (4, 5)]
     file.write_text("recipe: nonsense\n")
     assert ":1: no recipe 'nonsense'" in run("recipes", "validate", file, code=1).stderr
-    assert "available: guard" in run("recipes", "validate", file, code=1).stderr
+    assert "available: disperse_then_merge, guard" in run("recipes", "validate", file, code=1).stderr
     assert "cannot be read" in run("recipes", "validate", tmp_path / "none.yml", code=1).stderr
 
 
