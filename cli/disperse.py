@@ -101,7 +101,7 @@ def command(
         return
     _print(report)
     kept = report["kept_together"]
-    click.echo(f"{report['rows']} rows, {kept['rows']} of them duplicates in {kept['groups']} groups kept together")
+    click.echo(f"{report['rows']} rows; duplicates kept together: {kept['rows']}, in groups: {kept['groups']}")
     click.echo("nothing was written (--dry-run)" if dry_run else f"wrote {out}")
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import heapq
 import random
 from collections.abc import Sequence
 
@@ -27,11 +28,12 @@ def fewest_first(sizes: Sequence[int], parts: int, order: Sequence[int]) -> list
     >>> fewest_first([1, 3, 1, 1], 2, range(4))
     [1, 0, 1, 1]
     """
-    filled, chosen = [0] * parts, [0] * len(sizes)
+    chosen = [0] * len(sizes)
+    filled = [(0, part) for part in range(parts)]  # a heap: rows, part
     for unit in sorted(order, key=lambda unit: -sizes[unit]):
-        part = min(range(parts), key=lambda part: filled[part])
+        rows, part = filled[0]
         chosen[unit] = part
-        filled[part] += sizes[unit]
+        heapq.heapreplace(filled, (rows + sizes[unit], part))
     return chosen
 
 

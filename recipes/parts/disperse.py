@@ -13,7 +13,7 @@ from weightops.recipes.floor.checking import check, relation
 from weightops.recipes.floor.components import Component, component, kind_of
 from weightops.recipes.floor.settings import ModelName, NotNegative
 from weightops.recipes.parts.dispersion import Dispersion, Pool, Unit
-from weightops.recipes.parts.duplicates import MOST_COMPARED, alike_pairs, units
+from weightops.recipes.parts.duplicates import MOST_COMPARED, alike_links, units
 from weightops.recipes.parts.row_fields import Field, row_text, texts_of
 from weightops.rows.row import Row
 
@@ -143,7 +143,7 @@ def disperse(
         raise WeightopsError(f"part {empty[0]} has no rows; ask for fewer parts")
     several = tuple(unit for unit in together if len(unit) > 1)
     if several:
-        say(f"{sum(map(len, several))} rows are duplicates of each other, in {len(several)} groups that stay together")
+        say(f"{sum(map(len, several))} rows are duplicates of each other; groups that stay together: {len(several)}")
     return Dispersed(tuple(tuple(sorted(own)) for own in members), tuple(texts), vectors, several, tuple(notes))
 
 
@@ -184,7 +184,7 @@ def _with_alike(
     if len(rows) > MOST_COMPARED:
         say(f"more than {MOST_COMPARED} rows are not compared by embedding; only equal texts stay together")
         return units([row_text(row, "both") for row in rows])
-    return units([row_text(row, "both") for row in rows], alike_pairs(vectors, dispersal.alike))
+    return units([row_text(row, "both") for row in rows], alike_links(vectors, dispersal.alike))
 
 
 def _line(text: str) -> str:

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 MOST_COMPARED = 50_000
 """Rows of which every pair is compared by cosine; the time grows with their square."""
-_BLOCK = 2048
+_BLOCK = 512
 
 
 def units(texts: Sequence[str], alike: Iterable[tuple[int, int]] = ()) -> list[Unit]:
@@ -45,8 +45,10 @@ def units(texts: Sequence[str], alike: Iterable[tuple[int, int]] = ()) -> list[U
     return [tuple(rows) for rows in members.values()]
 
 
-def alike_pairs(vectors: NDArray[np.float32], threshold: float) -> list[tuple[int, int]]:
-    """Pairs of rows whose cosine is at least a threshold, each row linked to the first row that it is like.
+def alike_links(vectors: NDArray[np.float32], threshold: float) -> list[tuple[int, int]]:
+    """Links between rows whose cosine is at least a threshold: at most one from each row, to the first of its group.
+
+    Two rows are in one group where a chain of such pairs leads from the one to the other.
 
     Args:
         vectors: [rows, width], of length 1.
@@ -54,9 +56,13 @@ def alike_pairs(vectors: NDArray[np.float32], threshold: float) -> list[tuple[in
     """
     import numpy as np
 
-    pairs: list[tuple[int, int]] = []
+    first = np.arange(len(vectors))  # of each row's group
     for start in range(0, len(vectors), _BLOCK):
         near = vectors[start : start + _BLOCK] @ vectors[: start + _BLOCK].T >= threshold
-        for place, row in enumerate(near):
-            pairs += [(int(other), start + place) for other in np.flatnonzero(row[: start + place])]
-    return pairs
+        for row, alike in enumerate(near, start):
+            groups = np.unique(first[:row][alike[:row]])
+            if len(groups) > 1:
+                first[:row][np.isin(first[:row], groups)] = groups[0]
+            if len(groups):
+                first[row] = groups[0]
+    return [(int(group), row) for row, group in enumerate(first) if group != row]

@@ -98,6 +98,18 @@ def test_rows_of_parquet_gz_and_several_files_become_lines(data, tmp_path):
     assert sorted(written, key=str) == sorted(rows, key=str)
 
 
+def test_a_row_of_parquet_that_json_cannot_hold_is_named(tmp_path):
+    import datetime
+
+    import datasets
+
+    rows = [{"text": f"row {number}", "day": datetime.date(2026, 1, 1)} for number in range(3)]
+    datasets.Dataset.from_list(rows).to_parquet(tmp_path / "dated.parquet")
+    refused = run(tmp_path / "dated.parquet", "--parts", 2, "--out", tmp_path / "parts", code=1).stderr
+    assert "dated.parquet, row 3: cannot be written as JSON" in refused
+    assert not (tmp_path / "parts").exists()
+
+
 def test_a_dry_run_shows_the_sizes_and_writes_nothing(data, tmp_path):
     before = tiny.files_of(tmp_path)
     assert "nothing was written" in run(data, "--dry-run", "--out", tmp_path / "parts").stdout

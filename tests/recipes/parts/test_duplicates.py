@@ -1,11 +1,12 @@
 """Rows that stay together."""
 
 import numpy as np
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from weightops.recipes.parts import duplicates
-from weightops.recipes.parts.duplicates import alike_pairs, units
+from weightops.recipes.parts.duplicates import alike_links, units
 from weightops.recipes.parts.row_fields import normalised
 
 TEXTS = st.lists(st.sampled_from(["a", "A ", " a", "b", "B", "c", "ﬁ", "fi"]), max_size=12)
@@ -27,10 +28,17 @@ def test_every_row_is_in_one_unit_with_all_that_it_is_equal_or_linked_to(texts, 
     assert made == sorted(made)
 
 
-def test_alike_pairs_are_those_of_all_pairs_whatever_the_block(monkeypatch):
-    vectors = np.random.default_rng(0).normal(size=(40, 3)).astype(np.float32)
+@given(st.integers(0, 2**20), st.floats(0.5, 0.999))
+def test_alike_links_join_what_chains_of_alike_pairs_join_whatever_the_block(seed, threshold):
+    vectors = np.random.default_rng(seed).normal(size=(30, 3)).astype(np.float32)
+    vectors[20:] = vectors[:10]
     vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
+    names = [f"row {row}" for row in range(30)]
     cosines = vectors @ vectors.T
-    expected = {(one, other) for other in range(40) for one in range(other) if cosines[one, other] >= 0.8}
-    monkeypatch.setattr(duplicates, "_BLOCK", 7)
-    assert set(alike_pairs(vectors, 0.8)) == expected
+    pairs = [(one, other) for other in range(30) for one in range(other) if cosines[one, other] >= threshold]
+    links = alike_links(vectors, threshold)
+    assert len(links) < 30
+    assert units(names, links) == units(names, pairs)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(duplicates, "_BLOCK", 7)
+        assert units(names, alike_links(vectors, threshold)) == units(names, pairs)
