@@ -41,7 +41,7 @@ def cut(units: Sequence[Unit], order: Sequence[int], parts: int) -> list[int]:
     """The part of each unit: the order cut into runs of about equal numbers of rows, none of them empty.
 
     >>> cut([(0,), (1,), (2,), (3,), (4,)], [4, 3, 2, 1, 0], 2)
-    [1, 1, 1, 0, 0]
+    [1, 1, 0, 0, 0]
     """
     chosen = [0] * len(units)
     left = sum(map(len, units))

@@ -38,7 +38,9 @@ def test_what_is_missing_is_said_where_it_belongs(tmp_path):
         "1: data is missing",
         "2: unknown key 'model_name'; here it is base",
     ]
-    assert problems(tmp_path, "base: a/b\n") == ["1: recipe is missing; available: guard, sft, target"]
+    assert problems(tmp_path, "base: a/b\n") == [
+        "1: recipe is missing; available: disperse_then_merge, guard, sft, target"
+    ]
     assert problems(tmp_path, "recipe: {a: 1}\n")[0].startswith("1: no recipe {'a': 1}")
     assert problems(tmp_path, "- 1\n") == ["1: a recipe is one document of keys and values"]
 
