@@ -17,6 +17,7 @@ from typing import Any
 
 import torch
 import transformers
+from safetensors.torch import load_file, save_file
 from tqdm import tqdm
 
 from weightops.errors import WeightopsError
@@ -24,12 +25,14 @@ from weightops.io.quiet import quiet_transformers
 from weightops.recipes.floor.checking import check
 from weightops.recipes.floor.components import kind_of
 from weightops.recipes.floor.model import prepare, rounded
-from weightops.recipes.floor.objective import Objective, Row
+from weightops.recipes.floor.objective import ROW_INDEX, Objective, Row
 from weightops.recipes.floor.order import Order
 from weightops.recipes.floor.settings import Training
 from weightops.recipes.floor.unfinished import Unfinished
 
 LOG = "training.json"
+STATE = "objective.safetensors"
+"""The objective's state, in a checkpoint."""
 
 
 @dataclass(frozen=True)
@@ -87,7 +90,7 @@ def fit(
     _check_rows([*rows, *held_out], objective)
     unfinished = Unfinished.of(out, overwrite, model, rows, objective, training)
     with quiet_transformers():
-        objective = objective.ready(model, tokenizer)
+        objective = objective.ready(model, tokenizer, rows)
         trainer = _Trainer(prepare(model, training), rows, objective, training, unfinished.folder, title)
         processes = trainer.accelerator
         if processes.is_main_process:
@@ -113,15 +116,15 @@ def measure(model: Any, rows: Sequence[Row], objective: Objective, batch: int) -
     """The mean over all items of the loss and the objective's metrics."""
     device = next(model.parameters()).device
     totals: dict[str, float] = {}
-    items = 0
+    items = 0.0
     model.eval()
     with torch.no_grad():
         for start in range(0, len(rows), batch):
             tensors = {k: v.to(device) for k, v in objective.batch(rows[start : start + batch]).items()}
-            found = {"loss": objective.loss(model, tensors).item(), **objective.metrics(model, tensors)}
-            totals = {name: totals.get(name, 0.0) + value for name, value in found.items()}
+            sums = {"loss": objective.loss(model, tensors).item(), **objective.metrics(model, tensors)}
+            totals = {name: totals.get(name, 0.0) + value for name, value in sums.items()}
             items += objective.items(tensors)
-    return {name: value / max(items, 1) for name, value in totals.items()}
+    return {name: value / (items or 1) for name, value in totals.items()}
 
 
 def _check_rows(rows: Sequence[Row], objective: Objective) -> None:
@@ -156,7 +159,7 @@ class _Trainer(transformers.Trainer):
         return self.order
 
     def _get_num_items_in_batch(self, batch_samples: list[Any], device: torch.device) -> torch.Tensor:
-        items = torch.tensor(sum(map(self.objective.items, batch_samples)), device=device)
+        items = torch.tensor(float(sum(map(self.objective.items, batch_samples))), device=device)
         if self.args.world_size > 1:
             items = self.accelerator.gather(items).sum()
         return items
@@ -166,7 +169,29 @@ class _Trainer(transformers.Trainer):
     ) -> torch.Tensor:
         """The share of these inputs in the mean loss of the step; the processes' gradients are averaged after it."""
         items = self.objective.items(inputs) if num_items_in_batch is None else num_items_in_batch
-        return self.objective.loss(model, inputs) * (self.args.world_size / max(int(items), 1))
+        before = {name: tensor.clone() for name, tensor in self.objective.state().items()}
+        loss = self.objective.loss(model, inputs)
+        if self.args.world_size > 1:
+            self._add_up(before)
+        return loss * (self.args.world_size / (float(items) or 1.0))
+
+    def _add_up(self, before: Mapping[str, torch.Tensor]) -> None:
+        """Give every process what all of them added to the objective's state in this micro-batch."""
+        for name, tensor in self.objective.state().items():
+            added = (tensor - before[name]).to(self.accelerator.device)
+            tensor.copy_(before[name] + self.accelerator.reduce(added, "sum").to(tensor.device))
+
+    def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
+        super()._save_optimizer_and_scheduler(output_dir)
+        if self.args.should_save and (state := self.objective.state()):
+            save_file({name: tensor.contiguous() for name, tensor in state.items()}, Path(output_dir, STATE))
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        super()._load_optimizer_and_scheduler(checkpoint)
+        if checkpoint is not None and (state := self.objective.state()):
+            saved = load_file(Path(checkpoint, STATE))
+            for name, tensor in state.items():
+                tensor.copy_(saved[name])
 
 
 class _Rows(torch.utils.data.Dataset):  # type: ignore[type-arg]
@@ -176,8 +201,8 @@ class _Rows(torch.utils.data.Dataset):  # type: ignore[type-arg]
     def __len__(self) -> int:
         return len(self.rows)
 
-    def __getitem__(self, place: int) -> Row:
-        return self.rows[place]
+    def __getitem__(self, index: int) -> Row:
+        return {**self.rows[index], ROW_INDEX: index}
 
 
 class _Watch(transformers.TrainerCallback):

@@ -32,7 +32,7 @@ class LabelDecision(Objective):
 
     reads: ClassVar[tuple[str, ...]] = ("input_ids", "answer")
 
-    def ready(self, model: Any, tokenizer: Any) -> Objective:
+    def ready(self, model: Any, tokenizer: Any, rows: Sequence[Row]) -> Objective:
         """With the tokenizer's token to fill rows with."""
         return replace(self, pad=pad_id(tokenizer))
 
@@ -43,7 +43,7 @@ class LabelDecision(Objective):
         inputs = left_padded([row["input_ids"] for row in rows], self.pad)
         return {**inputs, "answer": torch.tensor([row["answer"] for row in rows])}
 
-    def items(self, batch: Batch) -> int:
+    def items(self, batch: Batch) -> float:
         """Rows."""
         return len(batch["answer"])
 
@@ -51,19 +51,19 @@ class LabelDecision(Objective):
         """Summed over the rows."""
         import torch
 
-        logits, right = self._logits(model, batch), batch["answer"]
+        logits, answers = self._logits(model, batch), batch["answer"]
         if self.over_vocabulary:
-            right = torch.tensor(self.labels, device=right.device)[right]
+            answers = torch.tensor(self.labels, device=answers.device)[answers]
         else:
             logits = logits[:, list(self.labels)]
-        return torch.nn.functional.cross_entropy(logits, right, reduction="sum")
+        return torch.nn.functional.cross_entropy(logits, answers, reduction="sum")
 
     def metrics(self, model: Any, batch: Batch) -> dict[str, float]:
         """``accuracy``: rows whose right label is the likelier of the two."""
-        said = self._logits(model, batch)[:, list(self.labels)].argmax(-1)
-        return {"accuracy": float((said == batch["answer"]).sum())}
+        likelier = self._logits(model, batch)[:, list(self.labels)].argmax(-1)
+        return {"accuracy": float((likelier == batch["answer"]).sum())}
 
     def _logits(self, model: Any, batch: Batch) -> Tensor:
         inputs = {name: tensor for name, tensor in batch.items() if name != "answer"}
-        found: Tensor = model(**inputs, logits_to_keep=1, use_cache=False).logits[:, -1].float()
-        return found
+        logits: Tensor = model(**inputs, logits_to_keep=1, use_cache=False).logits[:, -1].float()
+        return logits
