@@ -35,13 +35,14 @@ class TokenObjective(Objective):
     packs: ClassVar[bool] = True
 
     def ready(self, model: Any, tokenizer: Any, rows: Sequence[Row]) -> Self:
-        """With the tokenizer's token to fill rows with."""
+        """With the tokenizer's padding token."""
         return replace(self, pad=pad_id(tokenizer))
 
     def batch(self, rows: Sequence[Row]) -> dict[str, Tensor]:
-        """What the model reads, without the last column: ``input_ids`` and ``attention_mask``, [rows, longest - 1].
+        """The model's inputs and the tokens to predict.
 
-        Beside them ``targets``, the same shape, -100 for none. Packed rows: as :func:`packed_batch` makes them.
+        ``input_ids`` and ``attention_mask``, [rows, longest - 1], without the last column (for packed rows, what
+        :func:`packed_batch` gives), and ``targets``, [rows, longest - 1], -100 where there is nothing to predict.
         """
         import torch
 

@@ -31,9 +31,7 @@ def log_probabilities(logits: Tensor, tokens: Tensor, chunk: int = CHUNK) -> Ten
 
     def of_chunk(some_logits: Tensor, some_tokens: Tensor) -> Tensor:
         present = some_tokens != -100
-        return -torch.nn.functional.cross_entropy(
-            some_logits[present].float(), some_tokens[present], reduction="none"
-        )
+        return -torch.nn.functional.cross_entropy(some_logits[present].float(), some_tokens[present], reduction="none")
 
     chunks = zip(logits.flatten(0, -2).split(chunk), tokens.flatten().split(chunk), strict=True)
     return torch.cat([checkpoint(of_chunk, *each, use_reentrant=False) for each in chunks])

@@ -1,4 +1,4 @@
-"""The order of rows in an epoch: a function of seed and epoch alone, so that a resumed run goes on in it."""
+"""The order of rows in an epoch: a function of seed and epoch alone, so that a resumed run keeps to it."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ def order(lengths: Sequence[int], batch: int, seed: int, epoch: int) -> list[int
     draw = random.Random(f"{seed}/{epoch}")
     rows = draw.sample(range(len(lengths)), len(lengths))
     whole = len(rows) - len(rows) % batch
-    made = []
+    batches = []
     for start in range(0, whole, 16 * batch):
         near = sorted(rows[start : min(start + 16 * batch, whole)], key=lambda row: lengths[row])
-        made += [near[first : first + batch] for first in range(0, len(near), batch)]
-    draw.shuffle(made)
-    return [row for members in made for row in members] + rows[whole:]
+        batches += [near[first : first + batch] for first in range(0, len(near), batch)]
+    draw.shuffle(batches)
+    return [row for members in batches for row in members] + rows[whole:]
 
 
 class Order:

@@ -1,8 +1,8 @@
 """The one trainer of the recipes: ``transformers.Trainer`` with an objective of ours.
 
-What its users know works unchanged: ``accelerate launch`` with DDP, FSDP or DeepSpeed, gradient accumulation,
-checkpoints, loggers by ``report_to``. Ours are the weighing of items (see objective.py), the order of the rows, one
-progress bar, and that a run which was interrupted goes on.
+These work as they do there: ``accelerate launch`` with DDP, FSDP or DeepSpeed, gradient accumulation, checkpoints,
+loggers by ``report_to``. Ours are the weighting of items (see objective.py), the order of the rows, the objective's
+state, one progress bar, and resuming an interrupted run by the same call.
 """
 
 from __future__ import annotations
@@ -65,24 +65,24 @@ def fit(
 ) -> Fitted:
     """Train a model on rows and write it, rounded once, as a Hugging Face folder (or a PEFT adapter's).
 
-    Checkpoints lie beside ``out`` until it is there; the same call goes on from the last one and ends in the same
-    weights. A half-trained model never lies at ``out``.
+    Checkpoints are kept beside ``out`` until it is written. After an interruption the same call resumes from the last
+    one and gives the same weights. ``out`` never holds a half-trained model.
 
     Args:
         model: In fp32.
         tokenizer: Its tokenizer, saved with it.
         rows: What to train on.
         objective: What to minimise.
-        training: How long and how hard.
+        training: Settings of the training.
         out: Folder to make.
-        title: What the progress bar says.
+        title: Name of the progress bar.
         held_out: Rows to measure at the end.
-        beside: Writes what else belongs in the folder.
+        beside: Called with the folder, to write further files there.
         overwrite: Replace an output that exists, or an unfinished run of something else.
 
     Raises:
-        WeightopsError: settings that do not fit, no rows, rows that the objective cannot read, an output in the way, or
-            a loss that is not finite.
+        WeightopsError: wrong settings, no rows, rows that the objective cannot read, the output exists, or the loss is
+            not finite.
     """
     check(training)
     if not rows:
@@ -131,8 +131,8 @@ def _check_rows(rows: Sequence[Row], objective: Objective) -> None:
     missing = sorted({name for row in rows for name in objective.reads if name not in row})
     if missing:
         raise WeightopsError(
-            f"objective {kind_of(objective)}: needs rows with {', '.join(objective.reads)}; "
-            f"these have no {', '.join(missing)}; choose another objective"
+            f"objective {kind_of(objective)}: reads {', '.join(objective.reads)} of each row, but rows lack "
+            f"{', '.join(missing)}; choose another objective"
         )
 
 
@@ -167,7 +167,7 @@ class _Trainer(transformers.Trainer):
     def compute_loss(
         self, model: Any, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> torch.Tensor:
-        """The share of these inputs in the mean loss of the step; the processes' gradients are averaged after it."""
+        """These inputs' share of the mean loss of the step; the processes' gradients are averaged afterwards."""
         items = self.objective.items(inputs) if num_items_in_batch is None else num_items_in_batch
         before = {name: tensor.clone() for name, tensor in self.objective.state().items()}
         loss = self.objective.loss(model, inputs)
@@ -240,15 +240,15 @@ class _Watch(transformers.TrainerCallback):
 
 
 def arguments(training: Training, folder: Path) -> Any:
-    """The training's settings in the words of ``transformers.TrainingArguments``.
+    """The settings as ``transformers.TrainingArguments``.
 
     Raises:
-        WeightopsError: a step that cannot be split over the processes, or an argument that there is not.
+        WeightopsError: a step cannot be split over the processes, or an argument is unknown or refused.
     """
     unknown = training.arguments.keys() - transformers.TrainingArguments.__dataclass_fields__.keys()
     if unknown:
-        said = ", ".join(sorted(unknown))
-        raise WeightopsError(f"training.arguments: {said}: not in transformers.TrainingArguments; check the spelling")
+        names = ", ".join(sorted(unknown))
+        raise WeightopsError(f"training.arguments: {names}: not in transformers.TrainingArguments; check the spelling")
     chosen: dict[str, Any] = {
         "report_to": "none",
         "logging_steps": 1,
@@ -273,16 +273,16 @@ def arguments(training: Training, folder: Path) -> Any:
         "logging_nan_inf_filter": False,
     }
     try:
-        made = transformers.TrainingArguments(**chosen)
+        theirs = transformers.TrainingArguments(**chosen)
     except (ValueError, TypeError, ImportError) as error:
-        said = str(error).strip().partition("\n")[0]
-        raise WeightopsError(f"training.arguments: transformers refuses them ({said})") from error
-    made._n_gpu = min(made.n_gpu, 1)  # several GPUs are driven by `accelerate launch`, not by threads of one process
-    parts = made.world_size * training.accumulate
+        reason = str(error).strip().partition("\n")[0]
+        raise WeightopsError(f"training.arguments: transformers refuses them ({reason}); correct them") from error
+    theirs._n_gpu = min(theirs.n_gpu, 1)  # `accelerate launch` drives several GPUs, not threads of one process
+    parts = theirs.world_size * training.accumulate
     if training.batch % parts:
         raise WeightopsError(
-            f"training.batch: {training.batch} rows a step cannot be split into {made.world_size} processes x "
+            f"training.batch: {training.batch} rows a step cannot be split into {theirs.world_size} processes x "
             f"{training.accumulate} micro-batches; choose a multiple of {parts}"
         )
-    made.per_device_train_batch_size = training.batch // parts
-    return made
+    theirs.per_device_train_batch_size = training.batch // parts
+    return theirs

@@ -16,14 +16,14 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class LabelDecision(Objective):
-    """Cross entropy of the right label at the last position only, in fp32: how a guard answers (arXiv 2509.23381).
+    """Cross entropy of the right label at the last position, in fp32, where a guard answers (arXiv 2509.23381).
 
     Rows have ``input_ids`` and ``answer``: 0 for safe, 1 for unsafe.
 
     Attributes:
         labels: Token ids of safe and unsafe.
         pad: Token to fill shorter rows with, on the left.
-        over_vocabulary: Against every token, so that the model also learns to say a label when it generates.
+        over_vocabulary: Compare with all tokens, so that the model also learns to generate a label.
     """
 
     labels: tuple[int, int] = field(default=(0, 1), metadata=RUNTIME)
@@ -33,11 +33,11 @@ class LabelDecision(Objective):
     reads: ClassVar[tuple[str, ...]] = ("input_ids", "answer")
 
     def ready(self, model: Any, tokenizer: Any, rows: Sequence[Row]) -> Objective:
-        """With the tokenizer's token to fill rows with."""
+        """With the tokenizer's padding token."""
         return replace(self, pad=pad_id(tokenizer))
 
     def batch(self, rows: Sequence[Row]) -> dict[str, Tensor]:
-        """What the model reads, each [rows, longest], and ``answer``, [rows]."""
+        """The model's inputs, each [rows, longest], and ``answer``, [rows]."""
         import torch
 
         inputs = left_padded([row["input_ids"] for row in rows], self.pad)
@@ -59,7 +59,7 @@ class LabelDecision(Objective):
         return torch.nn.functional.cross_entropy(logits, answers, reduction="sum")
 
     def metrics(self, model: Any, batch: Batch) -> dict[str, float]:
-        """``accuracy``: rows whose right label is the likelier of the two."""
+        """``accuracy``: rows whose right label is the more probable of the two."""
         likelier = self._logits(model, batch)[:, list(self.labels)].argmax(-1)
         return {"accuracy": float((likelier == batch["answer"]).sum())}
 
