@@ -25,14 +25,29 @@ def order(lengths: Sequence[int], batch: int, seed: int, epoch: int) -> list[int
     return [row for members in batches for row in members] + rows[whole:]
 
 
-class Order:
-    """A sampler for torch's DataLoader; ``epoch`` is set before each epoch."""
+FILLER = -1
+"""Row number that stands for no row."""
 
-    def __init__(self, lengths: Sequence[int], batch: int, seed: int) -> None:
+
+class Order:
+    """A sampler for torch's DataLoader; ``epoch`` is set before each epoch.
+
+    Several processes need equally many rows. Where there are too few for the last step, fillers come after them;
+    otherwise accelerate would repeat rows.
+
+    Args:
+        lengths: Length of each row.
+        batch: Rows in a step.
+        seed: Of the order.
+        multiple: What the number of rows and fillers is a multiple of; it divides ``batch``.
+    """
+
+    def __init__(self, lengths: Sequence[int], batch: int, seed: int, multiple: int = 1) -> None:
         self.lengths, self.batch, self.seed, self.epoch = lengths, batch, seed, 0
+        self.fillers = -len(lengths) % multiple
 
     def __iter__(self) -> Iterator[int]:
-        return iter(order(self.lengths, self.batch, self.seed, self.epoch))
+        return iter([*order(self.lengths, self.batch, self.seed, self.epoch), *[FILLER] * self.fillers])
 
     def __len__(self) -> int:
-        return len(self.lengths)
+        return len(self.lengths) + self.fillers

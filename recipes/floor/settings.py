@@ -50,8 +50,7 @@ class Training:
     Attributes:
         lr: Peak learning rate.
         epochs: Times through the rows.
-        batch: Rows in a step, over all processes and micro-batches. The result does not depend on how they are split;
-            only where the rows do not fill an epoch's last step do several processes repeat a few rows to fill it.
+        batch: Rows in a step, over all processes and micro-batches. The result does not depend on how they are split.
         accumulate: Micro-batches into which each process splits its rows of a step, to need less memory.
         schedule: How the learning rate falls after the warm-up.
         warmup: Share of the steps in which the learning rate climbs.

@@ -26,11 +26,13 @@ from weightops.recipes.floor.checking import check
 from weightops.recipes.floor.components import kind_of
 from weightops.recipes.floor.model import prepare, rounded
 from weightops.recipes.floor.objective import ROW_INDEX, Objective, Row
-from weightops.recipes.floor.order import Order
+from weightops.recipes.floor.order import FILLER, Order
 from weightops.recipes.floor.settings import Training
 from weightops.recipes.floor.unfinished import Unfinished
 
 LOG = "training.json"
+EMPTY = "empty"
+"""Tensor of a batch in which every row is a filler."""
 STATE = "objective.safetensors"
 """The objective's state, in a checkpoint."""
 
@@ -145,12 +147,14 @@ class _Trainer(transformers.Trainer):
         self, model: Any, rows: Sequence[Row], objective: Objective, training: Training, folder: Path, title: str
     ) -> None:
         self.objective = objective
-        self.order = Order([objective.length(row) for row in rows], training.batch, training.seed)
+        args = arguments(training, folder)
+        multiple = args.per_device_train_batch_size * args.world_size if args.world_size > 1 else 1
+        self.order = Order([objective.length(row) for row in rows], training.batch, training.seed, multiple)
         super().__init__(
             model=model,
-            args=arguments(training, folder),
+            args=args,
             train_dataset=_Rows(rows),
-            data_collator=objective.batch,
+            data_collator=self._collate,
             callbacks=[_Watch(self.order, title)],
         )
         self.remove_callback(transformers.trainer_callback.PrinterCallback)
@@ -158,8 +162,14 @@ class _Trainer(transformers.Trainer):
     def _get_train_sampler(self, train_dataset: Any = None) -> Any:
         return self.order
 
+    def _collate(self, rows: Sequence[Row]) -> dict[str, torch.Tensor]:
+        """The batch of some rows without the fillers; if there is no other, of one, which counts for nothing."""
+        real = [row for row in rows if row[ROW_INDEX] != FILLER]
+        return self.objective.batch(real) if real else {**self.objective.batch(rows[:1]), EMPTY: torch.tensor([True])}
+
     def _get_num_items_in_batch(self, batch_samples: list[Any], device: torch.device) -> torch.Tensor:
-        items = torch.tensor(float(sum(map(self.objective.items, batch_samples))), device=device)
+        real = [batch for batch in batch_samples if EMPTY not in batch]
+        items = torch.tensor(float(sum(map(self.objective.items, real))), device=device)
         if self.args.world_size > 1:
             items = self.accelerator.gather(items).sum()
         return items
@@ -170,7 +180,12 @@ class _Trainer(transformers.Trainer):
         """These inputs' share of the mean loss of the step; the processes' gradients are averaged afterwards."""
         items = self.objective.items(inputs) if num_items_in_batch is None else num_items_in_batch
         before = {name: tensor.clone() for name, tensor in self.objective.state().items()}
-        loss = self.objective.loss(model, inputs)
+        empty = EMPTY in inputs
+        loss = self.objective.loss(model, {name: tensor for name, tensor in inputs.items() if name != EMPTY})
+        if empty:
+            loss = loss * 0
+            for name, tensor in self.objective.state().items():
+                tensor.copy_(before[name])
         if self.args.world_size > 1:
             self._add_up(before)
         return loss * (self.args.world_size / (float(items) or 1.0))
