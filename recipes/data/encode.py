@@ -86,7 +86,10 @@ def check_columns(rows: Sequence[Row], columns: Sequence[str], reader: str) -> N
     """
     absent = [name for name in columns if all(row.columns.get(name) is None for row in rows)]
     if absent:
-        raise WeightopsError(f"{reader} reads {', '.join(absent)} of each row, but no row has it; add it to the data")
+        raise WeightopsError(
+            f"{reader} reads {', '.join(absent)} of each row, but no row has it; add it to the data, or "
+            "choose another objective"
+        )
     raise_faults(
         f"{row.place}: {name}: must be a number, which {reader} reads; found {short(row.columns.get(name))}"
         for row in rows
