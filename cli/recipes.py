@@ -78,7 +78,7 @@ def validate(file: str, sets: tuple[str, ...], as_json: bool) -> None:
     """Check a recipe's settings and that the files and folders it names are there; no model and no row is read."""
     from weightops.recipes.catalog import read
     from weightops.recipes.floor.checking import dotted, plain
-    from weightops.recipes.floor.sources import sources
+    from weightops.recipes.floor.sources import NOT_CHECKED, sources
 
     recipe = read(file, sets, sources=True)
     if as_json:
@@ -87,3 +87,4 @@ def validate(file: str, sets: tuple[str, ...], as_json: bool) -> None:
     click.echo(f"{file}: the settings are right: names, types, ranges")
     for source in sources(recipe):
         click.echo(f"  {dotted(source.place)}: {source.state}")
+    click.echo(f"not checked: {NOT_CHECKED}")

@@ -33,7 +33,7 @@ def command(recipe: str, sets: tuple[str, ...], out: Path | None, overwrite: boo
 
     from weightops.recipes import catalog
 
-    settings = catalog.read(recipe, sets)
+    settings = catalog.read(recipe, sets, sources=True)
     to = out or Path(Path(recipe).stem)
     done = catalog.run(settings, to, overwrite)
     if os.environ.get("RANK", "0") != "0":
