@@ -6,16 +6,15 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
-from tqdm import tqdm
-
 from weightops.errors import WeightopsError
+from weightops.io.progress import followed
 from weightops.rows.chat import Tokens, chat_tokens, completion_tokens, text_tokens
 from weightops.rows.row import Row, raise_faults
 
 
 def say(note: str) -> None:
-    """A line on standard error, past a progress bar."""
-    tqdm.write(note, file=sys.stderr)
+    """A line on standard error."""
+    print(note, file=sys.stderr)
 
 
 def encode(
@@ -48,7 +47,7 @@ def encode(
     """
     faults: list[str] = []
     encoded: list[Tokens] = []
-    for row in tqdm(rows, desc="making tokens", unit="row", delay=1, leave=False):
+    for row in followed(rows, "making tokens", unit="row"):
         try:
             encoded.append(_tokens(tokenizer, row, chat))
         except WeightopsError as error:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,9 +18,9 @@ from typing import Any
 
 import torch
 import transformers
-from tqdm import tqdm
 
 from weightops.errors import WeightopsError
+from weightops.io.progress import Progress, clock
 from weightops.io.quiet import quiet_transformers
 from weightops.recipes.floor.checking import check
 from weightops.recipes.floor.components import kind_of
@@ -30,6 +31,12 @@ from weightops.recipes.floor.settings import Training
 from weightops.recipes.floor.unfinished import Unfinished
 
 LOG = "training.json"
+
+RECENT = 10
+"""Steps in the mean loss that is shown."""
+
+TIMED = 3
+"""Steps whose time the estimate is made from; the first step of a run is slower and not among them."""
 
 
 @dataclass(frozen=True)
@@ -45,6 +52,11 @@ class Fitted:
     folder: Path
     losses: tuple[float, ...]
     measured: Mapping[str, float]
+
+    @property
+    def recent_loss(self) -> float:
+        """The mean loss of the last ten steps."""
+        return _mean(self.losses[-RECENT:])
 
 
 def fit(
@@ -118,8 +130,8 @@ def measure(model: Any, rows: Sequence[Row], objective: Objective, batch: int) -
     with torch.no_grad():
         for start in range(0, len(rows), batch):
             tensors = {k: v.to(device) for k, v in objective.batch(rows[start : start + batch]).items()}
-            found = {"loss": objective.loss(model, tensors).item(), **objective.metrics(model, tensors)}
-            totals = {name: totals.get(name, 0.0) + value for name, value in found.items()}
+            sums = {"loss": objective.loss(model, tensors).item(), **objective.metrics(model, tensors)}
+            totals = {name: totals.get(name, 0.0) + value for name, value in sums.items()}
             items += objective.items(tensors)
     return {name: value / max(items, 1) for name, value in totals.items()}
 
@@ -181,23 +193,30 @@ class _Rows(torch.utils.data.Dataset):  # type: ignore[type-arg]
 
 
 class _Watch(transformers.TrainerCallback):
-    """A progress bar with the time left and the loss; ends the run where the loss is no longer finite."""
+    """Shows progress, an estimate of the whole time and the mean loss; ends the run where the loss is not finite."""
 
     def __init__(self, order: Order, title: str) -> None:
         self.order, self.title = order, title
-        self.bar: Any = None
         self.recent: list[float] = []
+        self.begun, self.first_done = 0, 0.0
 
     def on_epoch_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         self.order.epoch = state.global_step // math.ceil(len(self.order) / self.order.batch)
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        hidden = not state.is_world_process_zero
-        begun = state.global_step
-        self.bar = tqdm(total=state.max_steps, initial=begun, desc=self.title, unit="step", leave=False, disable=hidden)
+        self.begun = state.global_step
+        self.bar = Progress(
+            state.max_steps, self.title, unit="step", begun=self.begun, delay=0, shown=state.is_world_process_zero
+        )
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        self.bar.update(state.global_step - self.bar.n)
+        self.bar.update(state.global_step - self.bar.done)
+        if state.global_step == self.begun + 1:
+            self.first_done = time.monotonic()
+        elif state.global_step == self.begun + 1 + TIMED and state.global_step < state.max_steps:
+            seconds = (time.monotonic() - self.first_done) / TIMED
+            steps = state.max_steps - self.begun
+            self.bar.tell(f"{self.title}: {steps} steps of about {seconds:.2g} s, {clock(steps * seconds)} in all")
 
     def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **_: Any) -> None:
         if "loss" not in (logs or {}):
@@ -207,23 +226,27 @@ class _Watch(transformers.TrainerCallback):
             raise WeightopsError(
                 f"{self.title}: the loss is not a number at step {state.global_step}; try a smaller lr"
             )
-        self.recent = [*self.recent[-9:], logs["loss"]]
-        self.bar.set_postfix(loss=f"{sum(self.recent) / len(self.recent):.3f}")
+        self.recent = [*self.recent, logs["loss"]][-RECENT:]
+        self.bar.note(f"mean loss of the last {RECENT} steps {_mean(self.recent):.3f}")
 
     def on_train_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         self.bar.close()
+
+
+def _mean(losses: Sequence[float]) -> float:
+    return sum(losses) / max(len(losses), 1)
 
 
 def arguments(training: Training, folder: Path) -> Any:
     """The training's settings in the words of ``transformers.TrainingArguments``.
 
     Raises:
-        WeightopsError: a step that cannot be split over the processes, or an argument that there is not.
+        WeightopsError: a step that cannot be split over the processes, or an unknown argument.
     """
     unknown = training.arguments.keys() - transformers.TrainingArguments.__dataclass_fields__.keys()
     if unknown:
-        said = ", ".join(sorted(unknown))
-        raise WeightopsError(f"training.arguments: {said}: not in transformers.TrainingArguments; check the spelling")
+        names = ", ".join(sorted(unknown))
+        raise WeightopsError(f"training.arguments: {names}: not in transformers.TrainingArguments; check the spelling")
     chosen: dict[str, Any] = {
         "report_to": "none",
         "logging_steps": 1,
@@ -248,16 +271,17 @@ def arguments(training: Training, folder: Path) -> Any:
         "logging_nan_inf_filter": False,
     }
     try:
-        made = transformers.TrainingArguments(**chosen)
+        converted = transformers.TrainingArguments(**chosen)
     except (ValueError, TypeError, ImportError) as error:
-        said = str(error).strip().partition("\n")[0]
-        raise WeightopsError(f"training.arguments: transformers refuses them ({said})") from error
-    made._n_gpu = min(made.n_gpu, 1)  # several GPUs are driven by `accelerate launch`, not by threads of one process
-    parts = made.world_size * training.accumulate
+        reason = str(error).strip().partition("\n")[0]
+        raise WeightopsError(f"training.arguments: transformers refuses them ({reason})") from error
+    # several GPUs are driven by `accelerate launch`, not by threads of one process
+    converted._n_gpu = min(converted.n_gpu, 1)
+    parts = converted.world_size * training.accumulate
     if training.batch % parts:
         raise WeightopsError(
-            f"training.batch: {training.batch} rows a step cannot be split into {made.world_size} processes x "
+            f"training.batch: {training.batch} rows a step cannot be split into {converted.world_size} processes x "
             f"{training.accumulate} micro-batches; choose a multiple of {parts}"
         )
-    made.per_device_train_batch_size = training.batch // parts
-    return made
+    converted.per_device_train_batch_size = training.batch // parts
+    return converted

@@ -72,7 +72,7 @@ def rewrite_header(file: Path, edit: Callable[[dict], object], length: int | Non
 
 
 def test_the_same_models_without_a_fault_compose(models):
-    result = CliRunner().invoke(main, arguments(models))
+    result = CliRunner().invoke(main, ["--quiet", *arguments(models)])
     assert (result.exit_code, result.stderr) == (0, "")
 
 
