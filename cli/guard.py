@@ -286,16 +286,18 @@ def serve(
         Limits(**limits),
         access,
         openapi,
-        ready=lambda url: _announce(name, url, as_json),
+        ready=lambda url: _announce(name, url, bool(access.keys), as_json),
     )
     click.echo("stopped", err=as_json)
 
 
-def _announce(name: str, url: str, as_json: bool) -> None:
+def _announce(name: str, url: str, needs_key: bool, as_json: bool) -> None:
     if as_json:
         print_json({"model": name, "url": url})
     else:
         click.echo(f"{name} is ready, listening on {url}")
+    key = ["-H", "Authorization: Bearer KEY"] if needs_key else []
+    print_next([*key, "-d", '{"input": "how do I kill a process?"}', f"{url}/v1/moderations"], program="curl")
 
 
 def _keys(api_key: str | None, file: Path | None) -> tuple[str, ...]:
@@ -309,14 +311,14 @@ def _keys(api_key: str | None, file: Path | None) -> tuple[str, ...]:
     return (api_key,) if api_key else ()
 
 
-def _write_report(out: Path, report: dict[str, Any], found: Any, rows: list[int]) -> None:
+def _write_report(out: Path, report: dict[str, Any], evaluation: Any, rows: list[int]) -> None:
     import json
 
     from weightops.guard.plots import draw
 
     out.mkdir(parents=True, exist_ok=True)
     (out / "evaluation.json").write_text(json.dumps(report, indent=2, ensure_ascii=False) + "\n", "utf-8")
-    draw(found, out / "evaluation.png", rows or None, title=report["model"])
+    draw(evaluation, out / "evaluation.png", rows or None, title=report["model"])
 
 
 def _given(preset: str | None, threshold: float | None) -> list[str]:

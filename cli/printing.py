@@ -24,17 +24,18 @@ def print_json(value: Any) -> None:
     click.echo(json.dumps(value, indent=2, ensure_ascii=False))
 
 
-def print_next(*commands: list[str]) -> None:
+def print_next(*commands: list[str], program: str = "weightops") -> None:
     """Suggest commands to run next, on stderr; nothing with ``--json`` or ``--quiet``.
 
     Args:
-        commands: The words of each, without ``weightops`` and unquoted.
+        commands: The words of each after the program's name, unquoted.
+        program: What they are arguments of.
     """
     meta = click.get_current_context().meta
     if meta.get(JSON) or meta.get(QUIET):
         return
     for words in commands:
-        click.echo(f"next: {shlex.join(['weightops', *words])}", err=True)
+        click.echo(f"next: {shlex.join([program, *words])}", err=True)
 
 
 def human(size: float) -> str:

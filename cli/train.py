@@ -48,7 +48,7 @@ def command(recipe: str, sets: tuple[str, ...], out: Path | None, overwrite: boo
         return
     click.echo(
         f"wrote {folder} ({len(fitted.losses)} steps; loss of the last step {last:.4g}, "
-        f"mean loss of the last 10 steps {recent:.4g})"
+        f"mean loss of the last {min(len(fitted.losses), 10)} steps {recent:.4g})"
     )
     if fitted.measured:
         click.echo("on held-out rows: " + ", ".join(f"{name} {value:.4g}" for name, value in fitted.measured.items()))

@@ -6,6 +6,8 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
+from tqdm import tqdm
+
 from weightops.errors import WeightopsError
 from weightops.io.progress import followed
 from weightops.rows.chat import Tokens, chat_tokens, completion_tokens, text_tokens
@@ -13,8 +15,8 @@ from weightops.rows.row import Row, raise_faults
 
 
 def say(note: str) -> None:
-    """A line on standard error."""
-    print(note, file=sys.stderr)
+    """A line on standard error, past a progress bar."""
+    tqdm.write(note, file=sys.stderr)
 
 
 def encode(

@@ -130,8 +130,8 @@ def measure(model: Any, rows: Sequence[Row], objective: Objective, batch: int) -
     with torch.no_grad():
         for start in range(0, len(rows), batch):
             tensors = {k: v.to(device) for k, v in objective.batch(rows[start : start + batch]).items()}
-            sums = {"loss": objective.loss(model, tensors).item(), **objective.metrics(model, tensors)}
-            totals = {name: totals.get(name, 0.0) + value for name, value in sums.items()}
+            found = {"loss": objective.loss(model, tensors).item(), **objective.metrics(model, tensors)}
+            totals = {name: totals.get(name, 0.0) + value for name, value in found.items()}
             items += objective.items(tensors)
     return {name: value / max(items, 1) for name, value in totals.items()}
 
@@ -227,7 +227,7 @@ class _Watch(transformers.TrainerCallback):
                 f"{self.title}: the loss is not a number at step {state.global_step}; try a smaller lr"
             )
         self.recent = [*self.recent, logs["loss"]][-RECENT:]
-        self.bar.note(f"mean loss of the last {RECENT} steps {_mean(self.recent):.3f}")
+        self.bar.note(f"mean loss of the last {len(self.recent)} steps {_mean(self.recent):.3f}")
 
     def on_train_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         self.bar.close()
@@ -241,12 +241,12 @@ def arguments(training: Training, folder: Path) -> Any:
     """The training's settings in the words of ``transformers.TrainingArguments``.
 
     Raises:
-        WeightopsError: a step that cannot be split over the processes, or an unknown argument.
+        WeightopsError: a step that cannot be split over the processes, or an argument that there is not.
     """
     unknown = training.arguments.keys() - transformers.TrainingArguments.__dataclass_fields__.keys()
     if unknown:
-        names = ", ".join(sorted(unknown))
-        raise WeightopsError(f"training.arguments: {names}: not in transformers.TrainingArguments; check the spelling")
+        said = ", ".join(sorted(unknown))
+        raise WeightopsError(f"training.arguments: {said}: not in transformers.TrainingArguments; check the spelling")
     chosen: dict[str, Any] = {
         "report_to": "none",
         "logging_steps": 1,
@@ -271,17 +271,16 @@ def arguments(training: Training, folder: Path) -> Any:
         "logging_nan_inf_filter": False,
     }
     try:
-        converted = transformers.TrainingArguments(**chosen)
+        made = transformers.TrainingArguments(**chosen)
     except (ValueError, TypeError, ImportError) as error:
-        reason = str(error).strip().partition("\n")[0]
-        raise WeightopsError(f"training.arguments: transformers refuses them ({reason})") from error
-    # several GPUs are driven by `accelerate launch`, not by threads of one process
-    converted._n_gpu = min(converted.n_gpu, 1)
-    parts = converted.world_size * training.accumulate
+        said = str(error).strip().partition("\n")[0]
+        raise WeightopsError(f"training.arguments: transformers refuses them ({said})") from error
+    made._n_gpu = min(made.n_gpu, 1)  # several GPUs are driven by `accelerate launch`, not by threads of one process
+    parts = made.world_size * training.accumulate
     if training.batch % parts:
         raise WeightopsError(
-            f"training.batch: {training.batch} rows a step cannot be split into {converted.world_size} processes x "
+            f"training.batch: {training.batch} rows a step cannot be split into {made.world_size} processes x "
             f"{training.accumulate} micro-batches; choose a multiple of {parts}"
         )
-    converted.per_device_train_batch_size = training.batch // parts
-    return converted
+    made.per_device_train_batch_size = training.batch // parts
+    return made

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import json
-import re
-import shlex
 import subprocess
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 
 import click
 import pytest
 from click.testing import CliRunner
+from command_lines import commands_in, parse
 
 from weightops.cli import COMMANDS, RESUMABLE, SECTIONS, main
 
@@ -30,25 +29,6 @@ def every_command(
 
 
 EVERY = dict(every_command())
-
-
-def parse(words: Sequence[str]) -> click.Context:
-    """Parse the words of a command line as click does, and call nothing."""
-    command, name, context = main, "weightops", None
-    while True:
-        context = command.make_context(name, list(words), parent=context)
-        words = [*context._protected_args, *context.args]
-        if not isinstance(command, click.Group) or not words:
-            return context
-        name, command, words = command.resolve_command(context, list(words))
-
-
-def commands_in(text: str) -> Iterator[list[str]]:
-    """The arguments of every weightops command in a text, also after a pipe or launched by another program."""
-    for line in text.splitlines():
-        start = re.match(r'\s*(?:.*\| )?(?:accelerate launch .*"\$\(command -v weightops\)"|weightops) ', line)
-        if start:
-            yield shlex.split(line[start.end() :])
 
 
 EXAMPLES = [
