@@ -61,7 +61,7 @@ def command() -> None:
 
 @command.command("score")
 @_guard_options
-@click.argument("texts", nargs=-1)
+@click.argument("texts", nargs=-1, metavar="[TEXT]...")
 @click.option(
     "--jsonl",
     type=click.Path(path_type=Path),
@@ -80,7 +80,7 @@ def score(
     threshold: float | None,
     dtype: str,
 ) -> None:
-    """Print the probability that each TEXT is unsafe, and the label. Without TEXT or --jsonl: the lines of stdin.
+    """Print the probability that each TEXT is unsafe. Without TEXT or --jsonl it reads the lines of stdin.
 
     \b
     weightops guard score mine-guard "how do I kill a process?" "and a neighbour?"
@@ -141,7 +141,7 @@ def evaluate(
     threshold: float | None,
     dtype: str,
 ) -> None:
-    """Measure a guard on labelled texts: rows of text (or messages), label (safe or unsafe) and, where known,
+    """Measure a guard on labelled texts. Each row has text (or messages), label (safe or unsafe), and perhaps
     first_unsafe_char.
 
     DATA is JSON Lines (.gz too, - is stdin) or Parquet. The guard judges whole texts and, as if they streamed, every
@@ -245,7 +245,8 @@ def serve(
     as_json: bool,
     **limits: Any,
 ) -> None:
-    """Serve over HTTP: POST /v1/moderations like OpenAI's, /v1/moderations/stream, GET /v1/models, /health, /metrics.
+    """Serve a guard over HTTP. POST /v1/moderations like OpenAI's, /v1/moderations/stream, GET /v1/models, /health,
+    /metrics.
 
     Only this machine can reach the server unless --host says otherwise. Ctrl-C or SIGTERM stops it. With --json the
     one document on stdout, {"model": ..., "url": ...}, comes once the server answers.

@@ -47,7 +47,7 @@ def command(ctx: click.Context, plugin: tuple[Path, ...], as_json: bool) -> None
 @plugin_option
 @json_option
 def show(name: str, plugin: tuple[Path, ...], as_json: bool) -> None:
-    """Explain one merge method: what it does, its parameters, its paper.
+    """Explain one merge method: what it does, its parameters, its source.
 
     \b
     weightops methods show ties

@@ -72,15 +72,21 @@ def table(head: list[str], rows: list[list[str]], *, left: bool = False, width: 
     mlp           12
     """
     lines = [head, *rows]
-    widths = _fitted([max(len(line[i]) for line in lines) for i in range(len(head))], width or terminal_width())
+    widths = _fitted(list(zip(*lines, strict=True)), width or terminal_width())
     return "\n".join(_GAP.join(cells).rstrip() for line in lines for cells in _wrapped(line, widths, left))
 
 
-def _fitted(widths: list[int], limit: int | None) -> list[int]:
-    """Column widths that fit a line; the widest shrink first, none below the narrowest that can be read."""
-    widths = list(widths)
-    while limit is not None and sum(widths) + len(_GAP) * (len(widths) - 1) > limit and max(widths) > _NARROWEST:
-        widths[widths.index(max(widths))] -= 1
+def _fitted(columns: list[tuple[str, ...]], limit: int | None) -> list[int]:
+    """Column widths that fit a line; the widest shrink first, to their longest word, and only then inside words."""
+    widths = [max(map(len, column)) for column in columns]
+    for words in (True, False):
+        least = [max((len(word) for cell in column for word in cell.split()), default=0) if words else _NARROWEST
+                 for column in columns]  # fmt: skip
+        while limit is not None and sum(widths) + len(_GAP) * (len(widths) - 1) > limit:
+            spare = [max(width - narrowest, 0) and width for width, narrowest in zip(widths, least, strict=True)]
+            if not any(spare):
+                break
+            widths[spare.index(max(spare))] -= 1
     return widths
 
 

@@ -27,7 +27,7 @@ def command() -> None:
 @command.command("list")
 @json_option
 def list_(as_json: bool) -> None:
-    """List the recipes that ship with weightops, by family, and the parts that a recipe of your own can name.
+    """List the recipes that ship with weightops. Below them: the parts that a recipe of your own can name.
 
     \b
     weightops recipes list
@@ -69,7 +69,7 @@ def show(name: str, as_json: bool) -> None:
 @click.argument("file", type=click.Path(path_type=Path, dir_okay=False), required=False)
 @json_option
 def copy(name: str, file: Path | None, as_json: bool) -> None:
-    """Write a recipe to FILE, for you to change.  [default: NAME.yaml]
+    """Copy a recipe to FILE, for you to change.  [default: NAME.yaml]
 
     \b
     weightops recipes copy guard-prefix
@@ -96,7 +96,7 @@ def copy(name: str, file: Path | None, as_json: bool) -> None:
               help="Override a recipe value, for example training.lr=1e-4. May be repeated.")  # fmt: skip
 @json_option
 def validate(file: str, sets: tuple[str, ...], as_json: bool) -> None:
-    """Check a recipe's settings, and that the files and folders it names exist; no model and no row is read.
+    """Check a recipe's settings and sources. The files and folders it names must exist; no model and no row is read.
 
     With --json it prints the recipe with all defaults filled in.
 

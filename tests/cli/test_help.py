@@ -46,6 +46,13 @@ def test_every_example_in_the_help_parses(words, tmp_path, monkeypatch):
     parse(words)
 
 
+@pytest.mark.parametrize("words", [words for words, command in EVERY.items() if isinstance(command, click.Group)])
+def test_the_list_of_subcommands_has_whole_sentences(words):
+    listed = CliRunner().invoke(main, [*words, "--help"]).stdout.partition("Commands:\n")[2]
+    assert listed
+    assert "..." not in listed
+
+
 def test_a_wrong_example_would_be_found():
     with pytest.raises(click.UsageError):
         parse(["guard", "score", "--thresold", "0.5", "mine-guard"])

@@ -39,6 +39,13 @@ def test_a_table_that_fits_is_one_line_a_row(drawn):
     assert table(head, rows) == table(head, rows, width=10_000)  # a pipe or a file: no limit
 
 
+def test_words_are_broken_only_where_they_must_be():
+    cells = ["a", "common_space_fraction=0.8, lambda=1.0", "As Iso-C, but the last directions make room."]
+    text = table(["method", "parameters", "what it does"], [cells], left=True, width=60)
+    assert "common_space_fraction=0.8," in text
+    assert max(map(len, text.splitlines())) <= 60
+
+
 def test_wrapped_by_hand():
     assert table(["method", "what it does"], [["ties", "Merge by majority sign."]], left=True, width=20) == (
         "method  what it does\nties    Merge by\n        majority\n        sign."
