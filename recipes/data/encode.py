@@ -10,6 +10,7 @@ from typing import Any
 from tqdm import tqdm
 
 from weightops.errors import WeightopsError
+from weightops.io.progress import followed
 from weightops.rows.chat import Tokens, chat_tokens, completion_tokens, text_tokens
 from weightops.rows.row import Row, raise_faults, short
 
@@ -50,7 +51,7 @@ def encode(
     """
     faults: list[str] = []
     encoded: list[tuple[Tokens, Row]] = []
-    for row in tqdm(rows, desc="making tokens", unit="row", delay=1, leave=False):
+    for row in followed(rows, "making tokens", unit="row"):
         try:
             encoded.append((_tokens(tokenizer, row, chat), row))
         except WeightopsError as error:

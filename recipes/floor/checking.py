@@ -13,7 +13,7 @@ import json
 import types
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import MISSING, dataclass, fields, is_dataclass
-from typing import Annotated, Any, TypeVar, Union, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, TypeVar, Union, cast, get_args, get_origin, get_type_hints
 
 from pydantic import TypeAdapter, ValidationError
 
@@ -257,11 +257,12 @@ def _partial(kind: type, values: Mapping[str, Any]) -> Any:
             raise _WrongFieldError
         return value
 
-    settings = object.__new__(type(kind.__name__, (kind,), {"__getattribute__": refuse}))
+    settings: Any = object.__new__(type(kind.__name__, (kind,), {"__getattribute__": refuse}))
     for each in fields(kind):
         value = values.get(each.name, each.default)
         if value is MISSING:
-            value = _WRONG if each.default_factory is MISSING else each.default_factory()
+            factory = each.default_factory
+            value = factory() if callable(factory) else _WRONG
         object.__setattr__(settings, each.name, value)
     return settings
 
@@ -272,7 +273,7 @@ def _related(settings: Any) -> Iterator[tuple[str, str]]:
     for name in dict.fromkeys(name for each in reversed(kind.__mro__) for name in vars(each)):
         method = getattr(kind, name, None)
         if field := getattr(method, "relation", None):
-            rule: Callable[[Any], Iterable[str]] = method
+            rule = cast(Callable[[Any], Iterable[str]], method)
             try:
                 yield from [(field, problem) for problem in rule(settings)]
             except _WrongFieldError:

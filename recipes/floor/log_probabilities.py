@@ -33,5 +33,5 @@ def log_probabilities(logits: Tensor, tokens: Tensor, chunk: int = CHUNK) -> Ten
         present = some_tokens != -100
         return -torch.nn.functional.cross_entropy(some_logits[present].float(), some_tokens[present], reduction="none")
 
-    chunks = zip(logits.flatten(0, -2).split(chunk), tokens.flatten().split(chunk), strict=True)
+    chunks = zip(torch.split(logits.flatten(0, -2), chunk), torch.split(tokens.flatten(), chunk), strict=True)
     return torch.cat([checkpoint(of_chunk, *each, use_reentrant=False) for each in chunks])

@@ -59,11 +59,12 @@ def read_recipe(
     for number, given in enumerate(sets, 1):
         _set(entries, given, -number, faults)
     named = entries.pop("recipe", None)
-    if named is None or named.node.value not in routines:
-        problem = "recipe is missing" if named is None else f"no recipe {_plain(named.node)!r}"
+    routine: Any = named.node.value if named else None
+    if routine not in routines:
+        problem = f"no recipe {_plain(named.node)!r}" if named else "recipe is missing"
         faults.add(named.line if named else 1, f"{problem}; available: {', '.join(routines)}")
         faults.raise_any()
-    recipe, wrong = read_settings(settings_of(named.node.value), _plain(Node(entries, 1)))
+    recipe, wrong = read_settings(settings_of(routine), _plain(Node(entries, 1)))
     for fault in wrong or (() if faults else further(recipe)):
         faults.add(_line(Node(entries, 1), fault.place), fault.problem)
     faults.raise_any()

@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,9 +19,9 @@ from typing import Any
 import torch
 import transformers
 from safetensors.torch import load_file, save_file
-from tqdm import tqdm
 
 from weightops.errors import WeightopsError
+from weightops.io.progress import Progress, clock
 from weightops.io.quiet import quiet_transformers
 from weightops.recipes.floor.checking import check
 from weightops.recipes.floor.components import kind_of
@@ -36,6 +37,12 @@ EMPTY = "empty"
 STATE = "objective.safetensors"
 """The objective's state, in a checkpoint."""
 
+RECENT = 10
+"""Steps in the mean loss that is shown."""
+
+TIMED = 3
+"""Steps whose time the estimate is made from; the first step of a run is slower and not among them."""
+
 
 @dataclass(frozen=True)
 class Fitted:
@@ -50,6 +57,11 @@ class Fitted:
     folder: Path
     losses: tuple[float, ...]
     measured: Mapping[str, float]
+
+    @property
+    def recent_loss(self) -> float:
+        """The mean loss of the last ten steps."""
+        return _mean(self.losses[-RECENT:])
 
 
 def fit(
@@ -142,6 +154,8 @@ class _Trainer(transformers.Trainer):
     """The loss is the objective's, over the items of the whole step."""
 
     loss_is_scaled_for_ga = True
+    objective: Objective
+    order: Order
 
     def __init__(
         self, model: Any, rows: Sequence[Row], objective: Objective, training: Training, folder: Path, title: str
@@ -181,14 +195,17 @@ class _Trainer(transformers.Trainer):
         items = self.objective.items(inputs) if num_items_in_batch is None else num_items_in_batch
         before = {name: tensor.clone() for name, tensor in self.objective.state().items()}
         empty = EMPTY in inputs
-        loss = self.objective.loss(model, {name: tensor for name, tensor in inputs.items() if name != EMPTY})
+        loss: torch.Tensor = self.objective.loss(
+            model, {name: tensor for name, tensor in inputs.items() if name != EMPTY}
+        )
         if empty:
             loss = loss * 0
             for name, tensor in self.objective.state().items():
                 tensor.copy_(before[name])
         if self.args.world_size > 1:
             self._add_up(before)
-        return loss * (self.args.world_size / (float(items) or 1.0))
+        share: torch.Tensor = loss * (self.args.world_size / (float(items) or 1.0))
+        return share
 
     def _add_up(self, before: Mapping[str, torch.Tensor]) -> None:
         """Give every process what all of them added to the objective's state in this micro-batch."""
@@ -221,23 +238,30 @@ class _Rows(torch.utils.data.Dataset):  # type: ignore[type-arg]
 
 
 class _Watch(transformers.TrainerCallback):
-    """A progress bar with the time left and the loss; ends the run where the loss is no longer finite."""
+    """Shows progress, an estimate of the whole time and the mean loss; ends the run where the loss is not finite."""
 
     def __init__(self, order: Order, title: str) -> None:
         self.order, self.title = order, title
-        self.bar: Any = None
         self.recent: list[float] = []
+        self.begun, self.first_done = 0, 0.0
 
     def on_epoch_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         self.order.epoch = state.global_step // math.ceil(len(self.order) / self.order.batch)
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        hidden = not state.is_world_process_zero
-        begun = state.global_step
-        self.bar = tqdm(total=state.max_steps, initial=begun, desc=self.title, unit="step", leave=False, disable=hidden)
+        self.begun = state.global_step
+        self.bar = Progress(
+            state.max_steps, self.title, unit="step", begun=self.begun, delay=0, shown=state.is_world_process_zero
+        )
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        self.bar.update(state.global_step - self.bar.n)
+        self.bar.update(state.global_step - self.bar.done)
+        if state.global_step == self.begun + 1:
+            self.first_done = time.monotonic()
+        elif state.global_step == self.begun + 1 + TIMED and state.global_step < state.max_steps:
+            seconds = (time.monotonic() - self.first_done) / TIMED
+            steps = state.max_steps - self.begun
+            self.bar.tell(f"{self.title}: {steps} steps of about {seconds:.2g} s, {clock(steps * seconds)} in all")
 
     def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **_: Any) -> None:
         if "loss" not in (logs or {}):
@@ -247,11 +271,15 @@ class _Watch(transformers.TrainerCallback):
             raise WeightopsError(
                 f"{self.title}: the loss is not a number at step {state.global_step}; try a smaller lr"
             )
-        self.recent = [*self.recent[-9:], logs["loss"]]
-        self.bar.set_postfix(loss=f"{sum(self.recent) / len(self.recent):.3f}")
+        self.recent = [*self.recent, logs["loss"]][-RECENT:]
+        self.bar.note(f"mean loss of the last {len(self.recent)} steps {_mean(self.recent):.3f}")
 
     def on_train_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         self.bar.close()
+
+
+def _mean(losses: Sequence[float]) -> float:
+    return sum(losses) / max(len(losses), 1)
 
 
 def arguments(training: Training, folder: Path) -> Any:

@@ -1,6 +1,7 @@
 import json
 import os
 import random
+import re
 import signal
 import subprocess
 import sys
@@ -254,3 +255,14 @@ def test_a_row_that_weighs_twice_as_much_counts_as_two_rows_whatever_the_scale_o
     twice = [row for number, row in enumerate(ROWS) for _ in range(number % 3)]
     plain = trained(chat_model, tmp_path / "d", one_step, twice).losses[0]
     assert losses == pytest.approx([plain] * 3, abs=1e-4)
+
+
+def test_a_log_gets_the_estimate_in_whole_lines_and_the_recent_loss_is_the_mean_of_ten_steps(
+    chat_model, tmp_path, capsys
+):
+    done = trained(chat_model, tmp_path / "out", replace(SHORT, epochs=5), title="training the guard")
+    logged = capsys.readouterr().err
+    assert len(done.losses) == 15
+    assert done.recent_loss == pytest.approx(sum(done.losses[-10:]) / 10)
+    assert "\r" not in logged
+    assert re.search(r"^training the guard: 15 steps of about \S+ s, \d+:\d\d in all$", logged, re.MULTILINE)

@@ -126,6 +126,6 @@ def test_the_shipped_recipe_trains_on_messages_from_the_command_line(recipe, tmp
     for name in ("sft", "sft-lora"):
         done = CliRunner().invoke(main, ["train", name, *sets, "--out", str(tmp_path / name)])
         assert done.exit_code == 0, done.output
-        assert "on rows held out: loss" in done.stdout
+        assert "on held-out rows: loss" in done.stdout
     assert (tmp_path / "sft" / "model.safetensors").exists()
     assert (tmp_path / "sft-lora" / "adapter_model.safetensors").exists()
