@@ -10,7 +10,7 @@ import click
 from click.core import ParameterSource
 from click.shell_completion import CompletionItem
 
-from weightops.cli.options import SizeType, SourceType, print_json
+from weightops.cli.options import SizeType, SourceType, print_json, trust_option
 from weightops.errors import WeightopsError
 
 
@@ -70,6 +70,7 @@ def command() -> None:
 
 @command.command("score")
 @_guard_options
+@trust_option
 @click.argument("texts", nargs=-1)
 @click.option(
     "--jsonl",
@@ -88,6 +89,7 @@ def score(
     preset: str | None,
     threshold: float | None,
     dtype: str,
+    trust_remote_code: bool,
 ) -> None:
     """Print the probability that each TEXT is unsafe, and the label. Without TEXT or --jsonl: the lines of stdin.
 
@@ -103,7 +105,7 @@ def score(
     asked = [*texts, *texts_of(read_rows(jsonl, allow_empty=True))]
     if not asked and not jsonl:
         asked = [line.rstrip("\r\n") for line in click.get_text_stream("stdin", errors="replace")]
-    guard = open_guard(model, preset, threshold, dtype)
+    guard = open_guard(model, preset, threshold, dtype, trust_remote_code=trust_remote_code)
     found = guard.probabilities(asked, batch)
     rows = [
         {"text": text, "probability": float(p), "label": "unsafe" if p >= guard.card.threshold else "safe"}
@@ -118,6 +120,7 @@ def score(
 
 @command.command("eval")
 @_guard_options
+@trust_option
 @click.argument("data", nargs=-1, required=True, type=click.Path(path_type=Path))
 @click.option("--out", type=click.Path(path_type=Path), help="Folder for evaluation.json and evaluation.png.")
 @click.option(
@@ -143,6 +146,7 @@ def evaluate(
     preset: str | None,
     threshold: float | None,
     dtype: str,
+    trust_remote_code: bool,
 ) -> None:
     """Measure a guard on labelled texts: rows of text (or messages), label (safe or unsafe), perhaps first_unsafe_char.
 
@@ -161,7 +165,7 @@ def evaluate(
     labelled = labelled_texts(read_rows(data))
     if faults := [f"--rows {row}: there are {len(labelled)} texts" for row in rows if row > len(labelled)]:
         raise WeightopsError(*faults)
-    guard = open_guard(model, preset, threshold, dtype)
+    guard = open_guard(model, preset, threshold, dtype, trust_remote_code=trust_remote_code)
     found = run(guard, labelled, step=prefix_chars, batch=batch, resamples=resamples, seed=seed)
     report = {"model": model, "data": [str(file) for file in data], **found.to_json()}
     if out is not None:

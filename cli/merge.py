@@ -15,6 +15,7 @@ from weightops.cli.options import (
     print_json,
     print_plan,
     shard_size_option,
+    trust_option,
 )
 
 
@@ -40,10 +41,11 @@ from weightops.cli.options import (
 )
 @shard_size_option
 @nonfinite_option
+@trust_option
 @output_settings
 def command(
     config: Path, plugin: tuple[Path, ...], device: str, seed: int, engine: str, shard_size: int,
-    allow_nonfinite: bool, output: Output,
+    allow_nonfinite: bool, trust_remote_code: bool, output: Output,
 ) -> None:  # fmt: skip
     """Merge models as CONFIG says, a mergekit file, and write OUT.
 
@@ -60,7 +62,7 @@ def command(
 
         if output.dry_run or plugin or device != "cpu":
             raise click.UsageError("--dry-run, --plugin and --device belong to our own engine; leave them out")
-        run_mergekit(config, output.out, seed=seed, overwrite=output.overwrite)
+        run_mergekit(config, output.out, seed=seed, overwrite=output.overwrite, trust_remote_code=trust_remote_code)
         if output.json:
             print_json({"out": str(output.out)})
         else:
@@ -73,7 +75,7 @@ def command(
     for file in plugin:
         load_plugin(file)
     recipe = run.read(config)
-    options = Options(shard_size, allow_nonfinite, seed, device, command_line())
+    options = Options(shard_size, allow_nonfinite, seed, device, command_line(), trust_remote_code=trust_remote_code)
     if output.dry_run:
         if steps := run.missing_steps(recipe):
             raise click.UsageError(f"--dry-run cannot see through documents that are not made yet: {', '.join(steps)}")

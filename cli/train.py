@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from weightops.cli.options import print_json
+from weightops.cli.options import print_json, trust_option
 
 
 @click.command("train")
@@ -16,8 +16,11 @@ from weightops.cli.options import print_json
 @click.option(
     "--overwrite", is_flag=True, help="Replace an output that exists, or an unfinished run of another recipe."
 )
+@trust_option
 @click.option("--json", "as_json", is_flag=True, help="Print for a program.")
-def command(recipe: str, sets: tuple[str, ...], out: Path | None, overwrite: bool, as_json: bool) -> None:
+def command(
+    recipe: str, sets: tuple[str, ...], out: Path | None, overwrite: bool, trust_remote_code: bool, as_json: bool
+) -> None:
     """Train as RECIPE says: a YAML file, or a name of `weightops recipes list`.
 
     A run that was interrupted goes on when the same command is given again. Several processes, FSDP and DeepSpeed go
@@ -35,7 +38,7 @@ def command(recipe: str, sets: tuple[str, ...], out: Path | None, overwrite: boo
 
     settings = catalog.read(recipe, sets)
     to = out or Path(Path(recipe).stem)
-    done = catalog.run(settings, to, overwrite)
+    done = catalog.run(settings, to, overwrite, trust_remote_code=trust_remote_code)
     if os.environ.get("RANK", "0") != "0":
         return
     if as_json:

@@ -84,7 +84,7 @@ class GuardRecipe:
             yield "weight_decay would shrink the other rows too; leave it at 0"
 
 
-def run(recipe: GuardRecipe, out: Path, overwrite: bool = False) -> Fitted:
+def run(recipe: GuardRecipe, out: Path, overwrite: bool = False, *, trust_remote_code: bool = False) -> Fitted:
     """Read the data, train, and write a Hugging Face folder with its ``guard.json``.
 
     Raises:
@@ -92,19 +92,27 @@ def run(recipe: GuardRecipe, out: Path, overwrite: bool = False) -> Fitted:
     """
     check(recipe)
     check_free(out, overwrite)
-    return train(recipe, labelled_texts(load_rows(recipe.data), recipe.labels), out, overwrite)
+    rows = labelled_texts(load_rows(recipe.data), recipe.labels)
+    return train(recipe, rows, out, overwrite, trust_remote_code=trust_remote_code)
 
 
-def train(recipe: GuardRecipe, rows: Sequence[LabelledText], out: Path, overwrite: bool = False) -> Fitted:
+def train(
+    recipe: GuardRecipe,
+    rows: Sequence[LabelledText],
+    out: Path,
+    overwrite: bool = False,
+    *,
+    trust_remote_code: bool = False,
+) -> Fitted:
     """The same, on rows that are there already."""
     learnt, held_out = split(rows, recipe.data.held_out, recipe.training.seed)
     check_both_labels([row for row in learnt if not corrects_itself(row)])
-    onset: FirstUnsafe = (lambda text: None) if recipe.teacher is None else teacher_onset(recipe)
+    onset: FirstUnsafe = (lambda text: None) if recipe.teacher is None else teacher_onset(recipe, trust_remote_code)
     asked = prefixes(learnt, recipe.prefix_chars, onset)
     from weightops.algebra.loading import load
     from weightops.recipes.floor.trainer import fit
 
-    model, tokenizer = load(recipe.base, "float32")
+    model, tokenizer = load(recipe.base, "float32", trust_remote_code=trust_remote_code)
     if recipe.new_labels:
         add_labels(model, tokenizer, recipe.labels)
     system = system_text(recipe.labels)
@@ -128,11 +136,11 @@ def train(recipe: GuardRecipe, rows: Sequence[LabelledText], out: Path, overwrit
     )
 
 
-def teacher_onset(recipe: GuardRecipe) -> FirstUnsafe:
+def teacher_onset(recipe: GuardRecipe, trust_remote_code: bool = False) -> FirstUnsafe:
     """The last character of the first prefix that the teacher calls unsafe; none where it never does (ours)."""
     from weightops.guard.presets import open_guard
 
-    guard = open_guard(str(recipe.teacher))
+    guard = open_guard(str(recipe.teacher), trust_remote_code=trust_remote_code)
 
     def onset(text: str) -> int | None:
         ends = cuts(text, recipe.prefix_chars)

@@ -7,7 +7,7 @@ import io
 from contextlib import redirect_stderr
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 from ..errors import WeightopsError
 from .cache import cached, entry_name, stamp
@@ -116,12 +116,16 @@ def _convert(path: Path, folder: Path, title: str) -> None:
         bar.update()
 
 
+#: Nothing is downloaded, and no code beside the file runs.
+_LOCAL: Final = {"local_files_only": True, "trust_remote_code": False}
+
+
 def _model(path: Path) -> Any:
     import torch
     from transformers import AutoModelForCausalLM, GgufConfig
 
     # Without dequantize=True transformers keeps the weights packed.
-    how = {"quantization_config": GgufConfig(dequantize=True), "dtype": torch.bfloat16, "local_files_only": True}
+    how = {"quantization_config": GgufConfig(dequantize=True), "dtype": torch.bfloat16, **_LOCAL}
     model = AutoModelForCausalLM.from_pretrained(str(path.parent), gguf_file=path.name, **how)
     vars(model.config).pop("_model_name_or_path", None)  # the title in the file's header, not a place to load from
     return model
@@ -131,7 +135,7 @@ def _tokenizer(path: Path) -> Any:
     from gguf import GGUFReader
     from transformers import AutoTokenizer
 
-    tokenizer = AutoTokenizer.from_pretrained(str(path.parent), gguf_file=path.name)
+    tokenizer = AutoTokenizer.from_pretrained(str(path.parent), gguf_file=path.name, **_LOCAL)
     split = GGUFReader(path).get_field("tokenizer.ggml.pre")
     if split is not None and split.contents() == "smollm":
         _split_digits(tokenizer)
