@@ -21,7 +21,12 @@ def test_a_routine_is_a_frozen_dataclass_of_settings_and_a_run(routine):
     settings = settings_of(routine)
     assert is_dataclass(settings)
     assert settings.__dataclass_params__.frozen
-    assert list(signature(sys.modules[settings.__module__].run).parameters) == ["recipe", "out", "overwrite", "trust_remote_code"]
+    assert list(signature(sys.modules[settings.__module__].run).parameters) == [
+        "recipe",
+        "out",
+        "overwrite",
+        "trust_remote_code",
+    ]
 
 
 @pytest.mark.parametrize(("room", "kind"), COMPONENTS)

@@ -279,3 +279,17 @@ def test_a_model_that_changes_between_two_documents_ends_the_run(tmp_path, monke
     with pytest.raises(WeightopsError, match=r"b/model.safetensors: changed while the merge ran; run it again"):
         merge(STEPS.format(**models), tmp_path / "out")
     assert {path.name for path in tmp_path.iterdir()} == {"models", "out.yml"}
+
+
+@pytest.mark.parametrize("name", ["{notes}", "../../notes"])
+def test_a_name_that_is_a_path_replaces_nothing(tmp_path, name):
+    models, notes = family(tmp_path / "models", ["base", "a", "b"]), tmp_path / "notes"
+    notes.mkdir()
+    (notes / "diary.txt").write_text("kept")
+    step = name.format(notes=notes)
+    text = STEPS.format(**models).replace("first", step)
+    (tmp_path / "in").mkdir()
+    with pytest.raises(WeightopsError, match=r"out.yml:1: name .* is used as a folder's name"):
+        merge(text, tmp_path / "in" / "out")
+    assert [file.name for file in notes.iterdir()] == ["diary.txt"]
+    assert {path.name for path in tmp_path.iterdir()} == {"models", "notes", "in"}

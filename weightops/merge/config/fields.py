@@ -54,11 +54,28 @@ def text(node: Node, faults: Faults) -> str | None:
     return None
 
 
+#: UTF-8 bytes of a document's name; a step's folder and its staging folder are called by it.
+MOST_NAME = 100
+
+
 def document_name(node: Node, faults: Faults) -> str | None:
+    """A name that can be a folder's name as it is. None with a dot in front: they are our own hidden folders' names."""
     name = text(node, faults)
-    if name and any(mark in name for mark in "@+"):
-        faults.add(node.line, f"name {name!r} must not contain @ or +, which set off a revision and an adapter")
-    return name
+    if name is None:
+        return None
+    shown = repr(name[:40])
+    if any(mark in name for mark in "@+"):
+        faults.add(node.line, f"name {shown} must not contain @ or +, which set off a revision and an adapter")
+    elif not name.isprintable() or any(mark in name for mark in "/\\") or name[0] == "." or name != name.strip():
+        faults.add(
+            node.line,
+            f"name {shown} is used as a folder's name; take out /, \\, control characters, a dot in front, spaces at its ends",
+        )
+    elif len(name.encode()) > MOST_NAME:
+        faults.add(node.line, f"name {shown} has {len(name.encode())} bytes; shorten it to at most {MOST_NAME}")
+    else:
+        return name
+    return None
 
 
 def model_name(node: Node, faults: Faults) -> str | None:

@@ -400,3 +400,37 @@ def test_every_template_that_a_merge_can_write_is_a_name_that_it_can_ask_for(mon
     for name in TEMPLATES:
         (config,) = parse(f"{LINEAR}chat_template: {name}\n", "c.yml")
         assert config.chat_template == name
+
+
+# --- names that become folders ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "/data/notes",
+        "../../notes",
+        "a/b",
+        "a\\\\b",
+        "..",
+        ".",
+        ".hidden",
+        "a\\0b",
+        "a\\ud800b",
+        "a\\nb",
+        "a\\x1b[2Jb",
+        "n" * 101,
+        " a",
+    ],
+)
+def test_a_name_is_no_path(name):
+    text = LINEAR + f'name: "{name}"\n'
+    found = problems(text)
+    assert len(found) == 1, found
+    assert found[0].startswith("c.yml:7: name ")
+    assert len(found[0]) < 300
+
+
+@pytest.mark.parametrize("name", ["first", "step-1", "my model", "größe_2.1", "n" * 100])
+def test_ordinary_names_are_taken(name):
+    assert parse(LINEAR + f'name: "{name}"\n')[0].name == name
