@@ -69,7 +69,7 @@ def document_name(node: Node, faults: Faults) -> str | None:
     elif not name.isprintable() or any(mark in name for mark in "/\\") or name[0] == "." or name != name.strip():
         faults.add(
             node.line,
-            f"name {shown} is used as a folder's name; take out /, \\, control characters, a dot in front, spaces at its ends",
+            f"name {shown} is used as a folder's name; take out /, \\, control characters, a dot in front, outer spaces",
         )
     elif len(name.encode()) > MOST_NAME:
         faults.add(node.line, f"name {shown} has {len(name.encode())} bytes; shorten it to at most {MOST_NAME}")
