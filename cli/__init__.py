@@ -75,9 +75,21 @@ class _Commands(click.Group):
 def _lines(error: Exception) -> tuple[str, ...]:
     if isinstance(error, WeightopsError):
         return error.problems
+    if _lacks_memory(error):
+        return ("not enough memory; free some, allow this process more (ulimit -v), or give a smaller --memory",)
     if isinstance(error, OSError) and error.strerror:
         return (f"{error.filename or 'disk'}: {error.strerror}; the same command goes on once that is mended",)
     return (f"{type(error).__name__}: {error}; this is a fault of weightops, --debug shows where".replace("\n", " "),)
+
+
+def _lacks_memory(error: BaseException | None) -> bool:
+    """Whether an error, or one that led to it, says that the system gave no more memory; libraries say it in words."""
+    words = ("cannot allocate memory", "can't allocate memory", "failed to map segment", "bad_alloc")
+    while error is not None:
+        if isinstance(error, MemoryError) or any(each in str(error).lower() for each in words):
+            return True
+        error = error.__cause__ or error.__context__
+    return False
 
 
 @click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})

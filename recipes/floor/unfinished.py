@@ -16,18 +16,18 @@ from pathlib import Path
 from typing import Any
 
 from weightops.errors import WeightopsError
+from weightops.io.replacing import check_place, private_folder, put_in_place, recover
 
 STAMP = "stamp"
 
 
 def check_free(out: Path, overwrite: bool) -> None:
-    """Refuse an output that exists, before anything is loaded.
+    """Refuse an output that is in the way, before anything is loaded.
 
     Raises:
-        WeightopsError: it exists, and is not to be replaced.
+        WeightopsError: it exists and is not to be replaced, or is nothing that weightops or transformers wrote.
     """
-    if out.exists() and not overwrite:
-        raise WeightopsError(f"{out}: exists already; name another folder, or add --overwrite")
+    check_place(out, overwrite=overwrite)
 
 
 @dataclass(frozen=True)
@@ -66,9 +66,12 @@ class Unfinished:
 
     def begin(self) -> None:
         """Make the folder; what another training left in it goes."""
-        if self.folder.exists() and not self._same():
+        self.folder.parent.mkdir(parents=True, exist_ok=True)
+        private_folder(self.folder)
+        recover(self.out, self.folder / "replaced")
+        if not self._same():
             shutil.rmtree(self.folder)
-        self.folder.mkdir(parents=True, exist_ok=True)
+            private_folder(self.folder)
         (self.folder / STAMP).write_text(self.stamp)
 
     def checkpoint(self) -> Path | None:
@@ -87,9 +90,7 @@ class Unfinished:
             file.chmod(made.stat().st_mode & 0o666)  # safetensors lets nobody else read; the user's umask decides
             with file.open("rb") as stream:
                 os.fsync(stream.fileno())
-        if self.overwrite and self.out.exists():
-            os.rename(self.out, self.folder / "replaced")
-        os.rename(made, self.out)
+        put_in_place(made, self.out, self.folder / "replaced", overwrite=self.overwrite)
         shutil.rmtree(self.folder)
 
     def _same(self) -> bool:

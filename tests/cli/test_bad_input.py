@@ -115,7 +115,7 @@ LIES = {
     "negative shape": (lambda h: h[UP].update(shape=[-1, 16]), f"{UP}: the shape is not a list of lengths"),
     "other size": (lambda h: h[UP].update(shape=[31, 16]), f"{UP}: BF16 of shape (31, 16) needs 992 bytes"),
     "hole": (lambda h: h.pop(UP), "unused; the header is damaged"),
-    "twice": (lambda h: json.dumps(h)[:-1].encode() + b"," + json.dumps({UP: h[UP]})[1:].encode(), f"{UP} stands twice"),
+    "twice": (lambda h: json.dumps(h)[:-1].encode() + b"," + json.dumps({UP: h[UP]})[1:].encode(), f"{UP} is listed twice"),
     "not json": (lambda h: b"{" * 50, "is not JSON"),
     "line break in a name": (lambda h: h.update({"a\nb": {"dtype": "?"}}), r"a\nb: an entry needs dtype"),
 }  # fmt: skip
@@ -212,10 +212,13 @@ def test_an_existing_output(models):
     out.mkdir()
     (out / "mine.txt").write_text("mine")
     refused(models, f"{out}: exists already", "--overwrite")
+    refused(models, f"{out}: is not replaced", "mine.txt", args=arguments(models, "--overwrite"))
     assert tiny.files_of(out) == {"mine.txt": b"mine"}
+    (out / "mine.txt").rename(out / "vocab.txt")
+    (out / "weightops.json").write_text("{}")
     result = CliRunner().invoke(main, arguments(models, "--overwrite"))
     assert result.exit_code == 0, result.output
-    assert "mine.txt" not in tiny.files_of(out)
+    assert "vocab.txt" not in tiny.files_of(out)
     assert "model.safetensors" in tiny.files_of(out)
 
 
@@ -468,3 +471,29 @@ def test_numbers_that_go_wrong_in_fp64_bring_no_warnings_of_numpy(bad, models):
     (line,) = done.stderr.splitlines()
     assert "NaN or Inf" in line
     assert UP in line
+
+
+def test_too_little_memory_is_one_line_that_says_what_to_do(models, monkeypatch):
+    import weightops.guard.compose
+
+    def hungry(*_: object, **__: object) -> bytearray:
+        return bytearray(1 << 62)
+
+    monkeypatch.setattr(weightops.guard.compose, "compose_guard", hungry)
+    result = CliRunner().invoke(main, arguments(models))
+    assert result.exit_code == 1
+    (line,) = result.stderr.splitlines()
+    assert line.startswith("error: not enough memory; free some")
+
+
+def test_a_limit_on_memory_is_one_line_that_says_what_to_do(models):
+    def limited() -> None:
+        resource.setrlimit(resource.RLIMIT_AS, (300 << 20, 300 << 20))
+
+    before = tiny.files_of(models)
+    done = in_a_process(models, arguments(models), limited)
+    assert done.returncode == 1, done.stderr
+    assert done.stderr.splitlines()[-1].startswith("error: not enough memory; free some")
+    assert "Traceback" not in done.stderr
+    assert tiny.files_of(models) == before
+    assert os.listdir(models.parent) == ["models"]

@@ -78,7 +78,7 @@ def main(folder: Path, overwrite: bool) -> None:
 
     work(folder / "reference", False)
     expected = files(folder / "reference")
-    old = {"old.txt": b"what was there before"}
+    old = {"weightops.json": b"{}"}
     faults: list[str] = []
     point = 0
     while len(faults) < 20:
@@ -86,7 +86,7 @@ def main(folder: Path, overwrite: bool) -> None:
         shutil.rmtree(out, ignore_errors=True)
         if overwrite:
             out.mkdir()
-            (out / "old.txt").write_bytes(old["old.txt"])
+            (out / "weightops.json").write_bytes(old["weightops.json"])
         ended = child(killed_at(point, work))
         if ended == 0:
             break

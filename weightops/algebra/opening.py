@@ -16,6 +16,7 @@ from ..io.adapter import is_adapter, read_adapter
 from ..io.gguf import ALIASES, alias_file, dequantised
 from ..io.hub import download, is_hub_id
 from ..io.safetensors import StoredTensor
+from ..io.small_files import inside
 from ..io.weights import Weights
 from .changes import Change
 from .checkpoint import Checkpoint, Delta
@@ -164,7 +165,7 @@ def _converted_if_pickled(folder: Path) -> Path:
     packed = sorted(name for name in names if name.endswith(".gguf"))
     if len(packed) > 1:
         raise WeightopsError(f"{folder}: {len(packed)} GGUF files; name one of them, for example {folder / packed[0]}")
-    return dequantised(folder / packed[0]) if packed else folder
+    return dequantised(inside(folder / packed[0], folder)) if packed else folder
 
 
 def _sound(weights: Weights) -> Weights:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from ..errors import WeightopsError
+from ..errors import WeightopsError, short
 from .config_keys import LAYER_COUNTS, layer_count_key, text_part, text_path, with_text_part
 
 #: One entry a layer. Some models give one number for all layers under the same key; that stays as it is.
@@ -42,6 +42,10 @@ AS_LIST = {
     "full_attention_interval": ("layer_types", "full_attention", "linear_attention"),
     "no_rope_layer_interval": ("no_rope_layers", 0, 1),
 }
+
+
+#: Layers that a configuration may claim; lists of that length are made.
+MOST_LAYERS = 10_000
 
 
 def relayer_config(config: Mapping[str, Any], source_layers: Sequence[int]) -> dict[str, Any]:
@@ -85,6 +89,10 @@ def _relayer(configs: Sequence[Mapping[str, Any]], source_layers: Sequence[tuple
     if count_key is None:
         keys = ", ".join(LAYER_COUNTS)
         raise WeightopsError(f"config.json: the number of layers is unknown; add one of the keys {keys}")
+    for config in configs:
+        count = config.get(count_key, 0)
+        if not isinstance(count, int) or not 0 <= count <= MOST_LAYERS:
+            raise WeightopsError(f"config.json: {count_key} is {short(count)}; it must lie between 0 and {MOST_LAYERS}")
     old = int(first[count_key])
     if list(source_layers) == [(0, layer) for layer in range(old)]:
         return dict(first)

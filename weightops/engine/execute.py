@@ -25,12 +25,13 @@ from ..io.safetensors import StoredTensor
 from ..io.staging import Staging
 from . import slices, whole_models
 from .blocks import Room
-from .jobs import Job, JobSlice
+from .jobs import BLOCK, Job, JobSlice
 from .plan import DEFAULT_MEMORY, Plan, stored
-from .tally import Gather, Record, Tally, block_digest, owned_operands
+from .tally import Gather, Record, Tally, block_digest, combined_digest, owned_operands
 
 ReportProgress = Callable[[int], None]
 Work = Callable[[JobSlice], list[Record]]
+Places = Mapping[str, tuple[int, int]]
 Done = Mapping[tuple[int, int], Record]
 Journal = Sequence[Mapping[str, Any]]
 
@@ -58,7 +59,7 @@ def execute(
         files, places = _open_inputs(plan, stack), _allocate(plan, staging)
         grams = _measured(plan, files, staging, journal, threads, progress)
         work = _worker(plan, owned, files, places, grams, threads, memory)
-        for piece, records, fresh in _in_order(_pieces(plan, blocks), _done(journal), work, threads):
+        for piece, records, fresh in _in_order(_pieces(plan, blocks), _done(journal), work, places, threads):
             gather.add(piece, records)
             if fresh:
                 staging.record({"job": piece.number, "block": piece.block, "done": records})
@@ -126,7 +127,7 @@ def _worker(
     plan: Plan,
     owned: list[list[StoredTensor]],
     files: Mapping[Path, int],
-    outputs: Mapping[str, tuple[int, int]],
+    outputs: Places,
     grams: whole_models.Grams,
     threads: int,
     memory: int,
@@ -242,22 +243,42 @@ def _model(job: Job, grams: whole_models.Grams) -> npt.NDArray[np.float64] | Non
     return grams.get(job.merge.method) if job.merge is not None else None
 
 
+def _is_as_recorded(piece: JobSlice, records: list[Record], places: Places) -> bool:
+    """Whether the staged file still holds what the journal says: somebody may have changed it since the kill."""
+    job = piece.job
+    if not job.written:
+        return True
+    (descriptor, offset), size = places[job.name], dtypes.itemsize(job.dtype)
+    digests = []
+    for begin in range(piece.begin, piece.end, BLOCK):
+        end = min(begin + BLOCK, piece.end)
+        digests.append(block_digest(os.pread(descriptor, (end - begin) * size, offset + begin * size)))
+    if job.whole:
+        return records[0].get("out") == combined_digest(digests)
+    return digests == [record.get("out") for record in records]
+
+
 def _in_order(
-    pieces: Iterator[JobSlice], done: Done, work: Work, threads: int
+    pieces: Iterator[JobSlice], done: Done, work: Work, places: Places, threads: int
 ) -> Iterator[tuple[JobSlice, list[Record], bool]]:
-    """Every slice with its records, in order, and whether it was computed now or stood in the journal."""
-    waiting: deque[tuple[JobSlice, Future[list[Record]] | list[Record]]] = deque()
+    """Every slice with its records, in order, and whether it was computed now or was sound in the journal."""
+    waiting: deque[tuple[JobSlice, Future[tuple[list[Record], bool]]]] = deque()
 
     def head() -> tuple[JobSlice, list[Record], bool]:
         piece, result = waiting.popleft()
-        return (piece, result.result(), True) if isinstance(result, Future) else (piece, result, False)
+        return (piece, *result.result())
+
+    def finished(piece: JobSlice, known: list[Record]) -> tuple[list[Record], bool]:
+        if known and _is_as_recorded(piece, known, places):
+            return known, False
+        return work(piece), True
 
     with ThreadPoolExecutor(threads) as pool:
         try:
             for piece in pieces:
                 records = 1 if piece.job.whole else piece.blocks  # a job done as a whole leaves one
                 known = [done[key] for i in range(records) if (key := (piece.number, piece.block + i)) in done]
-                waiting.append((piece, known if len(known) == records else pool.submit(work, piece)))
+                waiting.append((piece, pool.submit(finished, piece, known if len(known) == records else [])))
                 if len(waiting) > 2 * threads:
                     yield head()
             while waiting:

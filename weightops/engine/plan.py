@@ -13,7 +13,8 @@ from typing import Any
 
 from .. import dtypes
 from ..errors import WeightopsError
-from ..io.safetensors import StoredTensor, build_header
+from ..io.safetensors import MAX_HEADER, StoredTensor, build_header, read_header
+from ..io.small_files import open_file
 from .jobs import Job, LowRank
 from .whole_models import looks_at_models, measuring_work
 from .whole_models import problems as model_problems
@@ -122,6 +123,33 @@ class Plan:
             "layout": layout.hexdigest(),
             "inputs": {str(path): _state(path) for path in self.inputs},
         }
+
+    def check_headers(self) -> None:
+        """Compare each input's header as it is now with what the plan was made from.
+
+        Raises:
+            WeightopsError: an input was replaced since it was opened.
+        """
+        used: dict[Path, set[StoredTensor]] = {}
+        for tensor in (tensor for job in self.jobs for tensor in stored(job)):
+            used.setdefault(tensor.file, set()).add(tensor)
+        changed = [file for file, tensors in sorted(used.items()) if not tensors <= set(read_header(file).tensors)]
+        if changed:
+            raise WeightopsError(*(_changed(file, "since it was opened") for file in changed))
+
+    def check_unchanged(self, identity: Mapping[str, Any]) -> None:
+        """Compare the inputs with their state when the run began; a mixed output must not be put in its place.
+
+        Args:
+            identity: What :meth:`identity` gave then.
+
+        Raises:
+            WeightopsError: naming each input that is another file now, or has another size, time or header.
+        """
+        before = identity["inputs"]
+        changed = [path for path in self.inputs if _state_now(path) != before[str(path)]]
+        if changed:
+            raise WeightopsError(*(_changed(path, "while it was read") for path in changed))
 
 
 def make_plan(
@@ -269,11 +297,24 @@ def _bytes_read(job: Job) -> int:
 
 
 def _state(path: Path) -> list[int | str]:
-    """What changes when a file's bytes are replaced: size, time and header."""
-    info = os.stat(path)
-    with open(path, "rb") as stream:
-        head = stream.read(8 + min(int.from_bytes(stream.read(8), "little"), info.st_size))
-    return [info.st_size, info.st_mtime_ns, hashlib.sha256(head).hexdigest()]
+    """What changes when a file's bytes are replaced: size, time of change (ns), inode and header."""
+    with open(open_file(path), "rb") as stream:
+        info = os.fstat(stream.fileno())
+        length = stream.read(8)
+        head = length + stream.read(min(int.from_bytes(length, "little"), MAX_HEADER))
+    return [info.st_size, info.st_mtime_ns, info.st_ino, hashlib.sha256(head).hexdigest()]
+
+
+def _state_now(path: Path) -> list[int | str] | None:
+    """The state of a file that may be gone."""
+    try:
+        return _state(path)
+    except (OSError, WeightopsError):
+        return None
+
+
+def _changed(path: Path, when: str) -> str:
+    return f"{path}: it was changed {when}, so nothing is written; run this again when nobody writes to it"
 
 
 def canonical(value: Any) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -35,6 +36,14 @@ class Tally:
 def block_digest(data: Any) -> str:
     """Digest of one block's bytes: BLAKE3. A tensor's digest is that of its blocks' digests, end to end."""
     return str(blake3(data).hexdigest())
+
+
+def combined_digest(digests: Iterable[str]) -> str:
+    """A tensor's digest from its blocks', in order."""
+    total = blake3()
+    for digest in digests:
+        total.update(bytes.fromhex(digest))
+    return str(total.hexdigest())
 
 
 def owned_operands(plan: Plan) -> list[list[StoredTensor]]:

@@ -8,13 +8,17 @@ from dataclasses import MISSING, asdict, dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..errors import WeightopsError
+from ..errors import WeightopsError, short
 from ..io.companions import GUARD_CARD
+from ..io.folder import parse_json
+from ..io.small_files import MOST_TEXT, read_beside
 
 if TYPE_CHECKING:
     from ..algebra.checkpoint import Checkpoint
 
 NAME = GUARD_CARD
+MOST_TOKENS = 1 << 31
+"""Tokenizers count in 32 bits."""
 TEXT = "{text}"
 """Where the judged text goes in a card's template."""
 
@@ -57,15 +61,13 @@ class GuardCard:
         """
         file = folder / NAME
         try:
-            values = json.loads(file.read_text("utf-8"))
+            values = parse_json(read_beside(folder, NAME, MOST_TEXT), str(file))
         except FileNotFoundError:
             raise WeightopsError(
                 f"{file}: missing, so {folder} is not a guard; train one, or say how to ask it"
             ) from None
         except OSError as error:
             raise WeightopsError(f"{file}: cannot be read ({error.strerror}); check its permissions") from error
-        except (ValueError, RecursionError) as error:
-            raise WeightopsError(f"{file}: not valid JSON; restore the file") from error
         try:
             return cls.parse(values)
         except WeightopsError as error:
@@ -100,7 +102,10 @@ class GuardCard:
         known = {field.name for field in fields(cls)}
         needed = {field.name for field in fields(cls) if field.default is MISSING}
         wrong = [f"{key} is missing" for key in sorted(needed - values.keys())]
-        wrong += [f"unknown key {key!r}; known are {', '.join(sorted(known))}" for key in sorted(values.keys() - known)]
+        wrong += [
+            f"unknown key {short(repr(key))}; known are {', '.join(sorted(known))}"
+            for key in sorted(values.keys() - known)
+        ]
         if wrong:
             raise WeightopsError(*wrong)
         pairs: dict[str, Any] = {
@@ -132,11 +137,11 @@ def _faults(values: dict[str, Any]) -> list[str]:
     if not isinstance(values["system"], str):
         faults.append("system must be a text")
     if not _pair(labels, str) or "" in labels or labels[0] == labels[1]:
-        faults.append(f"labels must be two different words, safe then unsafe; found {labels!r}")
-    if not _pair(ids, int) or min(ids) < 0 or ids[0] == ids[1]:
-        faults.append(f"label_ids must be two different token ids; found {ids!r}")
+        faults.append(f"labels must be two different words, safe then unsafe; found {short(labels)}")
+    if not _pair(ids, int) or min(ids) < 0 or max(ids) >= MOST_TOKENS or ids[0] == ids[1]:
+        faults.append(f"label_ids must be two different token ids below {MOST_TOKENS}; found {short(ids)}")
     if type(threshold) not in (int, float) or not 0 < threshold < 1:
-        faults.append(f"threshold must lie between 0 and 1; found {threshold!r}")
+        faults.append(f"threshold must lie between 0 and 1; found {short(threshold)}")
     if template is not None and not (isinstance(template, str) and template.count(TEXT) == 1):
         faults.append(f"template must be a text with {TEXT} in it once, where the judged text goes")
     return faults

@@ -8,9 +8,10 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ..errors import WeightopsError
 from ..io.progress import Progress
 from ..rows.padding import left_padded, pad_id
-from .card import GuardCard
+from .card import NAME, GuardCard
 from .prompt import Frame, frame_of
 
 if TYPE_CHECKING:
@@ -55,7 +56,9 @@ class Guard:
         card = card or GuardCard.of(checkpoint)
         model, tokenizer = load(checkpoint, dtype, trust_remote_code=trust_remote_code)
         model.eval()
-        return cls(model, tokenizer, card if isinstance(card, GuardCard) else card(tokenizer))
+        guard = cls(model, tokenizer, card if isinstance(card, GuardCard) else card(tokenizer))
+        _check_labels(guard, checkpoint.spec)
+        return guard
 
     @cached_property
     def frame(self) -> Frame:
@@ -69,6 +72,15 @@ class Guard:
     def probabilities(self, texts: Sequence[str], batch: int = 16) -> NDArray[np.float64]:
         """The probability that each text is unsafe, [texts]: one forward pass each, ``batch`` of them together."""
         return probabilities(self.model, self.frame.rows(texts), self.card.label_ids, pad_id(self.tokenizer), batch)
+
+
+def _check_labels(guard: Guard, spec: str) -> None:
+    """Refuse a card whose labels the model has no logits for."""
+    tokens = guard.model.get_input_embeddings().weight.shape[0]
+    if max(guard.card.label_ids) >= tokens:
+        raise WeightopsError(
+            f"{spec}: label_ids are {guard.card.label_ids} and the model has {tokens} tokens; is its {NAME} its own?"
+        )
 
 
 def judge(

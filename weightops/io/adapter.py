@@ -10,9 +10,10 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from ..errors import WeightopsError
+from ..errors import WeightopsError, short
 from .folder import read_json, tensors_of_file
 from .safetensors import StoredTensor
+from .small_files import inside
 
 CONFIG = "adapter_config.json"
 WEIGHTS = "adapter_model.safetensors"
@@ -24,6 +25,14 @@ _NO_PRODUCT = (
 )
 #: Initialisations that subtract their own start from the base's weights, again whenever PEFT loads the adapter.
 _MOVES_BASE = ("pissa", "corda", "olora", "loftq")
+
+#: Entries of ``alpha_pattern``, and characters of each; PEFT writes module names there.
+MOST_PATTERNS = 1_000
+MOST_PATTERN = 500
+#: Characters of all module names times instructions of all patterns: what RE2 needs at most, 6 ns each.
+MOST_STEPS = 300_000_000
+#: Size of ``lora_alpha``; beyond it no product fits any dtype.
+MOST_ALPHA = 1e30
 
 _PREFIX = re.compile(r"^base_model\.model\.")
 _FACTOR = re.compile(r"^(?P<module>.+)\.lora_(?P<embedding>embedding_)?(?P<side>[AB])(?:\.weight)?$")
@@ -91,27 +100,28 @@ def read_adapter(folder: Path, spec: str) -> Adapter:
     config = read_json(folder / CONFIG)
     if config.get("peft_type") != "LORA":
         raise WeightopsError(
-            f"{folder}: adapter of type {config.get('peft_type')!r}; only LORA has a delta that can be added"
+            f"{folder}: adapter of type {short(repr(config.get('peft_type')))}; only LORA has a delta that can be added"
         )
     for key in _NO_PRODUCT:
         if config.get(key):
             raise WeightopsError(
                 f"{folder / CONFIG}: {key} is set, its delta is no plain product; merge it with PEFT's merge_and_unload"
             )
-    if str(config.get("init_lora_weights")).lower().startswith(_MOVES_BASE):
+    if str(config.get("init_lora_weights"))[:20].lower().startswith(_MOVES_BASE):
         raise WeightopsError(
-            f"{folder / CONFIG}: init_lora_weights is {config['init_lora_weights']!r}, which changes "
+            f"{folder / CONFIG}: init_lora_weights is {short(repr(config['init_lora_weights']))}, which changes "
             "the base too; merge "
             "it with PEFT's merge_and_unload"
         )
     factors, replaced = _sort(_tensors(folder))
+    alphas = _alphas(config, folder / CONFIG, sum(len(module) for module, _ in factors))
     updates = {}
     for (module, embedding), sides in factors.items():
         if set(sides) != {"A", "B"}:
             raise WeightopsError(
-                f"{folder}: {module} has lora_{''.join(sides)} without its partner; the adapter is incomplete"
+                f"{folder}: {short(module)} has lora_{''.join(sides)} without its partner; the adapter is incomplete"
             )
-        updates[f"{module}.weight"] = _update(config, module, sides, embedding)
+        updates[f"{module}.weight"] = _update(config, alphas, module, sides, embedding)
     if not updates and not replaced:
         raise WeightopsError(f"{folder}: the adapter changes no tensor; check {WEIGHTS}")
     return Adapter(spec, folder, updates, replaced)
@@ -119,11 +129,11 @@ def read_adapter(folder: Path, spec: str) -> Adapter:
 
 def _tensors(folder: Path) -> dict[str, StoredTensor]:
     if (folder / WEIGHTS).exists():
-        return tensors_of_file(folder / WEIGHTS)
+        return tensors_of_file(inside(folder / WEIGHTS, folder))
     if (folder / "adapter_model.bin").exists():
-        from .pickled import converted  # torch is wanted only for this
+        from .pickled import converted
 
-        return tensors_of_file(converted(folder / "adapter_model.bin") / "model.safetensors")
+        return tensors_of_file(converted(inside(folder / "adapter_model.bin", folder)))
     raise WeightopsError(f"{folder}: no {WEIGHTS}; an adapter folder needs it")
 
 
@@ -144,25 +154,67 @@ def _sort(
 
 
 def _update(
-    config: Mapping[str, Any], module: str, sides: Mapping[str, StoredTensor], embedding: bool
+    config: Mapping[str, Any], alphas: _Alphas, module: str, sides: Mapping[str, StoredTensor], embedding: bool
 ) -> LowRankUpdate:
     """PEFT stores A as [rank, in], B as [out, rank]; an embedding's update is (B @ A) transposed, as is a Conv1D's."""
     shapes = [sides[side].shape for side in "AB"]
     if any(len(shape) != 2 for shape in shapes) or shapes[0][0] != shapes[1][1] or not shapes[0][0]:
         raise WeightopsError(
-            f"{sides['A'].file}: {module}: lora_A of shape {shapes[0]}, lora_B of shape {shapes[1]}; "
+            f"{sides['A'].file}: {short(module)}: lora_A of shape {shapes[0]}, lora_B of shape {shapes[1]}; "
             "only matrices of one "
             "rank have a product, merge it with PEFT's merge_and_unload"
         )
     rank = shapes[0][0]
-    alpha = _by_pattern(config.get("alpha_pattern"), module, config.get("lora_alpha", 8))
-    scale = alpha / (math.sqrt(rank) if config.get("use_rslora") else rank)
+    scale = alphas.of(module) / (math.sqrt(rank) if config.get("use_rslora") else rank)
     return LowRankUpdate(sides["B"], sides["A"], scale, embedding or bool(config.get("fan_in_fan_out")))
 
 
-def _by_pattern(patterns: Mapping[str, float] | None, module: str, default: float) -> float:
-    """PEFT's rule: a pattern is a regular expression for the end of a module's name."""
-    for pattern, value in (patterns or {}).items():
-        if re.match(rf"(.*\.)?({pattern})$", module):
-            return float(value)
-    return float(default)
+@dataclass(frozen=True)
+class _Alphas:
+    """``lora_alpha``, and ``alpha_pattern`` for the modules whose names end in a match of its patterns.
+
+    The patterns are a stranger's, so an engine runs them that needs time in proportion to the name (RE2).
+    """
+
+    default: float
+    by: tuple[tuple[Any, float], ...]
+
+    def of(self, module: str) -> float:
+        return next((alpha for pattern, alpha in self.by if pattern.fullmatch(module)), self.default)
+
+
+def _alphas(config: Mapping[str, Any], file: Path, characters: int) -> _Alphas:
+    """The alphas of a configuration, for modules whose names have so many characters together."""
+    patterns = config.get("alpha_pattern") or {}
+    if not isinstance(patterns, dict):
+        raise WeightopsError(f"{file}: alpha_pattern must map patterns to numbers; found {short(patterns)}")
+    if len(patterns) > MOST_PATTERNS:
+        raise WeightopsError(f"{file}: {len(patterns)} entries in alpha_pattern, at most {MOST_PATTERNS} are read")
+    by = tuple((_compiled(text, file), _alpha(value, file)) for text, value in patterns.items())
+    if characters * sum(pattern.programsize for pattern, _ in by) > MOST_STEPS:
+        raise WeightopsError(f"{file}: alpha_pattern is too large for this many modules; write fewer, shorter patterns")
+    return _Alphas(_alpha(config.get("lora_alpha", 8), file), by)
+
+
+def _compiled(text: str, file: Path) -> Any:
+    import re2
+
+    options = re2.Options()
+    options.log_errors = False
+    options.max_mem = 1 << 18
+    try:
+        if len(text) > MOST_PATTERN:
+            raise re2.error(f"it has {len(text)} characters, at most {MOST_PATTERN} are read")
+        return re2.compile(rf"(?:.*\.)?(?:{text})", options)
+    except (re2.error, UnicodeError) as error:
+        reason = error.args[0].decode("utf-8", "replace") if isinstance(error.args[0], bytes) else str(error)
+        raise WeightopsError(
+            f"{file}: alpha_pattern {short(repr(text))} cannot be used ({short(reason)}); patterns are read by RE2, "
+            "which has no look-ahead and no back-references"
+        ) from error
+
+
+def _alpha(value: Any, file: Path) -> float:
+    if type(value) not in (int, float) or not abs(value) < MOST_ALPHA:
+        raise WeightopsError(f"{file}: an alpha of {short(value)}; lora_alpha and alpha_pattern hold plain numbers")
+    return float(value)

@@ -8,10 +8,14 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import WeightopsError, attempt_all
-from .safetensors import StoredTensor, read_header
+from .safetensors import StoredTensor, read_header, refuse_crowded
+from .small_files import MOST_TEXT, inside, read_beside
 
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
+
+#: Digits of a whole number in a JSON file. transformers writes "no limit" as one of 31 digits.
+MOST_DIGITS = 100
 
 
 def stored_tensors(folder: Path) -> dict[str, StoredTensor]:
@@ -52,11 +56,7 @@ def plain_file(folder: Path, name: str, index: str = INDEX) -> Path:
         )
     if not _exists(file):
         raise WeightopsError(f"{file}: missing, though {index} names it; download the shard again")
-    target, home = file.resolve(), folder.resolve()
-    blobs = home.parent.parent / "blobs" if home.parent.name == "snapshots" else home
-    if not (target.is_relative_to(home) or target.is_relative_to(blobs)):
-        raise WeightopsError(f"{file}: a link out of its folder (to {target}); copy the file in if it belongs there")
-    if not target.is_file():
+    if not inside(file, folder).is_file():
         raise WeightopsError(f"{file}: not a file; download the shard again")
     return file
 
@@ -72,19 +72,49 @@ def read_json(file: Path) -> dict[str, Any]:
     """A JSON object, or an empty one where there is no such file.
 
     Raises:
-        WeightopsError: the file is there and is not a JSON object.
+        WeightopsError: the file is there and is not a JSON object within the bounds of :func:`parse_json`, or it is a
+            link out of its folder.
     """
     try:
-        value = json.loads(file.read_text("utf-8"))
+        return parse_json(read_beside(file.parent, file.name, MOST_TEXT), str(file))
     except FileNotFoundError:
         return {}
     except OSError as error:
         raise WeightopsError(f"{file}: cannot be read ({error.strerror}); check its permissions") from error
+
+
+def parse_json(raw: bytes, where: str) -> dict[str, Any]:
+    """A JSON object in text that a stranger wrote.
+
+    Args:
+        where: Name of the file, for messages.
+
+    Raises:
+        WeightopsError: not an object, more than :data:`MOST_MARKS` values, a number of more than
+            :data:`MOST_DIGITS` digits, or half a surrogate pair, which is no text.
+    """
+    try:
+        refuse_crowded(raw)
+        value = json.loads(raw.decode("utf-8"), parse_int=_whole)
+        if b"\\ud" in raw or b"\\uD" in raw:
+            json.dumps(value, ensure_ascii=False).encode()
     except (ValueError, RecursionError) as error:
-        raise WeightopsError(f"{file}: not valid JSON; restore or download the file again") from error
+        raise WeightopsError(f"{where}: not valid JSON{_reason(error)}; restore or download the file again") from error
     if not isinstance(value, dict):
-        raise WeightopsError(f"{file}: not a JSON object; restore or download the file again")
+        raise WeightopsError(f"{where}: not a JSON object; restore or download the file again")
     return value
+
+
+def _reason(error: Exception) -> str:
+    if isinstance(error, UnicodeEncodeError):
+        return " (half a surrogate pair is no text)"
+    return f" ({error})" if type(error) is ValueError else ""
+
+
+def _whole(digits: str) -> int:
+    if len(digits) > MOST_DIGITS:
+        raise ValueError(f"a number of {len(digits)} digits, at most {MOST_DIGITS} are read")
+    return int(digits)
 
 
 def _sharded(folder: Path) -> dict[str, StoredTensor]:

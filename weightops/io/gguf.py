@@ -11,6 +11,7 @@ from typing import Any, Final
 
 from ..errors import WeightopsError
 from .cache import cached, entry_name, stamp
+from .gguf_header import GgufHeader, read_gguf_header
 from .progress import Progress
 from .quiet import quiet_transformers
 
@@ -74,37 +75,30 @@ def dequantised(path: Path, name: str | None = None) -> Path:
         name: What to call it in the cache; the file's name otherwise.
 
     Raises:
-        WeightopsError: the file is missing, is not GGUF, or holds an architecture that transformers does not read.
+        WeightopsError: the file is missing, is not GGUF, claims more than it holds, or holds an architecture that
+            transformers does not read.
     """
-    check_magic(path)
     title = name or path.stem
-    return cached("gguf", entry_name(title, stamp([path], VERSION)), lambda folder: _convert(path, folder, title))
-
-
-def check_magic(path: Path) -> None:
-    """Read the first four bytes.
-
-    Raises:
-        WeightopsError: the file cannot be read, or is not GGUF.
-    """
     try:
-        with path.open("rb") as file:
-            magic = file.read(4)
+        entry = entry_name(title, stamp([path], VERSION))
     except OSError as error:
         raise WeightopsError(f"{path}: {error.strerror}; name a .gguf file") from error
-    if magic != b"GGUF":
-        raise WeightopsError(f"{path}: not a GGUF file (it begins with {magic!r}); download it again")
+    return cached("gguf", entry, lambda folder: _convert(path, folder, title))
 
 
 def _convert(path: Path, folder: Path, title: str) -> None:
+    header = read_gguf_header(path)
     progress = Progress(4, f"converting {title}", unit="step", delay=0)
     # The readers' own bars go to whatever sys.stderr is when they start; ours has started.
     with progress as bar, quiet_transformers(), redirect_stderr(io.StringIO()):
         try:
             tokenizer = _tokenizer(path)
             bar.update()
+            _check_size(path, header)
             model = _model(path)
             bar.update(2)
+        except WeightopsError:
+            raise
         except Exception as error:  # a reader of foreign files may raise anything
             raise WeightopsError(
                 f"{path}: transformers cannot read this GGUF file ({_first_line(error)}); "
@@ -118,6 +112,25 @@ def _convert(path: Path, folder: Path, title: str) -> None:
 
 #: Nothing is downloaded, and no code beside the file runs.
 _LOCAL: Final = {"local_files_only": True, "trust_remote_code": False}
+
+
+def _check_size(path: Path, header: GgufHeader) -> None:
+    """Refuse a file whose settings ask for a model much larger than its tensors, before memory is taken for it.
+
+    Raises:
+        WeightopsError: the model would have more than twice the file's elements, and a million.
+    """
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    config = AutoConfig.from_pretrained(str(path.parent), gguf_file=path.name, **_LOCAL)
+    with torch.device("meta"):  # shapes alone
+        model = AutoModelForCausalLM.from_config(config, trust_remote_code=False)  # type: ignore[no-untyped-call]
+    elements = sum(tensor.numel() for tensor in (*model.parameters(), *model.buffers()))
+    if elements > 2 * header.elements + 1_000_000:
+        raise WeightopsError(
+            f"{path}: its settings ask for a model of {elements} weights, it holds {header.elements}; download it again"
+        )
 
 
 def _model(path: Path) -> Any:

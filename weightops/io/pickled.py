@@ -3,27 +3,36 @@
 from __future__ import annotations
 
 import json
-import pickle
-import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any, BinaryIO, Final
 
-from ..errors import WeightopsError
+import numpy as np
+
+from .. import dtypes
+from ..errors import WeightopsError, short
 from .cache import cached, entry_name, stamp
 from .companions import companions
 from .folder import INDEX, SINGLE, plain_file, read_json
+from .pickle_reader import PickledTensor, read_table
 from .progress import Progress
 from .safetensors import build_header
-
-if TYPE_CHECKING:
-    from torch import Tensor
+from .small_files import open_file, read_beside
 
 VERSION = 2
 """Raised when the conversion changes, so that no old entry is taken for a new one."""
 
 PICKLED_SINGLE = "pytorch_model.bin"
 PICKLED_INDEX = "pytorch_model.bin.index.json"
+
+MOST_GROWTH: Final = 16
+"""How many times the file's size its tensors may take: names that share data are written out, each on its own."""
+_PIECE = 1 << 20
+_DTYPES: Final = {
+    "bool": "BOOL", "uint8": "U8", "int8": "I8", "int16": "I16", "int32": "I32", "int64": "I64", "float16": "F16",
+    "bfloat16": "BF16", "float32": "F32", "float64": "F64", "float8_e4m3fn": "F8_E4M3", "float8_e5m2": "F8_E5M2",
+}  # fmt: skip
 
 
 def is_pickled(path: Path) -> bool:
@@ -80,7 +89,7 @@ def _convert_folder(folder: Path, shards: list[Path], beside: list[Path], to: Pa
     for file in beside:
         copy = to / file.relative_to(folder)
         copy.parent.mkdir(exist_ok=True)
-        shutil.copyfile(file, copy)
+        copy.write_bytes(read_beside(folder, file.relative_to(folder).as_posix()))
     names = [SINGLE] if len(shards) == 1 else _numbered(len(shards))
     placed: dict[str, str] = {}
     bytes_written = 0
@@ -102,72 +111,103 @@ def _numbered(count: int) -> list[str]:
     return [f"model-{number:05d}-of-{count:05d}.safetensors" for number in range(1, count + 1)]
 
 
-def _read(file: Path) -> dict[str, Tensor]:
-    """A file's tensors by name, mapped into memory where the file's format allows it."""
-    import torch
-
-    try:
-        state = _load(file)
-    except pickle.UnpicklingError as error:
-        raise WeightopsError(
-            f"{file}: holds Python objects besides tensors, and unpickling them can run any code; where you trust the "
-            "file, load it with the program that wrote it and save the tensors as .safetensors"
-        ) from error
-    except (RuntimeError, EOFError, ValueError, KeyError, AttributeError, TypeError) as error:
-        raise WeightopsError(
-            f"{file}: not a readable PyTorch file (damaged or cut short); download it again"
-        ) from error
-    except OSError as error:
-        raise WeightopsError(f"{file}: cannot be read ({error.strerror}); check its permissions") from error
-    if not isinstance(state, Mapping) or not state:
+def _read(file: Path) -> dict[str, _Source]:
+    """Where a file's tensors lie, by name."""
+    state, begins = read_table(file)
+    if not isinstance(state, dict) or not state:
         raise WeightopsError(f"{file}: not a table of tensors by name; save model.state_dict()")
+    sources: dict[str, _Source] = {}
     for name, value in state.items():
-        if not isinstance(name, str) or not isinstance(value, torch.Tensor) or value.layout != torch.strided:
-            raise WeightopsError(f"{file}: {name!r} is not a dense tensor; save model.state_dict() alone")
-        if value.dtype not in _dtypes():
-            raise WeightopsError(f"{file}: {name}: {value.dtype} has no safetensors form; save it as a plain dtype")
-    return {name: value.detach() for name, value in state.items()}
+        if not isinstance(name, str) or not isinstance(value, PickledTensor):
+            raise WeightopsError(f"{file}: {short(repr(name))} is not a dense tensor; save model.state_dict() alone")
+        if value.dtype not in _DTYPES:
+            raise WeightopsError(
+                f"{file}: {short(name)}: {value.dtype} has no safetensors form; save it as a plain dtype"
+            )
+        try:
+            name.encode()
+        except UnicodeEncodeError as error:
+            raise WeightopsError(f"{file}: the name {short(repr(name))} is no text; save the tensors again") from error
+        sources[name] = _Source(file, _DTYPES[value.dtype], begins[value.storage.key], value)
+    written = sum(source.nbytes for source in _without_repeats(sources).values())
+    if written > MOST_GROWTH * file.stat().st_size:
+        raise WeightopsError(
+            f"{file}: its tensors share data and would take {written} bytes, over {MOST_GROWTH} times the file; save "
+            "each shared tensor once"
+        )
+    return sources
 
 
-def _load(file: Path) -> Any:
-    import torch
-
-    # Files from before torch 1.6 are not archives and cannot be mapped; weights_only holds either way.
-    return torch.load(file, map_location="cpu", weights_only=True, mmap=_is_archive(file))
-
-
-def _is_archive(file: Path) -> bool:
-    with file.open("rb") as stream:
-        return stream.read(4) == b"PK\x03\x04"
-
-
-def _without_repeats(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The first of each group of names with the very same memory, shape and strides."""
+def _without_repeats(sources: Mapping[str, _Source]) -> dict[str, _Source]:
+    """The first of each group of names with the very same data, shape and strides."""
     first: dict[Any, str] = {}
-    for name, tensor in tensors.items():
-        key = (tensor.data_ptr(), tensor.dtype, tensor.shape, tensor.stride()) if tensor.numel() else name
+    for name, source in sources.items():
+        tensor = source.tensor
+        key = (source.begin, tensor.offset, tensor.dtype, tensor.shape, tensor.strides) if source.nbytes else name
         first.setdefault(key, name)
-    return {name: tensors[name] for name in first.values()}
+    return {name: sources[name] for name in first.values()}
 
 
-def _write(tensors: Mapping[str, Tensor], file: Path) -> int:
-    """Write one safetensors file, holding one tensor in memory at a time; the bytes of tensor data written."""
-    import torch
-
-    short = _dtypes()
-    head, offsets = build_header({name: (short[tensor.dtype], tuple(tensor.shape)) for name, tensor in tensors.items()})
+def _write(sources: Mapping[str, _Source], file: Path) -> int:
+    """Write one safetensors file, holding one tensor in memory at most; the bytes of tensor data written."""
+    head, offsets = build_header({name: (source.dtype, source.tensor.shape) for name, source in sources.items()})
     with file.open("wb") as stream:
         stream.write(head)
-        for name in sorted(tensors, key=lambda name: (offsets[name], tensors[name].numel())):
-            stream.write(tensors[name].contiguous().reshape(-1).view(torch.uint8).numpy().data)
+        for name in sorted(sources, key=lambda name: (offsets[name], sources[name].nbytes)):
+            for data in sources[name].bytes():
+                stream.write(data)
     return file.stat().st_size - len(head)
 
 
-def _dtypes() -> dict[Any, str]:
-    import torch
+@dataclass(frozen=True)
+class _Source:
+    """A tensor in a pickled file.
 
-    return {
-        torch.bool: "BOOL", torch.uint8: "U8", torch.int8: "I8", torch.int16: "I16", torch.int32: "I32",
-        torch.int64: "I64", torch.float16: "F16", torch.bfloat16: "BF16", torch.float32: "F32", torch.float64: "F64",
-        torch.float8_e4m3fn: "F8_E4M3", torch.float8_e5m2: "F8_E5M2",
-    }  # fmt: skip
+    Attributes:
+        dtype: safetensors name.
+        begin: First byte of its storage in the file.
+    """
+
+    file: Path
+    dtype: str
+    begin: int
+    tensor: PickledTensor
+
+    @property
+    def nbytes(self) -> int:
+        return dtypes.nbytes(self.dtype, self.tensor.shape)
+
+    def bytes(self) -> Iterator[memoryview]:
+        """The elements in order: in pieces where they lie so, else gathered in memory."""
+        if not self.nbytes:
+            return
+        size, tensor = dtypes.itemsize(self.dtype), self.tensor
+        last = sum((length - 1) * stride for length, stride in zip(tensor.shape, tensor.strides, strict=True))
+        begin, end = (self.begin + element * size for element in (tensor.offset, tensor.offset + last + 1))
+        with open(open_file(self.file), "rb") as stream:
+            stream.seek(begin)
+            if tensor.strides == _packed(tensor.shape):
+                for place in range(begin, end, _PIECE):
+                    yield memoryview(_exactly(stream, min(_PIECE, end - place), self.file))
+                return
+            raw = np.frombuffer(_exactly(stream, end - begin, self.file), f"V{size}")
+        steps = tuple(stride * size for stride in tensor.strides)
+        whole = np.ascontiguousarray(np.lib.stride_tricks.as_strided(raw, tensor.shape, steps, writeable=False))
+        yield whole.reshape(-1).view(np.uint8).data
+
+
+def _packed(shape: tuple[int, ...]) -> tuple[int, ...]:
+    """The strides of a tensor without gaps, in elements."""
+    strides: list[int] = []
+    step = 1
+    for length in reversed(shape):
+        strides.append(step)
+        step *= max(length, 1)
+    return tuple(reversed(strides))
+
+
+def _exactly(stream: BinaryIO, size: int, file: Path) -> bytes:
+    data = stream.read(size)
+    if len(data) != size:
+        raise WeightopsError(f"{file}: cut short while it was read; download it again")
+    return data

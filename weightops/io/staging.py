@@ -18,6 +18,8 @@ from types import TracebackType
 from typing import Any
 
 from ..errors import WeightopsError
+from .replacing import check_place, private_folder, put_in_place, recover, sync_folder
+from .replacing import exists_already as exists_already  # merge/run.py looks for it here
 
 _FLUSH_SECONDS = 2.0
 _JOURNAL, _IDENTITY, _LOCK = "journal.jsonl", "plan.json", "lock"
@@ -36,14 +38,15 @@ class Staging:
         self._identity = json.loads(json.dumps(identity))
         self._overwrite = overwrite
         self._files: dict[str, int] = {}
+        self._names: set[str] = set()
         self._pending: list[str] = []
         self._flushed = time.monotonic()
 
     def __enter__(self) -> Staging:
         try:
             self.out.parent.mkdir(parents=True, exist_ok=True)
-            self.folder.mkdir(exist_ok=True)
-            self._lock = os.open(self.folder / _LOCK, os.O_RDWR | os.O_CREAT, 0o644)
+            private_folder(self.folder)
+            self._lock = _open(self.folder / _LOCK, os.O_RDWR | os.O_CREAT)
         except OSError as error:
             raise WeightopsError(f"{self.out}: cannot be written ({error.strerror}); choose another --out") from error
         try:
@@ -77,7 +80,7 @@ class Staging:
         """The journal of the run that is resumed; empty on a first run."""
         records = []
         try:
-            lines = (self.folder / _JOURNAL).read_text("utf-8").splitlines()
+            lines = self._read(_JOURNAL).splitlines()
         except FileNotFoundError:
             return []
         for line in lines:
@@ -87,7 +90,7 @@ class Staging:
                 break
         if len(records) < len(lines):
             text = "".join(f"{line}\n" for line in lines[: len(records)])
-            (self.folder / _JOURNAL).write_text(text, "utf-8")
+            self._write(_JOURNAL, text)
         return records
 
     def allocate(self, name: str, head: bytes, size: int) -> int:
@@ -96,8 +99,9 @@ class Staging:
         Raises:
             WeightopsError: the disk has no room.
         """
-        descriptor = os.open(self.model / name, os.O_RDWR | os.O_CREAT, 0o644)
+        descriptor = _open(self.model / name, os.O_RDWR | os.O_CREAT)
         self._files[name] = descriptor
+        self._names.add(name)
         try:
             os.posix_fallocate(descriptor, 0, size)
         except OSError as error:
@@ -105,7 +109,7 @@ class Staging:
                 raise WeightopsError(
                     f"{self.model / name}: no room for {size} bytes ({error.strerror}); free some space"
                 ) from error
-            os.ftruncate(descriptor, size)
+        os.ftruncate(descriptor, size)
         os.pwrite(descriptor, head, 0)
         return descriptor
 
@@ -120,7 +124,8 @@ class Staging:
         if self._pending:
             for descriptor in self._files.values():
                 os.fdatasync(descriptor)
-            with open(self.folder / _JOURNAL, "a", encoding="utf-8") as journal:
+            flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT
+            with open(_open(self.folder / _JOURNAL, flags), "a", encoding="utf-8") as journal:
                 journal.write("\n".join(self._pending) + "\n")
                 journal.flush()
                 os.fsync(journal.fileno())
@@ -131,7 +136,8 @@ class Staging:
         """A small file of the output."""
         path = self.model / name
         path.parent.mkdir(parents=True, exist_ok=True)
-        with open(path, "wb") as stream:
+        self._names.add(name)
+        with open(_open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), "wb") as stream:
             stream.write(content)
             stream.flush()
             os.fsync(stream.fileno())
@@ -141,17 +147,9 @@ class Staging:
         for descriptor in self._files.values():
             os.fsync(descriptor)
         self._close_files()
-        _sync_folder(self.model)
-        displaced = self.folder / "displaced"
-        if os.path.lexists(self.out):
-            self.out.rename(displaced)
-        try:
-            self.model.rename(self.out)
-        except BaseException:
-            if os.path.lexists(displaced):
-                displaced.rename(self.out)
-            raise
-        _sync_folder(self.out.parent)
+        self._drop_strange()
+        sync_folder(self.model)
+        put_in_place(self.model, self.out, self.folder / "displaced", overwrite=self._overwrite)
         shutil.rmtree(self.folder, ignore_errors=True)
 
     def _take_lock(self) -> None:
@@ -165,16 +163,14 @@ class Staging:
 
     def _adopt(self) -> None:
         """Take over what an earlier run left, if it was a run of the same plan on the same inputs."""
-        displaced = self.folder / "displaced"
-        if displaced.exists() and self.out.exists():  # killed after the renames of commit()
-            _remove(displaced)
-        elif displaced.exists():  # killed between them
-            displaced.rename(self.out)
+        recover(self.out, self.folder / "displaced")
         left = self._left()
-        if self.out.exists() and not self._overwrite:
+        try:
+            check_place(self.out, overwrite=self._overwrite)
+        except WeightopsError:
             if left is None:
                 shutil.rmtree(self.folder, ignore_errors=True)
-            raise WeightopsError(exists_already(self.out))
+            raise
         if left == self._identity:
             return
         if left is not None and not self._overwrite:
@@ -186,7 +182,7 @@ class Staging:
         if not self.model.exists():
             return None
         try:
-            left = json.loads((self.folder / _IDENTITY).read_text("utf-8"))
+            left = json.loads(self._read(_IDENTITY))
         except (FileNotFoundError, ValueError):
             return None
         return left if isinstance(left, dict) else None
@@ -198,7 +194,23 @@ class Staging:
         if self.model.exists():
             shutil.rmtree(self.model)
         self.model.mkdir()
-        (self.folder / _IDENTITY).write_text(json.dumps(self._identity), "utf-8")
+        self._write(_IDENTITY, json.dumps(self._identity))
+
+    def _read(self, name: str) -> str:
+        with open(_open(self.folder / name, os.O_RDONLY), encoding="utf-8") as stream:
+            return stream.read()
+
+    def _write(self, name: str, text: str) -> None:
+        with open(_open(self.folder / name, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), "w", encoding="utf-8") as stream:
+            stream.write(text)
+
+    def _drop_strange(self) -> None:
+        """Remove from the folder to come what this run did not write: a file that was put there since a kill."""
+        keep = {self.model / name for name in self._names}
+        keep |= {parent for path in keep for parent in path.parents}
+        for path in sorted(self.model.rglob("*")):
+            if path not in keep and os.path.lexists(path):
+                _remove(path)
 
     def _close_files(self) -> None:
         for descriptor in self._files.values():
@@ -218,8 +230,11 @@ def output_problems(out: Path, inputs: Iterable[Path], size: int, *, overwrite: 
         folder = source if source.is_dir() else source.parent
         if place == folder or (place.is_relative_to(folder) and source.is_dir()) or source.is_relative_to(place):
             problems.append(f"{out}: the output would lie in or over the input {source}; choose another --out")
-    if os.path.lexists(out) and not overwrite:
-        problems.append(exists_already(out))
+    if not problems:
+        try:
+            check_place(out, overwrite=overwrite)
+        except WeightopsError as error:
+            problems += error.problems
     parent = next(folder for folder in (place, *place.parents) if folder.is_dir())
     staged = place.parent / f".{place.name}.weightops" / "model"
     free = shutil.disk_usage(parent).free + sum(f.stat().st_blocks * 512 for f in staged.glob("*.safetensors"))
@@ -228,11 +243,6 @@ def output_problems(out: Path, inputs: Iterable[Path], size: int, *, overwrite: 
             f"{out}: needs {size / 1e9:.2f} GB, {free / 1e9:.2f} GB are free; free some space or choose another --out"
         )
     return problems
-
-
-def exists_already(out: Path) -> str:
-    """The problem line for an output that is there."""
-    return f"{out}: exists already; choose another --out, or give --overwrite to replace it"
 
 
 def _cannot_resume(out: Path, left: Mapping[str, Any], now: Mapping[str, Any]) -> str:
@@ -250,9 +260,11 @@ def _remove(path: Path) -> None:
         path.unlink()
 
 
-def _sync_folder(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
+def _open(path: Path, flags: int) -> int:
+    """A file in the staging folder, never through a link."""
     try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+        return os.open(path, flags | os.O_NOFOLLOW | os.O_CLOEXEC, 0o644)
+    except OSError as error:
+        if error.errno == errno.ELOOP:
+            raise WeightopsError(f"{path}: a link where weightops keeps its own file; run this again") from error
+        raise

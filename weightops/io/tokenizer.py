@@ -6,11 +6,12 @@ import importlib
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from ..errors import WeightopsError
+from ..errors import WeightopsError, short
 from .companions import TEMPLATE_FOLDER
 from .folder import read_json
 from .quiet import quiet_transformers
 from .remote_code import refused_code
+from .small_files import read_beside
 from .weights import Weights
 
 if TYPE_CHECKING:
@@ -34,8 +35,11 @@ FILES: Final = (TOKENIZER, SETTINGS, "special_tokens_map.json", "*.tiktoken", *O
 
 def tokenizer_files(folder: Path | None) -> dict[str, bytes]:
     """The files of a folder that belong to its tokenizer, chat template included, by name."""
-    found = sorted(path for pattern in FILES for path in folder.glob(pattern)) if folder else []
-    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in found if folder and path.is_file()}
+    if folder is None:
+        return {}
+    paths = sorted(path for pattern in FILES for path in folder.glob(pattern))
+    names = [path.relative_to(folder).as_posix() for path in paths if path.is_file()]
+    return {name: read_beside(folder, name) for name in names}
 
 
 def has_tokenizer(source: Weights) -> bool:
@@ -64,9 +68,11 @@ def tokenizer_of(source: Weights, *, trust_remote_code: bool = False) -> Tokeniz
         remedy = f"save the model's tokenizer there: AutoTokenizer.from_pretrained(MODEL).save_pretrained('{folder}')"
         raise WeightopsError(f"{file}: missing; {remedy}")
     try:
-        tokenizer = Tokenizer.from_file(str(file))
+        tokenizer = Tokenizer.from_buffer(read_beside(folder, TOKENIZER))
+    except WeightopsError:
+        raise
     except Exception as error:  # the tokenizers library raises bare Exception
-        raise WeightopsError(f"{file}: not a tokenizer ({error}); download it again") from error
+        raise WeightopsError(f"{file}: not a tokenizer ({short(str(error), 200)}); download it again") from error
     _add_listed(tokenizer, folder)
     return tokenizer
 

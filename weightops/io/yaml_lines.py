@@ -11,15 +11,22 @@ from typing import Any
 
 import yaml
 
+from ..errors import short
 from .faults import Faults
 
+#: Characters of one file; the reader takes about a second for 100,000.
+MOST_CHARACTERS = 200_000
 #: Values in one file, aliases written out. A merge of 100 models with a filter for each projection has about 5,000.
 MOST_VALUES = 200_000
 #: Levels of nesting. mergekit's schema needs about 12.
 MOST_LEVELS = 64
 
+#: Characters of a number. Longer ones take time that grows with the square of their digits.
+MOST_DIGITS = 64
+
 _PREFIX = "tag:yaml.org,2002:"
 _SCALARS = tuple(_PREFIX + kind for kind in ("str", "int", "float", "bool", "null", "timestamp"))
+_NUMBERS = (_PREFIX + "int", _PREFIX + "float")
 _PLAIN = frozenset((*_SCALARS, *(_PREFIX + kind for kind in ("seq", "map", "merge", "value"))))
 
 
@@ -52,6 +59,9 @@ class _RefusedError(Exception):
 
 def documents(text: str, faults: Faults) -> tuple[Node, ...]:
     """The documents of a YAML text, empty ones left out. What cannot be read is added to ``faults``."""
+    if len(text) > MOST_CHARACTERS:
+        faults.add(1, f"the file has {len(text):,} characters, at most {MOST_CHARACTERS:,} are read")
+        return ()
     try:
         loader = yaml.SafeLoader(text)
     except yaml.reader.ReaderError as error:
@@ -137,8 +147,11 @@ def _scalar(loader: yaml.SafeLoader, node: yaml.Node, faults: Faults) -> Any:
     if node.tag == _PREFIX + "timestamp":
         return node.value  # a name that looks like a date stays the text the user wrote
     try:
+        node.value.encode()
+        if node.tag in _NUMBERS and len(node.value) > MOST_DIGITS:
+            raise ValueError
         return loader.construct_object(node)
-    except (ValueError, yaml.YAMLError):
+    except (ValueError, ArithmeticError, LookupError, TypeError, yaml.YAMLError):
         faults.add(_start(node), f"cannot read the value {node.value[:40]!r}")
         return None
 
@@ -150,7 +163,9 @@ def _mapping(loader: yaml.SafeLoader, node: yaml.MappingNode, faults: Faults) ->
     for key, value in node.value:
         if not isinstance(key, yaml.ScalarNode) or key.tag != _PREFIX + "str":
             shown = key.value if isinstance(key, yaml.ScalarNode) else "a collection"
-            faults.add(_start(key), f"key {shown!r} is not text; put it in quotes")
+            faults.add(_start(key), f"key {short(repr(shown))} is not text; put it in quotes")
+            continue
+        if _scalar(loader, key, faults) is None:
             continue
         entries[key.value] = Entry(_start(key), _convert(loader, value, faults))
     return entries
@@ -163,5 +178,5 @@ def _refuse_twice(node: yaml.MappingNode, faults: Faults) -> None:
         if not isinstance(key, yaml.ScalarNode) or key.tag == _PREFIX + "merge":
             continue
         if key.value in lines:
-            faults.add(_start(key), f"key {key.value!r} stands twice (first on line {lines[key.value]})")
+            faults.add(_start(key), f"key {short(repr(key.value))} is listed twice (first on line {lines[key.value]})")
         lines.setdefault(key.value, _start(key))

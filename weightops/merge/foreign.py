@@ -9,7 +9,8 @@ import sys
 from pathlib import Path
 
 from ..errors import WeightopsError
-from ..io.staging import exists_already
+from ..io.replacing import check_place, private_folder, put_in_place, recover
+from ..io.small_files import read_small
 from .config.reading import ELSEWHERE
 
 
@@ -21,26 +22,34 @@ def run_mergekit(config: Path, out: Path, *, seed: int = 0, overwrite: bool = Fa
     """
     if importlib.util.find_spec("mergekit") is None:
         raise WeightopsError("--engine mergekit: the package is not installed; pip install 'weightops[mergekit]'")
-    if out.exists() and not overwrite:
-        raise WeightopsError(exists_already(out))
+    check_place(out, overwrite=overwrite)
     module = "mergekit.scripts.moe" if _is_moe(config) else "mergekit.scripts.run_yaml"
-    beside = out.parent / f".{out.name}.mergekit"
-    shutil.rmtree(beside, ignore_errors=True)
-    command = [sys.executable, "-m", module, str(config), str(beside), "--random-seed", str(seed)]
+    home = out.absolute().parent / f".{out.name}.mergekit"
+    home.parent.mkdir(parents=True, exist_ok=True)
+    private_folder(home)
+    recover(out, home / "displaced")
+    try:
+        _run(config, module, home / "model", seed)
+        put_in_place(home / "model", out, home / "displaced", overwrite=overwrite)
+    finally:
+        shutil.rmtree(home, ignore_errors=True)
+
+
+def _run(config: Path, module: str, to: Path, seed: int) -> None:
+    shutil.rmtree(to, ignore_errors=True)  # of a run that was killed
+    command = [sys.executable, "-m", module, str(config), str(to), "--random-seed", str(seed)]
     done = subprocess.run(command, check=False)
     if done.returncode:
-        shutil.rmtree(beside, ignore_errors=True)
-        raise WeightopsError(f"{config}: mergekit ended with code {done.returncode}; its message stands above")
-    if out.exists():
-        shutil.rmtree(out)
-    beside.rename(out)
+        raise WeightopsError(f"{config}: mergekit ended with code {done.returncode}; its message is above")
 
 
 def _is_moe(config: Path) -> bool:
     """Whether a file has keys that only mergekit-moe reads."""
     keys = {key for key, tool in ELSEWHERE.items() if tool == "mergekit-moe"}
     try:
-        lines = config.read_text("utf-8").splitlines()
+        lines = read_small(config).decode("utf-8").splitlines()
     except OSError as error:
-        raise WeightopsError(f"{config}: cannot be read ({error.strerror})") from error
+        raise WeightopsError(f"{config}: cannot be read ({error.strerror}); check the path") from error
+    except UnicodeDecodeError as error:
+        raise WeightopsError(f"{config}: not UTF-8 text (byte {error.start}); save it as UTF-8") from error
     return any(line.split(":")[0] in keys for line in lines)

@@ -16,11 +16,10 @@ from ..engine.tally import Tally, block_digest
 from ..errors import WeightopsError
 from ..io.adapter import Adapter
 from ..io.folder import read_json, stored_tensors
+from ..io.replacing import RECORD as RECORD
 from ..io.safetensors import StoredTensor
 from ..io.weights import Weights
 from ..version import __version__
-
-RECORD = "weightops.json"
 
 
 def record(plan: Plan, tally: Tally, sources: Iterable[Weights | Adapter]) -> dict[str, Any]:

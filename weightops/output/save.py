@@ -10,14 +10,15 @@ from typing import Any
 
 from .. import dtypes
 from ..engine.execute import default_threads, execute
-from ..engine.plan import DEFAULT_MEMORY, Plan
+from ..engine.plan import DEFAULT_MEMORY, Plan, canonical
 from ..engine.tally import Tally
-from ..errors import WeightopsError
+from ..errors import WeightopsError, short
 from ..io.adapter import CONFIG as ADAPTER_CONFIG
 from ..io.adapter import Adapter
 from ..io.companions import GUARD_CARD, companions
 from ..io.folder import INDEX
 from ..io.progress import Progress
+from ..io.small_files import MOST_BYTES, read_beside
 from ..io.staging import Staging, output_problems
 from ..io.weights import Weights
 from .modelcard import Card, render
@@ -25,6 +26,8 @@ from .provenance import RECORD, record
 
 _LEFT = (RECORD, GUARD_CARD, "trainer_state.json", "training_args.json", ADAPTER_CONFIG)
 """Companion files that describe one set of weights or one training, and not what is made of them."""
+MOST_CARRIED = 256_000_000
+"""Bytes of all small files together; they are held in memory."""
 
 
 @dataclass(frozen=True)
@@ -83,12 +86,16 @@ class Prepared:
             raise WeightopsError(*self.problems)
         threads = threads or default_threads()
         self.plan.slice_blocks(threads, memory)
-        with Staging(self.out, self.plan.identity(), overwrite=self.overwrite) as staging:
+        identity = self.plan.identity()
+        self.plan.check_headers()
+        carried = carried_files(self.package.model.folder)
+        with Staging(self.out, identity, overwrite=self.overwrite) as staging:
             with Progress(self.plan.work, f"writing {self.out.name}", shown=progress) as bar:
                 tally = execute(self.plan, staging, threads=threads, memory=memory, progress=bar.update)
             self.package.accept(tally)
-            for name, data in _files(self.plan, self.package, tally).items():
+            for name, data in _files(self.plan, self.package, tally, carried).items():
                 staging.write(name, data)
+            self.plan.check_unchanged(identity)
             staging.commit()
         return Saved(staging.out, tally)
 
@@ -96,8 +103,28 @@ class Prepared:
 def prepare(plan: Plan, package: Package, out: Path, *, overwrite: bool = False) -> Prepared:
     """Check once whether this plan can be written to this place."""
     inputs = [*plan.inputs, *(s.folder for s in package.sources if s.folder is not None)]
-    found = (*plan.problems, *output_problems(out, inputs, plan.bytes_written, overwrite=overwrite))
-    return Prepared(plan, package, out, overwrite, found)
+    places = output_problems(out, inputs, plan.bytes_written, overwrite=overwrite)
+    return Prepared(plan, package, out, overwrite, (*plan.problems, *_unwritable(plan, package, out), *places))
+
+
+def _unwritable(plan: Plan, package: Package, out: Path) -> list[str]:
+    """What cannot be written as UTF-8 into the record, the card or the configuration."""
+    texts = {str(out): "the output's name", **{source.spec: "a source's name" for source in package.sources}}
+    texts |= {
+        canonical(plan.recipe): "the recipe",
+        canonical({**package.model.config, **package.config}): "config.json",
+    }
+    return [
+        f"{short(text)}: {what} is not UTF-8 text; choose another" for text, what in texts.items() if _no_text(text)
+    ]
+
+
+def _no_text(text: str) -> bool:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return True
+    return False
 
 
 def save(
@@ -119,16 +146,16 @@ def save(
     return prepared.write(threads=threads, memory=memory, progress=progress)
 
 
-def _files(plan: Plan, package: Package, tally: Tally) -> dict[str, bytes]:
+def _files(plan: Plan, package: Package, tally: Tally, carried: Mapping[str, bytes]) -> dict[str, bytes]:
     """Every small file of the output, by name."""
     made = record(plan, tally, package.sources)
-    files = {n: data for n, data in carried_files(package.model.folder).items() if n not in package.left_out}
+    files = {n: data for n, data in carried.items() if n not in package.left_out}
     if package.model.config:
         files["config.json"] = _json({**package.model.config, **_dtype_keys(plan, package.model), **package.config})
     if len(plan.files) > 1:
         files[INDEX] = _json(_index(plan))
     files |= package.files
-    files[RECORD] = _json(made)
+    files[RECORD] = _json({**made, "files": sorted({*files, RECORD, "README.md"})})
     files["README.md"] = render(package.card, made, package.sources).encode()
     return files
 
@@ -137,8 +164,14 @@ def carried_files(folder: Path | None) -> dict[str, bytes]:
     """A model folder's small files: configuration, tokenizer, templates, its own code, its licence."""
     if folder is None:
         return {}
-    files = [path for path in companions(folder) if path.name not in _LEFT]
-    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in files}
+    files: dict[str, bytes] = {}
+    room = MOST_CARRIED
+    for path in companions(folder):
+        if path.name not in _LEFT:
+            name = path.relative_to(folder).as_posix()
+            files[name] = read_beside(folder, name, min(room, MOST_BYTES))
+            room -= len(files[name])
+    return files
 
 
 def _dtype_keys(plan: Plan, model: Weights) -> dict[str, str]:

@@ -179,8 +179,11 @@ def test_a_run_of_something_else_or_an_output_in_the_way_is_refused(chat_model, 
     with pytest.raises(WeightopsError, match="exists already"):
         trained(chat_model, tmp_path / "out")
     (tmp_path / "out" / "mine.txt").write_text("old")
+    with pytest.raises(WeightopsError, match="is not replaced, .*: mine.txt"):
+        trained(chat_model, tmp_path / "out", overwrite=True)
+    (tmp_path / "out" / "mine.txt").rename(tmp_path / "out" / "vocab.txt")
     trained(chat_model, tmp_path / "out", overwrite=True)
-    assert not (tmp_path / "out" / "mine.txt").exists()
+    assert not (tmp_path / "out" / "vocab.txt").exists()
     assert sorted(path.name for path in tmp_path.iterdir()) == ["out"]
 
 

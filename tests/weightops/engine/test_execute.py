@@ -374,3 +374,16 @@ def test_the_record_is_the_same_json_for_the_same_run(sum_of_three, tmp_path):
     made = json.loads((tmp_path / "one/weightops.json").read_text())
     assert list(made["outputs"]) == sorted(model(0))
     assert [source["name"] for source in made["sources"]] == [str(tmp_path / name) for name in "tgb"]
+
+
+@pytest.mark.parametrize("threads", [1, 3])
+def test_staged_weights_that_were_changed_since_a_kill_are_computed_again(threads, sum_of_three, tmp_path):
+    expected = write(sum_of_three, tmp_path / "expected")
+    interrupted(sum_of_three, tmp_path / "out", 7)
+    staged = tmp_path / ".out.weightops/model/model.safetensors"
+    content = bytearray(staged.read_bytes())
+    begin = 8 + int.from_bytes(content[:8], "little")
+    for place in range(begin, len(content), 1000):
+        content[place] ^= 1
+    staged.write_bytes(content)
+    assert write(sum_of_three, tmp_path / "out", threads=threads) == expected

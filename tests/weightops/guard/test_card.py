@@ -91,3 +91,11 @@ def test_the_card_is_plain_json(tmp_path):
 def test_reading_a_card_imports_neither_torch_nor_transformers():
     code = "import sys, weightops.guard.card; sys.exit(bool({'torch', 'transformers'} & sys.modules.keys()))"
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0
+
+
+@pytest.mark.parametrize("ids", [[1 << 31, 2], [1, 1 << 40], [1, 10**90]])
+def test_tokens_beyond_any_vocabulary_are_refused(ids, tmp_path):
+    values = {"system": "", "labels": ["safe", "unsafe"], "label_ids": ids}
+    (tmp_path / "guard.json").write_text(json.dumps(values))
+    with pytest.raises(WeightopsError, match="label_ids must be two different token ids below"):
+        GuardCard.read(tmp_path)

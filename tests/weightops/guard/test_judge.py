@@ -1,4 +1,5 @@
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -111,3 +112,8 @@ def test_a_guard_is_opened_once_from_its_name_to_its_answers(chat_model, tmp_pat
         assert headers_read == {folder / "model.safetensors": 1}
         ask(wo.open(folder))
         assert headers_read == {folder / "model.safetensors": 2}
+
+
+def test_labels_that_the_model_has_no_logits_for_are_refused_on_loading(chat_model, card):
+    with pytest.raises(WeightopsError, match=r"label_ids are \(5, 100000\) and the model has \d+ tokens"):
+        Guard.load(chat_model, replace(card, label_ids=(5, 100_000)))

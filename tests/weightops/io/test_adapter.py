@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from safetensors.torch import load_file, save_file
 import weightops as wo
 from weightops.errors import WeightopsError
 from weightops.guard.compose import compose_guard
+from weightops.io.adapter import read_adapter
 from weightops.output.save import save
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning", "ignore::FutureWarning")  # PEFT's advice
@@ -237,7 +239,7 @@ def test_an_incomplete_or_foreign_adapter_is_refused(tensors, config, says, base
         ),
         (
             {"base_model.model.other.lora_A.weight": torch.ones(2, 16), "base_model.model.other.lora_B.weight": torch.ones(32, 2)},
-            "changes other.weight, which .*base has not; this adapter is for another base",
+            "changes other.weight, which .*base does not have; this adapter is for another base",
         ),
     ],
     ids=["shape", "rank", "3-D", "name"],
@@ -256,3 +258,64 @@ def test_an_adapter_alone_says_how_to_name_it_with_its_base(base, tmp_path):
     (folder / "adapter_model.safetensors").unlink()
     with pytest.raises(WeightopsError, match="no adapter_model.safetensors"):
         wo.open(f"{base}+{folder}")
+
+
+FACTORS = {f"{Q}.lora_A.weight": torch.ones(2, 16), f"{Q}.lora_B.weight": torch.ones(32, 2)}
+
+
+@pytest.mark.parametrize(
+    ("config", "says"),
+    [
+        ({"alpha_pattern": ["q_proj"]}, "alpha_pattern must map patterns to numbers"),
+        ({"alpha_pattern": {"q_proj": "2"}}, "an alpha of 2; lora_alpha and alpha_pattern hold plain numbers"),
+        ({"alpha_pattern": {"q_proj": None}}, "an alpha of None"),
+        ({"alpha_pattern": {"(": 2}}, "alpha_pattern '.' cannot be used"),
+        ({"alpha_pattern": {"(?=q)q_proj": 2}}, "RE2, which has no look-ahead"),
+        ({"alpha_pattern": {"x" * 501: 2}}, "501 characters, at most 500"),
+        ({"alpha_pattern": {str(n): 2 for n in range(1001)}}, "1001 entries in alpha_pattern, at most 1000"),
+        ({"lora_alpha": "16"}, "an alpha of 16"),
+        ({"lora_alpha": True}, "an alpha of True"),
+        ({"lora_alpha": 10**90}, "an alpha of 1000"),
+        ({"lora_alpha": float("nan")}, "an alpha of nan"),
+        ({"init_lora_weights": ["pissa"], "peft_type": ["LORA"]}, "adapter of type"),
+    ],
+    ids=lambda value: str(value)[:40],
+)  # fmt: skip
+def test_settings_of_the_wrong_kind_are_refused_with_the_file(config, says, tmp_path):
+    with pytest.raises(WeightopsError, match=says) as caught:
+        read_adapter(by_hand(tmp_path / "lora", FACTORS, **config), "lora")
+    assert str(tmp_path / "lora") in str(caught.value)
+
+
+@pytest.mark.parametrize("pattern", ["(a+)+$", "(a|a)*b", "(.*a){20}b", "(a*)*(a*)*c"])
+def test_a_pattern_that_backtracks_for_ever_ends_at_once(pattern, tmp_path):
+    factors = {f"{'a' * 5000}.lora_A.weight": torch.ones(2, 16), f"{'a' * 5000}.lora_B.weight": torch.ones(32, 2)}
+    begin = time.process_time()
+    read_adapter(by_hand(tmp_path / "lora", factors, alpha_pattern={pattern: 4}), "lora")
+    assert time.process_time() - begin < 1
+
+
+def test_many_patterns_times_many_long_names_are_refused_before_they_are_matched(tmp_path):
+    names = [f"{'ab' * 2000}{n}" for n in range(100)]
+    factors = {f"{n}.lora_{s}.weight": torch.ones(1, 1) for n in names for s in "AB"}
+    patterns = {f"(a|b)*a(a|b){{200}}{n}": 4 for n in range(100)}
+    with pytest.raises(WeightopsError, match="alpha_pattern is too large for this many modules"):
+        read_adapter(by_hand(tmp_path / "lora", factors, alpha_pattern=patterns), "lora")
+
+
+@pytest.mark.parametrize("pattern", ["q_proj", "self_attn.q_proj", r".*\.0\..*q_proj", "q_proj|v_proj", "proj", "x"])
+def test_patterns_mean_what_they_mean_in_peft(pattern, tmp_path):
+    from peft.utils.other import get_pattern_key
+
+    module = Q.removeprefix("base_model.model.")
+    matches = get_pattern_key([pattern], module) == pattern
+    found = read_adapter(by_hand(tmp_path / "lora", FACTORS, alpha_pattern={pattern: 8}), "lora")
+    assert found.updates[f"{module}.weight"].scale == (4.0 if matches else 1.0)
+
+
+def test_weights_that_are_a_link_out_of_the_adapter_are_refused(tmp_path):
+    folder = by_hand(tmp_path / "lora", FACTORS)
+    (folder / "adapter_model.safetensors").rename(tmp_path / "elsewhere")
+    (folder / "adapter_model.safetensors").symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(WeightopsError, match="a link out of its folder"):
+        read_adapter(folder, "lora")

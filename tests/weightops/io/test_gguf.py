@@ -1,5 +1,7 @@
 import json
+import struct
 import sys
+import time
 
 import numpy as np
 import pytest
@@ -8,6 +10,7 @@ from tiny_chat import write_chat_model
 from weightops.errors import WeightopsError
 from weightops.io import gguf as ours
 from weightops.io.gguf import ALIASES, Alias, alias_file, dequantised
+from weightops.io.gguf_header import read_gguf_header
 
 
 @pytest.fixture(scope="module")
@@ -156,12 +159,82 @@ def test_only_our_own_bar_reaches_the_user(tmp_path, tokenizer, capfd, monkeypat
     [
         (b"PK\x03\x04 something else", "not a GGUF file"),
         (b"", "not a GGUF file"),
-        (b"GGUF\x03\x00", "cannot read this GGUF"),
+        (b"GGUF\x03\x00", "not a readable GGUF file (it is cut short)"),
     ],
 )
 def test_a_file_that_is_not_gguf_is_one_line_and_leaves_no_entry(tmp_path, content, said):
     (tmp_path / "wrong.gguf").write_bytes(content)
     one_line(lambda: dequantised(tmp_path / "wrong.gguf"), said)
+
+
+def changed(path, key, value):
+    """The file with another 32-bit value of a key."""
+    raw = path.read_bytes()
+    place = raw.index(key.encode()) + len(key) + 4
+    path.write_bytes(raw[:place] + struct.pack("<I", value) + raw[place + 4 :])
+    return path
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "says"),
+    [
+        ("llama.block_count", 10**9, "llama.block_count is 1000000000, and its tensors have 1"),
+        ("llama.block_count", 2, "llama.block_count is 2, and its tensors have 1"),
+        ("llama.attention.head_count", 10**9, "and its tensors have"),
+        ("llama.embedding_length", 1 << 20, "settings ask for a model of"),
+        ("llama.feed_forward_length", 1 << 30, "settings ask for a model of"),
+        ("llama.vocab_size", 1 << 31, "settings ask for a model of"),
+    ],
+)
+def test_settings_that_ask_for_more_than_the_file_holds_are_refused_at_once(key, value, says, tmp_path, tokenizer):
+    write_gguf(tmp_path / "tiny.gguf", tokenizer)
+    begin = time.process_time()
+    one_line(lambda: dequantised(changed(tmp_path / "tiny.gguf", key, value)), says)
+    assert time.process_time() - begin < 20  # transformers is imported, and reads the tokenizer
+
+
+def number(form, *values):
+    return struct.pack(f"<{form}", *values)
+
+
+def text(value):
+    return number("Q", len(value)) + value
+
+
+@pytest.mark.parametrize(
+    ("body", "says"),
+    [
+        (number("IQQ", 1, 0, 0), "version 1"),
+        (number("IQQ", 3, 10**12, 0), "1000000000000 tensors"),
+        (number("IQQ", 3, 0, 10**12), "1000000000000 keys"),
+        (number("IQQ", 3, 0, 1) + number("Q", 1 << 60), "cut short"),
+        (number("IQQ", 3, 0, 1) + text(b"k") + number("I", 99), "unknown kind 99"),
+        (number("IQQ", 3, 0, 1) + text(b"k") + number("IIQ", 9, 4, 10**12), "arrays of more than"),
+        (number("IQQ", 3, 0, 1) + text(b"k") + number("IIQ", 9, 9, 1), "an array of unknown kind 9"),
+        (number("IQQ", 3, 0, 1) + text(b"k") + number("IIQ", 9, 8, 1_000_000), "cut short"),
+        (number("IQQ", 3, 0, 2) + (text(b"k") + number("II", 4, 1)) * 2, "listed twice"),
+        (number("IQQ", 3, 0, 1) + text(b"general.alignment") + number("II", 4, 0), "an alignment of 0"),
+        (number("IQQ", 3, 1, 0) + text(b"t") + number("I", 1 << 30), "more than 4 dimensions"),
+        (number("IQQ", 3, 1, 0) + text(b"t") + number("IQIQ", 1, 8, 77, 0), "unknown kind 77"),
+        (number("IQQ", 3, 1, 0) + text(b"t") + number("IQIQ", 1, 10**9, 0, 0), "the file has"),
+        (number("IQQ", 3, 1, 0) + text(b"t") + number("IQQIQ", 2, 1 << 40, 1 << 40, 0, 0), "has sides"),
+        (number("IQQ", 3, 1, 0) + text(b"t") + number("IQIQ", 1, 8, 0, 1 << 62), "the file has"),
+        (number("IQQ", 3, 1, 0) + text(b"\xff") + number("IQIQ", 1, 8, 0, 0), "not UTF-8"),
+    ],
+)
+def test_a_header_that_claims_too_much_is_one_line_at_once(body, says, tmp_path):
+    (tmp_path / "x.gguf").write_bytes(b"GGUF" + body)
+    begin = time.process_time()
+    one_line(lambda: read_gguf_header(tmp_path / "x.gguf"), says)
+    assert time.process_time() - begin < 2
+
+
+def test_a_sound_header_is_read(tmp_path, tokenizer):
+    values = write_gguf(tmp_path / "tiny.gguf", tokenizer)
+    header = read_gguf_header(tmp_path / "tiny.gguf")
+    assert header.values["general.architecture"] == "llama"
+    assert header.blocks == 1
+    assert header.elements == sum(value.size for value in values.values())
 
 
 def test_a_missing_file_is_one_line(tmp_path):

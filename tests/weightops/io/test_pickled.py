@@ -1,5 +1,6 @@
 import json
 import os
+import time
 
 import pytest
 import torch
@@ -193,3 +194,110 @@ def one_line(action, said):
         action()
     assert said in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+def archive(file, pickle, records=(), compression=0):
+    """A torch archive of any pickle and records."""
+    import zipfile
+
+    with zipfile.ZipFile(file, "w", compression) as made:
+        made.writestr("x/data.pkl", pickle)
+        made.writestr("x/byteorder", "little")
+        for key, data in dict(records).items():
+            made.writestr(f"x/data/{key}", data)
+    return file
+
+
+def one_tensor(storage="4", offset="0", shape="4", stride="1", name="a"):
+    """The pickle of {name: a float32 tensor}, its numbers as the text form of pickles writes them."""
+    rebuild = f"ctorch._utils\n_rebuild_tensor_v2\n((Vstorage\nctorch\nFloatStorage\nV0\nVcpu\nI{storage}\ntQ"
+    return f"(V{name}\n{rebuild}I{offset}\n(I{shape}\nt(I{stride}\ntI00\n}}tRd.".encode()
+
+
+def test_the_pickles_below_are_sound_but_for_what_they_say(tmp_path):
+    found = load_file(converted(archive(tmp_path / "x.pt", one_tensor(), {"0": torch.arange(4.0).numpy().tobytes()})))
+    same(found, {"a": torch.arange(4.0)})
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        ({"storage": "5"}, "its data should have 20 bytes, the file holds 16"),
+        ({"storage": "400000000", "shape": "400000000"}, "its data should have 1600000000 bytes"),
+        ({"shape": "5"}, "more elements than its data (4)"),
+        ({"shape": "400000000", "stride": "0"}, "more elements than its data (4)"),
+        ({"stride": "2"}, "reaches beyond its data"),
+        ({"offset": "1"}, "reaches beyond its data"),
+        ({"offset": "-1"}, "without offset"),
+        ({"shape": "-4"}, "without shape or strides"),
+        ({"shape": "0\nI" + "9" * 18}, "damaged"),
+        ({"shape": "1\nI" * 40 + "1", "stride": "1\nI" * 40 + "1"}, "41 dimensions"),
+        ({"name": "\\ud800"}, "is no text"),
+    ],
+)  # fmt: skip
+def test_a_tensor_that_is_more_than_its_data_is_refused(change, says, tmp_path):
+    file = archive(tmp_path / "x.pt", one_tensor(**change), {"0": bytes(16)})
+    one_line(lambda: converted(file), says)
+
+
+@pytest.mark.parametrize(
+    ("pickle", "says"),
+    [
+        pytest.param(b"\x80\x02" + b"]" * 600_000 + b".", "more than 500000 opcodes", id="a flood"),
+        pytest.param(b"\x80\x02}r\xff\xff\xff\x7f.", "no table of tensors", id="a memo of 64 GB"),
+        pytest.param(b"}(" + b"(" + b"N\x85" * 100_000 + b"I1\nu.", "", id="deep keys"),
+        pytest.param(
+            b"}(Nq\x00h\x00\x86" + b"q\x00h\x00\x86" * 60 + b"Nu.", "keys that are no text", id="endless hash"
+        ),
+        pytest.param(b"I" + b"9" * 5000 + b"\n.", "damaged", id="digits"),
+        pytest.param(b"\x80\x02cos\nsystem\nX\x02\x00\x00\x00ls\x85R.", "can run any code", id="a call"),
+        pytest.param(b"\x80\x04\x8c\x02os\x8c\x06system\x93.", "can run any code", id="a call by its name"),
+        pytest.param(b"}(Va\nctorch._utils\n_rebuild_meta_tensor_no_storage\n(tRu.", "can run any code", id="meta"),
+        pytest.param(b"R.", "damaged", id="an empty stack"),
+        pytest.param(b"h\x00.", "damaged", id="an empty memo"),
+        pytest.param(b"u.", "damaged", id="no mark"),
+        pytest.param(b"", "damaged", id="nothing"),
+    ],
+)
+@pytest.mark.parametrize("zipped", [True, False])
+def test_a_hostile_pickle_is_one_line_at_once(pickle, says, zipped, tmp_path):
+    magic = b"\x80\x02\x8a\x0al\xfc\x9cF\xf9 j\xa8P\x19.\x80\x02M\xe9\x03.\x80\x02}X\x0d\x00\x00\x00little_endian\x88s."
+    file = archive(tmp_path / "x.pt", pickle) if zipped else tmp_path / "x.pt"
+    if not zipped:
+        file.write_bytes(magic + pickle + b"\x80\x02].")
+    begin = time.process_time()
+    with pytest.raises(WeightopsError) as caught:
+        converted(file)
+    assert time.process_time() - begin < 2
+    assert says.replace("no table of tensors", "not a table of tensors") in str(caught.value)
+
+
+def test_a_meta_tensor_is_one_line(tmp_path):
+    torch.save({"a": torch.empty(10**9, device="meta")}, tmp_path / "x.pt")
+    one_line(lambda: converted(tmp_path / "x.pt"), "objects besides tensors")
+
+
+def test_a_compressed_archive_is_refused_before_it_is_unpacked(tmp_path):
+    file = archive(tmp_path / "x.pt", b"]" * 100_000_000 + b".", compression=8)
+    assert file.stat().st_size < 200_000
+    one_line(lambda: converted(file), "compressed")
+
+
+def test_many_names_of_one_memory_do_not_multiply_the_file(tmp_path):
+    weight = torch.zeros(10_000)
+    state = {f"t{n}": weight[n:] for n in range(1000)}
+    torch.save(state, tmp_path / "x.pt")
+    one_line(lambda: converted(tmp_path / "x.pt"), "over 16 times the file")
+
+
+def test_parameters_fp8_and_state_dicts_of_modules_are_read(tmp_path):
+    module = torch.nn.Sequential(torch.nn.Linear(3, 2), torch.nn.Linear(2, 2))
+    module[0].weight.requires_grad_(False)
+    state = module.state_dict(keep_vars=True)
+    state["fp8"] = torch.ones(4).to(torch.float8_e4m3fn)
+    state["marked"] = torch.nn.Parameter(torch.ones(2))
+    state["marked"].parallel = True
+    torch.save(state, tmp_path / "x.pt")
+    found = load_file(converted(tmp_path / "x.pt"))
+    assert found.keys() == state.keys()
+    assert all(torch.equal(found[name].float(), state[name].detach().float()) for name in state)

@@ -35,8 +35,12 @@ def finish(out: Path, content: bytes = b"head0000", plan: dict = PLAN, **options
     """A whole run."""
     with Staging(out, plan, **options) as staging:
         staging.allocate("model.safetensors", content, len(content))
-        staging.write("sub/config.json", b"{}")
+        staging.write("config.json", b"{}")
+        staging.write("additional_chat_templates/x.jinja", b"x")
         staging.commit()
+
+
+WRITTEN = {"model.safetensors": b"head0000", "config.json": b"{}", "additional_chat_templates/x.jinja": b"x"}
 
 
 def beside(out: Path) -> list[str]:
@@ -60,7 +64,7 @@ def test_killed_at_any_call_to_the_system_a_run_is_resumed_to_the_same_bytes(ove
 
 def test_a_finished_output_stands_in_its_place_and_nothing_beside_it(tmp_path):
     finish(tmp_path / "deep/out")
-    assert tiny.files_of(tmp_path) == {"deep/out/model.safetensors": b"head0000", "deep/out/sub/config.json": b"{}"}
+    assert tiny.files_of(tmp_path) == {f"deep/out/{name}": data for name, data in WRITTEN.items()}
 
 
 def test_an_interrupted_run_leaves_only_a_hidden_folder_and_is_resumed_from_its_journal(tmp_path):
@@ -146,6 +150,7 @@ def test_a_run_of_another_plan_is_not_resumed_unless_it_is_told_to_start_over(tm
 def test_two_runs_cannot_write_one_output(tmp_path):
     with Staging(tmp_path / "out", PLAN) as first:
         first.allocate("model.safetensors", b"head", 4)
+        first.write("config.json", b"{}")
         with pytest.raises(WeightopsError, match=r"out: another process is writing it; wait for it, or choose another"):
             Staging(tmp_path / "out", PLAN).__enter__()
         first.commit()
@@ -159,9 +164,9 @@ def test_an_existing_output_is_kept_without_overwrite_and_replaced_with_it(tmp_p
     with pytest.raises(WeightopsError, match=r"out: exists already; choose another --out, or give --overwrite"):
         finish(tmp_path / "out", b"other")
     assert tiny.files_of(tmp_path) == before
-    (tmp_path / "out/stale.txt").write_text("old")
+    (tmp_path / "out/vocab.txt").write_text("old")
     finish(tmp_path / "out", b"other", overwrite=True)
-    assert tiny.files_of(tmp_path) == {"out/model.safetensors": b"other", "out/sub/config.json": b"{}"}
+    assert tiny.files_of(tmp_path / "out") == WRITTEN | {"model.safetensors": b"other"}
 
 
 @pytest.mark.parametrize("kind", ["file", "link", "dangling link"])
@@ -176,9 +181,12 @@ def test_a_file_or_a_link_in_the_output_place_counts_as_an_output(kind, tmp_path
         (elsewhere / "mine").write_text("mine")
     (problem,) = output_problems(out, [], 1, overwrite=False)
     assert "exists already" in problem
-    finish(out, overwrite=True)
-    assert (out / "model.safetensors").read_bytes() == b"head0000"
-    assert not out.is_symlink()
+    before = tiny.files_of(tmp_path)
+    with pytest.raises(WeightopsError, match="is not replaced, because it is"):
+        finish(out, overwrite=True)
+    assert tiny.files_of(tmp_path) == before
+    assert os.path.lexists(out)
+    assert out.is_symlink() == (kind != "file")
     assert tiny.files_of(elsewhere) == ({"mine": b"mine"} if kind == "link" else {})
 
 
@@ -186,7 +194,7 @@ def left_by(out: Path, when: str) -> None:
     """What a kill leaves before, between or after the two renames that replace an output."""
     finish(out, b"old")
     staging = start(out, overwrite=True)
-    staging.write("sub/config.json", b"{}")
+    staging.write("config.json", b"{}")
     if when != "before":
         out.rename(staging.folder / "displaced")
     if when == "after":
@@ -319,3 +327,87 @@ def test_what_an_unfinished_run_has_allocated_is_not_needed_again(tmp_path, monk
 def test_the_root_folder_is_an_output_that_exists():
     (problem,) = output_problems(Path("/"), [], 1, overwrite=False)
     assert "exists already" in problem
+
+
+def test_an_output_that_appears_while_a_run_writes_is_not_taken_away(tmp_path):
+    out = tmp_path / "out"
+    with pytest.raises(WeightopsError, match="exists already"), Staging(out, PLAN) as staging:
+        staging.allocate("model.safetensors", b"head", 4)
+        finish(tmp_path / "other")
+        (tmp_path / "other").rename(out)
+        staging.commit()
+    assert tiny.files_of(out) == WRITTEN
+
+
+def test_notes_that_appear_in_the_old_output_while_a_run_writes_are_kept(tmp_path):
+    out = tmp_path / "out"
+    finish(out)
+    with pytest.raises(WeightopsError, match="mine.md"), Staging(out, PLAN, overwrite=True) as staging:
+        staging.allocate("model.safetensors", b"head", 4)
+        (out / "mine.md").write_text("mine")
+        staging.commit()
+    assert tiny.files_of(out) == WRITTEN | {"mine.md": b"mine"}
+
+
+def planted(folder: Path, how: str, elsewhere: Path) -> None:
+    """A staging folder as somebody else would prepare it."""
+    elsewhere.mkdir()
+    if how == "a link":
+        folder.symlink_to(elsewhere)
+        return
+    folder.mkdir(mode=0o700)
+    if how == "open to all":
+        folder.chmod(0o777)
+    elif how == "open to the group":
+        folder.chmod(0o770)
+    elif how == "a file":
+        folder.rmdir()
+        folder.write_text("")
+    else:
+        os.chown(folder, 12345, 12345)
+
+
+@pytest.mark.parametrize("how", ["a link", "open to all", "open to the group", "a file", "another user's"])
+def test_a_staging_folder_that_others_may_have_prepared_is_refused(how, tmp_path):
+    if how == "another user's" and os.geteuid():
+        pytest.skip("only root can give a folder away")
+    planted(tmp_path / ".out.weightops", how, tmp_path / "elsewhere")
+    with pytest.raises(WeightopsError, match=r"\.out\.weightops: .*remove it|cannot be written"):
+        finish(tmp_path / "out")
+    assert list((tmp_path / "elsewhere").iterdir()) == []
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("name", ["lock", "journal.jsonl", "plan.json", "model/model.safetensors", "model/config.json"])
+def test_a_link_in_the_staging_folder_is_not_followed(name, tmp_path):
+    staging = start(tmp_path / "out")
+    (tmp_path / "secret").write_text("secret")
+    (staging.folder / name).unlink(missing_ok=True)
+    (staging.folder / name).symlink_to(tmp_path / "secret")
+    with pytest.raises(WeightopsError, match=f"{name}: a link"), Staging(tmp_path / "out", PLAN) as resumed:
+        resumed.done()
+        resumed.allocate("model.safetensors", b"head", 8)
+        resumed.write("config.json", b"{}")
+        resumed.commit()
+    assert (tmp_path / "secret").read_text() == "secret"
+    assert not (tmp_path / "out").exists()
+
+
+def test_the_staging_folder_is_closed_to_others_and_the_output_is_as_open_as_any_folder(tmp_path):
+    staging = start(tmp_path / "out")
+    assert staging.folder.stat().st_mode & 0o777 == 0o700
+    finish(tmp_path / "out")
+    (tmp_path / "folder").mkdir()
+    assert (tmp_path / "out").stat().st_mode == (tmp_path / "folder").stat().st_mode
+
+
+def test_what_was_put_into_the_staging_folder_since_a_kill_does_not_come_out(tmp_path):
+    staging = start(tmp_path / "out")
+    (staging.model / "modeling_x.py").write_text("evil")
+    (staging.model / "deep/er").mkdir(parents=True)
+    (staging.model / "link").symlink_to("/etc/passwd")
+    with open(staging.model / "model.safetensors", "ab") as stream:
+        stream.write(b"more than its size")
+    finish(tmp_path / "out")
+    assert tiny.files_of(tmp_path / "out") == WRITTEN
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == sorted({n.split("/")[0] for n in WRITTEN})

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -14,6 +16,7 @@ import yaml
 import weightops as wo
 from weightops.errors import WeightopsError
 from weightops.io import staging
+from weightops.output import save as saving
 from weightops.output.save import carried_files
 
 
@@ -143,3 +146,89 @@ def test_a_folder_is_given_back_as_it_was_named(models, tmp_path, monkeypatch):
     a, b = models
     out = (a + (b - a)).save("deep/out", progress=False)
     assert out.resolve() == tmp_path / "deep/out"
+
+
+def while_writing(monkeypatch: pytest.MonkeyPatch, action: Callable[[], object]) -> None:
+    """Do something between the last slice and the end of a run."""
+    execute = saving.execute
+
+    def executed(*arguments: object, **named: object) -> object:
+        tally = execute(*arguments, **named)  # type: ignore[arg-type]
+        action()
+        return tally
+
+    monkeypatch.setattr(saving, "execute", executed)
+
+
+@pytest.mark.parametrize("how", ["written in place", "replaced", "touched", "gone", "cut short"])
+@pytest.mark.parametrize("number", [0, 1])
+def test_an_input_that_changes_while_a_run_reads_it_is_named_and_nothing_is_written(
+    how, number, models, tmp_path, monkeypatch
+):
+    file = tmp_path / f"m{number}/model.safetensors"
+
+    def change() -> None:
+        if how == "written in place":
+            with open(file, "r+b") as stream:
+                stream.seek(-2, 2)
+                stream.write(b"xx")
+        elif how == "replaced":
+            times = file.stat()
+            shutil.copy(file, tmp_path / "copy")
+            os.utime(tmp_path / "copy", ns=(times.st_atime_ns, times.st_mtime_ns))
+            (tmp_path / "copy").rename(file)
+        elif how == "touched":
+            file.touch()
+        elif how == "gone":
+            file.unlink()
+        else:
+            os.truncate(file, file.stat().st_size - 2)
+
+    while_writing(monkeypatch, change)
+    a, b = models
+    with pytest.raises(WeightopsError, match=f"m{number}/model.safetensors: it was changed while it was read"):
+        (a + 0.5 * (b - a)).save(tmp_path / "out", progress=False)
+    assert not [path.name for path in tmp_path.iterdir() if "out" in path.name]
+
+
+def test_an_input_that_was_replaced_after_it_was_opened_is_named(models, tmp_path):
+    a, b = models
+    made = a + 0.5 * (b - a)
+    tiny.write(tmp_path / "m1", tiny.llama(3, hidden=32))
+    with pytest.raises(WeightopsError, match="m1/model.safetensors: it was changed since it was opened"):
+        made.save(tmp_path / "out", progress=False)
+
+
+@pytest.mark.parametrize("overwrite", [False, True])
+def test_small_files_are_those_of_the_start_of_a_run(overwrite, models, tmp_path, monkeypatch):
+    (tmp_path / "m0/LICENSE").write_text("before")
+    while_writing(monkeypatch, lambda: (tmp_path / "m0/LICENSE").write_text("after"))
+    a, b = models
+    out = (a + (b - a)).save(tmp_path / "out", progress=False, overwrite=overwrite)
+    assert (out / "LICENSE").read_text() == "before"
+
+
+def test_an_output_name_that_is_no_text_is_found_in_the_plan(models, tmp_path, monkeypatch):
+    monkeypatch.setattr(saving, "execute", lambda *_, **__: pytest.fail("computed"))
+    a, b = models
+    name = os.fsdecode(b"out-\xff")
+    with pytest.raises(WeightopsError, match=r"the output's name is not UTF-8 text"):
+        (a + (b - a)).save(tmp_path / name, progress=False)
+    with pytest.raises(WeightopsError, match="the recipe is not UTF-8 text"):
+        (a + (b - a).without("\ud800")).save(tmp_path / "out", progress=False)
+
+
+def test_a_config_that_could_not_be_written_again_is_found_on_opening(models, tmp_path):
+    (tmp_path / "m0/config.json").write_text('{"a": "\\ud800"}')
+    with pytest.raises(WeightopsError, match=r"config.json: not valid JSON \(half a surrogate pair"):
+        wo.open(tmp_path / "m0")
+
+
+def test_small_files_of_many_bytes_are_refused_before_anything_is_computed(models, tmp_path, monkeypatch):
+    monkeypatch.setattr(saving, "execute", lambda *_, **__: pytest.fail("computed"))
+    for number in range(3):
+        with open(tmp_path / f"m0/{number}.txt", "wb") as stream:
+            stream.truncate(100_000_000)
+    a, b = models
+    with pytest.raises(WeightopsError, match="100000000 bytes, at most"):
+        (a + (b - a)).save(tmp_path / "out", progress=False)

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from typing import TypeVar
 
 from ...dtypes import FROM_TORCH
-from ...errors import WeightopsError
+from ...errors import WeightopsError, short
 from ...io.faults import Faults
 from ...io.yaml_lines import Entry, Node
 from ...ops.registry import nearest
@@ -69,7 +69,7 @@ def document_name(node: Node, faults: Faults) -> str | None:
     elif not name.isprintable() or any(mark in name for mark in "/\\") or name[0] == "." or name != name.strip():
         faults.add(
             node.line,
-            f"name {shown} is used as a folder's name; take out /, \\, control characters, a dot in front, outer spaces",
+            f"name {shown} is used as a folder's name; take out /, \\, control characters, a first dot, outer spaces",
         )
     elif len(name.encode()) > MOST_NAME:
         faults.add(node.line, f"name {shown} has {len(name.encode())} bytes; shorten it to at most {MOST_NAME}")
@@ -145,14 +145,18 @@ def index(node: Node, faults: Faults) -> int | None:
     return None
 
 
-def positive(node: Node, faults: Faults) -> int | None:
-    if type(node.value) is int and node.value >= 1:
+#: Rows that ``pad_to_multiple_of`` may ask for; GPUs gain from multiples of up to 512.
+MOST_PADDING = 1 << 16
+
+
+def multiple(node: Node, faults: Faults) -> int | None:
+    if type(node.value) is int and 1 <= node.value <= MOST_PADDING:
         return node.value
-    faults.add(node.line, f"{_shown(node)} must be a whole number, at least 1")
+    faults.add(node.line, f"{_shown(node)} must be a whole number from 1 to {MOST_PADDING}")
     return None
 
 
 def _shown(node: Node) -> str:
     if isinstance(node.value, dict):
         return "a mapping"
-    return "a list" if isinstance(node.value, tuple) else repr(node.value)
+    return "a list" if isinstance(node.value, tuple) else short(repr(node.value))

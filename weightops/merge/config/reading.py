@@ -12,6 +12,7 @@ from pathlib import Path
 
 from ...errors import WeightopsError
 from ...io.faults import Faults
+from ...io.small_files import read_small
 from ...io.yaml_lines import Entry, Node, documents
 from .check import check
 from .documents import check_documents
@@ -24,8 +25,8 @@ from .fields import (
     items,
     mapping,
     model_name,
+    multiple,
     number,
-    positive,
     read_key,
     refuse_unknown,
     text,
@@ -86,7 +87,7 @@ def read_text(file: str | os.PathLike[str]) -> str:
         WeightopsError: it cannot be read.
     """
     try:
-        return Path(file).read_text(encoding="utf-8")
+        return read_small(Path(file)).decode("utf-8")
     except (OSError, UnicodeDecodeError) as error:
         why = error.strerror if isinstance(error, OSError) else "it is not UTF-8 text"
         raise WeightopsError(f"{os.fspath(file)}: cannot read the merge file ({why}); check the path") from error
@@ -315,7 +316,7 @@ def _tokenizer(entries: Mapping[str, Entry], faults: Faults) -> TokenizerConfig 
     return TokenizerConfig(
         source=read_key(given, "source", model_name, faults) or "union",
         tokens=read_key(given, "tokens", _tokens, faults) or {},
-        pad_to_multiple_of=read_key(given, "pad_to_multiple_of", positive, faults),
+        pad_to_multiple_of=read_key(given, "pad_to_multiple_of", multiple, faults),
         line=new.line,
     )
 

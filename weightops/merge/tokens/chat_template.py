@@ -12,6 +12,7 @@ from typing import Any
 from ...errors import WeightopsError
 from ...io.companions import TEMPLATE_FOLDER
 from ...io.folder import read_json
+from ...io.small_files import read_beside
 from ...io.tokenizer import OLDER_TEMPLATE, SETTINGS, TEMPLATE
 from ...io.weights import Weights
 
@@ -98,7 +99,7 @@ def template_of(source: Weights) -> str | None:
 
 def _text(file: Path) -> str:
     try:
-        return file.read_text("utf-8")
+        return read_beside(file.parent, file.name).decode("utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise WeightopsError(f"{file}: cannot be read as text; restore or download the file again") from error
 

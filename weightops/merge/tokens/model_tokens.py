@@ -13,11 +13,16 @@ from typing import TYPE_CHECKING, Any
 from ...anatomy.config_keys import vocabulary_size
 from ...anatomy.vocabulary import vocabulary_tensors
 from ...errors import WeightopsError, attempt_all
+from ...io.small_files import read_beside
 from ...io.tokenizer import SETTINGS, TOKEN_FLAGS, TOKENIZER, has_tokenizer, tokenizer_of
 from ...io.weights import Weights
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
+
+
+#: Rows of an embedding, and numbers of tokens. The largest vocabularies in use have about 260,000.
+MOST_TOKENS = 1 << 24
 
 
 @dataclass(frozen=True, eq=False)
@@ -64,8 +69,8 @@ def fingerprint(source: Weights) -> bytes | None:
     """The same for two models whose tokenizers are the same files; ``None`` without ``tokenizer.json``."""
     if source.folder is None or not (source.folder / TOKENIZER).exists():
         return None
-    parts = [(source.folder / name) for name in (TOKENIZER, SETTINGS)]
-    return b"".join(hashlib.sha256(part.read_bytes()).digest() for part in parts if part.exists())
+    names = [name for name in (TOKENIZER, SETTINGS) if (source.folder / name).exists()]
+    return b"".join(hashlib.sha256(read_beside(source.folder, name)).digest() for name in names)
 
 
 def read_tokens(
@@ -99,7 +104,10 @@ def _read(
         tokenizer = tokenizer_of(source, trust_remote_code=trust_remote_code)
         ids = sorted(tokenizer.get_vocab(with_added_tokens=True).items(), key=lambda item: (item[1], item[0]))
         read[key] = tokenizer, dict(ids)
-    return ModelTokens(model, source, embedding_rows(source), *read[key])
+    rows, (_, numbers) = embedding_rows(source), read[key]
+    if max(rows or 0, max(numbers.values(), default=0)) > MOST_TOKENS:
+        raise WeightopsError(f"{source.spec}: its vocabulary has numbers above {MOST_TOKENS}; restore its tokenizer")
+    return ModelTokens(model, source, rows, *read[key])
 
 
 def tokenizer_only(spec: str) -> Weights:

@@ -268,7 +268,7 @@ FAULTS = {
     "misspelt filter": ("{weight: 0.7}", "{weight: {fliter: a, value: 1}}", "6: unknown key 'fliter' (did you"),
     "no value": ("{weight: 0.7}", "{weight: {filter: a}}", "6: value is missing"),
     "twice": ("org/b", "org/a", "5: model 'org/a' stands twice among the inputs"),
-    "doubled key": ("{weight: 0.7}", "{weight: 0.7, weight: 0.3}", "6: key 'weight' stands twice (first on line 6)"),
+    "doubled key": ("{weight: 0.7}", "{weight: 0.7, weight: 0.3}", "6: key 'weight' is listed twice (first on line 6)"),
     "python tag": ("0.7", "!!python/object/apply:os.system [ls]", "6: tag !!python/object/apply:os.system is refused"),
     "own tag": ("0.7", "!secret 1", "6: tag !secret is refused"),
     "key not text": ("{weight: 0.7}", "{1: 0.7}", "6: key '1' is not text"),
@@ -288,6 +288,12 @@ def test_fault(fault):
     assert any(problem.startswith(f"c.yml:{said}") for problem in problems(head + wrong + tail)), problems(
         head + wrong + tail
     )
+
+
+@pytest.mark.parametrize("rows", ["0", "-8", "65537", "1000000000000", "9" * 60, "8.0", "true"])
+def test_a_padding_that_would_take_much_memory_is_refused_with_its_line(rows):
+    (problem,) = problems(f"{LINEAR}tokenizer:\n  source: union\n  pad_to_multiple_of: {rows}\n")
+    assert "must be a whole number from 1 to 65536" in problem
 
 
 def test_a_bomb_of_aliases_is_refused_before_it_is_built():

@@ -5,15 +5,19 @@ from pathlib import Path
 
 import jinja2
 import pytest
+import tiny_models as tiny
 from mergekit._data import chat_templates
 from tiny_vocabularies import bpe, model, out_ids, plan, special, words
 from transformers import AutoTokenizer
 
+import weightops as wo
 from weightops.anatomy.vocabulary import token_tensors, with_vocabulary
+from weightops.errors import WeightopsError
 from weightops.io.safetensors import StoredTensor
 from weightops.io.tokenizer import tokenizer_of
 from weightops.io.weights import Weights
 from weightops.merge.tokens.chat_template import TEMPLATES, template_of
+from weightops.merge.tokens.model_tokens import read_tokens
 
 UNION = "tokenizer_source: union"
 
@@ -320,3 +324,13 @@ def test_a_template_goes_out_also_where_no_model_has_a_tokenizer(tmp_path):
     got = plan(weights, "chat_template: chatml")
     assert got.unchanged
     assert (sorted(got.files), got.left_out) == (["chat_template.jinja", "tokenizer_config.json"], ())
+
+
+def test_a_token_with_a_number_that_no_vocabulary_has_is_refused_at_once(tmp_path):
+    folder = tiny.write(tmp_path / "m", tiny.llama(0, vocab=13))
+    tiny.tokenizer(folder)
+    content = json.loads((folder / "tokenizer.json").read_text())
+    content["model"]["vocab"]["far"] = 4_000_000_000
+    (folder / "tokenizer.json").write_text(json.dumps(content))
+    with pytest.raises(WeightopsError, match="its vocabulary has numbers above 16777216"):
+        read_tokens({"m": wo.open(folder).source}, ["m"])
