@@ -19,7 +19,6 @@ from typing import Any
 
 from ..errors import WeightopsError
 from .replacing import check_place, private_folder, put_in_place, recover, sync_folder
-from .replacing import exists_already as exists_already  # merge/run.py looks for it here
 
 _FLUSH_SECONDS = 2.0
 _JOURNAL, _IDENTITY, _LOCK = "journal.jsonl", "plan.json", "lock"

@@ -14,7 +14,7 @@ from ..algebra.opening import Opener
 from ..engine.plan import DEFAULT_MEMORY
 from ..errors import WeightopsError, attempt_all
 from ..io.folder import read_json
-from ..io.staging import exists_already
+from ..io.replacing import exists_already
 from ..output.provenance import RECORD
 from ..output.save import Saved, save
 from .build import Built, Options, build
