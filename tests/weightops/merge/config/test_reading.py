@@ -444,3 +444,46 @@ def test_ordinary_names_are_taken(name):
 @pytest.mark.parametrize("key", ["name", "chat_template", "base_model", "dtype"])
 def test_text_that_is_no_unicode_is_refused_wherever_it_is(key):
     assert problems(LINEAR + f'{key}: "a\\ud800b"\n')[0].startswith("c.yml:7: cannot read the value")
+
+
+# --- bounds ----------------------------------------------------------------------------------------------------------
+
+ONE = "merge_method: linear\nmodels: [{model: a, parameters: {weight: 1}}]\n"
+TOO_MUCH = {
+    "documents": ("---\n".join(f"name: d{i}\n{ONE}" for i in range(300)), "300 documents, at most 100 are read"),
+    "models": ("merge_method: linear\nmodels:\n" + "- {model: a}\n" * 1_500, "at most 1,000 are read"),
+    "slices": (
+        "merge_method: passthrough\nslices:\n- &s {sources: [{model: a, layer_range: [0, 4]}]}\n" + "- *s\n" * 2_000,
+        "slices has 2,001 entries, at most 1,000 are read",
+    ),
+    "layers": (
+        "merge_method: passthrough\nslices:\n- sources: [{model: a, layer_range: [0, 1000000000]}]\n",
+        "have 1000000000 layers together, at most 2,000 are made",
+    ),
+    "gradient": (ONE + f"parameters: {{weight: [{'1,' * 2_000}]}}\n", "weight has 2,000 entries"),
+    "filters": (
+        ONE + "parameters:\n  weight:\n" + "  - {filter: x, value: 1}\n" * 1_500,
+        "weight has 1,500 entries, at most 1,000 are read",
+    ),
+    "gradient in a filter": (
+        ONE + f"parameters: {{weight: [{{filter: x, value: [{'1,' * 2_000}]}}]}}\n",
+        "value has 2,000 entries",
+    ),
+    "modules": (
+        "merge_method: linear\nmodules:\n" + "".join(f"  m{i}: {{models: [{{model: a}}]}}\n" for i in range(200)),
+        "modules has 200 entries, at most 100 are read",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", TOO_MUCH)
+def test_more_than_any_merge_has_is_refused_before_work_is_done_for_it(case):
+    text, said = TOO_MUCH[case]
+    found = problems(text)
+    assert any(said in problem for problem in found), found[:3]
+    assert len(found) <= 2
+
+
+@pytest.mark.parametrize("number", [".inf", ".nan", "1.0e+39", "1" * 60])
+def test_a_factor_that_no_layer_can_be_scaled_by_is_refused(number):
+    assert problems(ONE + f"lines: {{alpha: {number}}}\n")[0].endswith("must be a number, and a finite one")
