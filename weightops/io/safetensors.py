@@ -14,10 +14,16 @@ from pathlib import Path
 from typing import Any
 
 from .. import dtypes
-from ..errors import WeightopsError
+from ..errors import WeightopsError, short
+from .small_files import open_file
 
-#: The reference reader's bound on a header; a larger claim is a broken or hostile file.
-MAX_HEADER = 100_000_000
+#: Bytes of a header. About 240,000 tensors in one file; the reference reader allows 100 MB, which can take gigabytes.
+MAX_HEADER = 32_000_000
+#: Commas and opening brackets of a JSON text: no text has more values than these. Bounds the memory of reading it.
+MOST_MARKS = 2_000_000
+#: Dimensions of a tensor; torch's kernels stop at 64, and no model has more than 6.
+MOST_DIMENSIONS = 32
+_WORD = 1 << 64
 
 
 @dataclass(frozen=True)
@@ -59,13 +65,13 @@ def read_header(file: Path) -> Header:
         WeightopsError: the file cannot be read, or its header does not describe it.
     """
     try:
-        with open(file, "rb") as stream:
+        with open(open_file(file), "rb") as stream:
             size = os.fstat(stream.fileno()).st_size
             length = int.from_bytes(stream.read(8), "little")
             if size < 8 or length > min(size - 8, MAX_HEADER):
                 raise WeightopsError(
-                    f"{file}: not a whole safetensors file (header of {length} bytes, file of "
-                    f"{size}); download it again"
+                    f"{file}: not a whole safetensors file (header of {length} bytes, of which at most {MAX_HEADER} "
+                    f"are read, file of {size}); download it again"
                 )
             raw = stream.read(length)
     except OSError as error:
@@ -92,7 +98,7 @@ def parse_header(raw: bytes, file: Path, data_size: int) -> Header:
     for (begin, stop), name in spans:
         if begin != end:
             fault = "overlaps the tensor before it" if begin < end else f"leaves {begin - end} bytes before it unused"
-            raise WeightopsError(f"{file}: {name}: {fault}; the header is damaged, download the file again")
+            raise WeightopsError(f"{file}: {short(name)}: {fault}; the header is damaged, download the file again")
         end = stop
     if end != data_size:
         fault = f"header describes {end} bytes of data, the file holds {data_size}"
@@ -141,16 +147,18 @@ def _json_object(raw: bytes, file: Path) -> dict[str, Any]:
             (key + value if isinstance(value, str) else key).encode()  # half a surrogate pair is no text
             if key in found:
                 raise WeightopsError(
-                    f"{file}: {key} stands twice in the header; the file is damaged, download it again"
+                    f"{file}: {short(key)} is listed twice in the header; the file is damaged, download it again"
                 )
             found[key] = value
         return found
 
     try:
+        refuse_crowded(raw)
         entries = json.loads(raw.decode("utf-8"), object_pairs_hook=once, parse_int=_whole)
     except (ValueError, RecursionError) as error:
+        reason = f" within bounds ({error})" if type(error) is ValueError else ""
         raise WeightopsError(
-            f"{file}: the safetensors header is not JSON; the file is damaged, download it again"
+            f"{file}: the safetensors header is not JSON{reason}; the file is damaged, download it again"
         ) from error
     if not isinstance(entries, dict):
         raise WeightopsError(
@@ -160,24 +168,48 @@ def _json_object(raw: bytes, file: Path) -> dict[str, Any]:
 
 
 def _whole(digits: str) -> float:
-    """A JSON integer; the reference takes -0 for a float, so it is one here."""
+    """A JSON integer, cut to 65 bits; the reference takes -0 for a float, so it is one here."""
+    if len(digits) > 20:
+        return -_WORD if digits.startswith("-") else _WORD
     return -0.0 if digits == "-0" else int(digits)
+
+
+def refuse_crowded(raw: bytes) -> None:
+    """Refuse a JSON text whose values would take too much memory, before they are made.
+
+    Raises:
+        ValueError: it has more commas and opening brackets than :data:`MOST_MARKS`.
+    """
+    if len(raw) > MOST_MARKS and sum(map(raw.count, (b",", b"[", b"{"))) > MOST_MARKS:
+        raise ValueError(f"more than {MOST_MARKS} values")
+
+
+def _bits(dtype: str, shape: list[int]) -> int:
+    """Bits of a tensor, a length of 0 taken for 1; at 2^64 it stops multiplying."""
+    bits = dtypes.BITS[dtype]
+    for length in shape:
+        if bits >= _WORD:
+            break
+        bits *= length or 1
+    return bits
 
 
 def _span(name: str, entry: Any, file: Path, data_size: int) -> tuple[int, int]:
     """First and last byte of a tensor's data, once everything its entry claims has been checked."""
-    where = f"{file}: {name}"
+    where = f"{file}: {short(name)}"
     again = "the header is damaged, download the file again"
     if not isinstance(entry, dict) or set(entry) != {"dtype", "shape", "data_offsets"}:
         raise WeightopsError(f"{where}: an entry needs dtype, shape and data_offsets; {again}")
     dtype, shape, offsets = entry["dtype"], entry["shape"], entry["data_offsets"]
     if not isinstance(dtype, str) or dtype not in dtypes.BITS:
-        raise WeightopsError(f"{where}: unknown dtype {dtype!r}; known are {', '.join(dtypes.BITS)}")
+        raise WeightopsError(f"{where}: unknown dtype {short(repr(dtype))}; known are {', '.join(dtypes.BITS)}")
     if not isinstance(shape, list) or not all(type(length) is int and length >= 0 for length in shape):
         raise WeightopsError(f"{where}: the shape is not a list of lengths; {again}")
-    bits = dtypes.BITS[dtype] * dtypes.count(tuple(shape))
-    if dtypes.BITS[dtype] * dtypes.count(tuple(length or 1 for length in shape)) >= 1 << 64:
+    if len(shape) > MOST_DIMENSIONS:
+        raise WeightopsError(f"{where}: {len(shape)} dimensions, at most {MOST_DIMENSIONS} are read; {again}")
+    if _bits(dtype, shape) >= _WORD:
         raise WeightopsError(f"{where}: the shape {tuple(shape)} is too large for any file; {again}")
+    bits = dtypes.BITS[dtype] * dtypes.count(tuple(shape))
     if bits % 8:
         raise WeightopsError(f"{where}: {dtype} of shape {tuple(shape)} does not fill whole bytes; {again}")
     if not isinstance(offsets, list) or len(offsets) != 2 or not all(type(offset) is int for offset in offsets):
