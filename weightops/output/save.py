@@ -129,7 +129,8 @@ def _files(plan: Plan, package: Package, tally: Tally) -> dict[str, bytes]:
         files[INDEX] = _json(_index(plan))
     files |= package.files
     files[RECORD] = _json(made)
-    files["README.md"] = render(package.card, made, package.sources).encode()
+    config = {**package.model.config, **package.config}
+    files["README.md"] = render(package.card, made, package.sources, files, config).encode()
     return files
 
 

@@ -63,7 +63,7 @@ def test_an_adapter_guard_is_asked_as_base_plus_adapter(chat_model, tmp_path):
     training = replace(HARD, update=Lora(4, 8.0))
     train(GuardRecipe(str(chat_model), NOWHERE, training=training), ROWS, tmp_path / "guard")
     names = {path.name for path in (tmp_path / "guard").iterdir()}
-    assert names == {"adapter_config.json", "adapter_model.safetensors", "guard.json", "training.json"}
+    assert names == {"README.md", "adapter_config.json", "adapter_model.safetensors", "guard.json", "training.json"}
     both = f"{chat_model}+{tmp_path / 'guard'}"
     found = open_guard(both).probabilities([row.text for row in ROWS])
     assert score([row.unsafe for row in ROWS], found).f1 > 0.9
