@@ -25,6 +25,7 @@ COMMANDS = {
     "guard": ("guard", "Ask guards: score texts, evaluate, serve."),
     "inspect": ("inspect", "List a model's tensors, by part."),
     "verify": ("verify", "Check an output against its weightops.json."),
+    "cache": ("cache", "List and clear converted models."),
 }
 
 

@@ -118,6 +118,25 @@ def _weights_at(spec: str, place: Path, revision: str | None) -> Weights:
     return _sound(Weights(spec, folders.stored_tensors(place), place, revision, config))
 
 
+def adapter_base(spec: str) -> tuple[str, str | None]:
+    """A model's name and its adapter's, as they are told apart on opening; no adapter in most of them.
+
+    Raises:
+        WeightopsError: it is an adapter alone, and its configuration names no base that can be opened.
+    """
+    base, plus, adapter = spec.partition("+")
+    with _reading(spec):
+        folder = Path(spec).expanduser()
+        if plus and not folder.exists():
+            return base, adapter
+        if spec in ALIASES:
+            return spec, None
+        if spec and not folder.exists() and is_hub_id(spec):
+            folder = download(spec)
+        alone = folder.is_dir() and is_adapter(folder)
+    return (base_of_adapter(folder, spec), spec) if alone else (spec, None)
+
+
 def base_of_adapter(folder: Path, spec: str) -> str:
     """The base of a LoRA adapter, as its own configuration names it: by a hub id, an alias or a path that exists.
 

@@ -81,7 +81,8 @@ def dequantised(path: Path, name: str | None = None) -> Path:
     """
     check_magic(path)
     title = name or path.stem
-    return cached("gguf", entry_name(title, stamp([path], VERSION)), lambda folder: _convert(path, folder, title))
+    entry = entry_name(title, stamp([path], VERSION))
+    return cached("gguf", entry, lambda folder: _convert(path, folder, title), sources=[path])
 
 
 def check_magic(path: Path) -> None:

@@ -117,7 +117,9 @@ def render(
     )
 
 
-_NO_LICENCE = "This card states no licence, because the sources do not all state the same one. The licence of every source applies."
+_NO_LICENCE = (
+    "This card states no licence: its sources do not all state the same one. The licence of each source applies."
+)
 
 
 def hub_name(source: Weights | Adapter) -> str | None:
