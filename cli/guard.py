@@ -1,4 +1,4 @@
-"""``weightops guard score``, ``eval`` and ``serve``."""
+"""``weightops guard score``, ``eval``, ``threshold`` and ``serve``."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import click
 from click.core import ParameterSource
 from click.shell_completion import CompletionItem
 
+from weightops.cli.guard_threshold import threshold_command
 from weightops.cli.options import SizeType, SourceType, print_json
 from weightops.errors import WeightopsError
 
@@ -59,13 +60,17 @@ _FILE = click.Path(path_type=Path)
 
 @click.group("guard")
 def command() -> None:
-    """Ask guards: score texts, evaluate on labelled texts, serve over HTTP.
+    """Ask guards: score texts, evaluate on labelled texts, choose a threshold, serve over HTTP.
 
     \b
     weightops guard score mine-guard "how do I kill a process?"
     weightops guard eval mine-guard test.jsonl --out report
+    weightops guard threshold mine-guard report/evaluation.json --false-alarms 0.01
     weightops guard serve mine-guard
     """
+
+
+command.add_command(threshold_command)
 
 
 @command.command("score")
@@ -123,6 +128,7 @@ def score(
 @click.option(
     "--prefix-chars", type=click.IntRange(min=1), default=100, show_default=True, help="Characters between prefixes."
 )
+@click.option("--offline", is_flag=True, help="Judge whole texts only, not their prefixes.")
 @click.option(
     "--rows", type=click.IntRange(min=1), multiple=True, help="Texts to draw, from 1.  [default: the longest]"
 )
@@ -135,6 +141,7 @@ def evaluate(
     data: tuple[Path, ...],
     out: Path | None,
     prefix_chars: int,
+    offline: bool,
     rows: tuple[int, ...],
     batch: int,
     resamples: int,
@@ -152,6 +159,7 @@ def evaluate(
 
     \b
     weightops guard eval mine-guard test.jsonl --out report
+    weightops guard eval mine-guard test.jsonl --offline
     """
     from weightops.guard.evaluate import evaluate as run
     from weightops.guard.presets import open_guard
@@ -162,7 +170,7 @@ def evaluate(
     if faults := [f"--rows {row}: there are {len(labelled)} texts" for row in rows if row > len(labelled)]:
         raise WeightopsError(*faults)
     guard = open_guard(model, preset, threshold, dtype)
-    found = run(guard, labelled, step=prefix_chars, batch=batch, resamples=resamples, seed=seed)
+    found = run(guard, labelled, step=0 if offline else prefix_chars, batch=batch, resamples=resamples, seed=seed)
     report = {"model": model, "data": [str(file) for file in data], **found.to_json()}
     if out is not None:
         _write_report(out, report, found, [row - 1 for row in rows])
@@ -172,7 +180,7 @@ def evaluate(
     click.echo(f"{report['texts']} texts, {report['unsafe']} unsafe; threshold {found.threshold:g}")
     for name, value in found.measures.items():
         low, high = found.intervals[name]
-        click.echo(f"{name.replace('_', ' '):<33} {value:>8.4g}   {low:.4g} to {high:.4g}")
+        click.echo(f"{name.replace('_', ' '):<33} {_figure(value):>8}   {_figure(low)} to {_figure(high)}")
     if out is not None:
         click.echo(f"{out / 'evaluation.json'}, {out / 'evaluation.png'}")
 
@@ -297,6 +305,11 @@ def _write_report(out: Path, report: dict[str, Any], found: Any, rows: list[int]
     out.mkdir(parents=True, exist_ok=True)
     (out / "evaluation.json").write_text(json.dumps(report, indent=2, ensure_ascii=False) + "\n", "utf-8")
     draw(found, out / "evaluation.png", rows or None, title=report["model"])
+
+
+def _figure(value: float) -> str:
+    """A figure, or a dash for one that does not exist."""
+    return "-" if value != value else f"{value:.4g}"
 
 
 def _line(text: str) -> str:
