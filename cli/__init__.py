@@ -29,6 +29,7 @@ COMMANDS = {
     "guard": ("guard", "Use a guard: score texts, evaluate it, serve it."),
     "inspect": ("inspect", "List a model's tensors by part."),
     "verify": ("verify", "Check that an output is still as weightops wrote it."),
+    "cache": ("cache", "List and clear converted models."),
 }
 
 #: Commands by what they are for, in the order of ``weightops --help``.
@@ -36,7 +37,7 @@ SECTIONS = {
     "Make models": ("compose-guard", "merge", "methods"),
     "Train": ("train", "recipes"),
     "Use guards": ("guard",),
-    "Look at files": ("inspect", "verify"),
+    "Look at files": ("inspect", "verify", "cache"),
 }
 
 #: Commands that resume where they were interrupted.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
@@ -102,7 +103,7 @@ def _words(text: str | None) -> list[str]:
 
 def _report_table(report: list[GroupNorms]) -> str:
     def number(value: float | None, form: str) -> str:
-        return "-" if value is None else format(value, form)
+        return "-" if value is None or not math.isfinite(value) else format(value, form)
 
     rows: list[list[Any]] = [
         [

@@ -1,4 +1,4 @@
-"""``weightops guard score``, ``eval`` and ``serve``."""
+"""``weightops guard score``, ``eval``, ``threshold`` and ``serve``."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from click.core import ParameterSource
 
 from weightops.cli.completing import PresetType
 from weightops.cli.groups import SuggestingGroup
+from weightops.cli.guard_threshold import threshold_command
 from weightops.cli.options import SizeType, SourceType, json_option, trust_option
 from weightops.cli.printing import print_json, print_next, table, terminal_width
 from weightops.errors import WeightopsError
@@ -51,13 +52,17 @@ _FILE = click.Path(path_type=Path)
 
 @click.group("guard", cls=SuggestingGroup)
 def command() -> None:
-    """Use a guard: score texts, evaluate it on labelled texts, serve it over HTTP.
+    """Use a guard: score texts, evaluate it on labelled texts, choose its threshold, serve it over HTTP.
 
     \b
     weightops guard score mine-guard "how do I kill a process?"
     weightops guard eval mine-guard test.jsonl --out report
+    weightops guard threshold mine-guard report/evaluation.json --false-alarms 0.01
     weightops guard serve mine-guard
     """
+
+
+command.add_command(threshold_command)
 
 
 @command.command("score")
@@ -119,6 +124,7 @@ def score(
 @click.option(
     "--prefix-chars", type=click.IntRange(min=1), default=100, show_default=True, help="Characters between prefixes."
 )
+@click.option("--offline", is_flag=True, help="Judge whole texts only, not their prefixes.")
 @click.option(
     "--rows",
     type=click.IntRange(min=1),
@@ -136,6 +142,7 @@ def evaluate(
     data: tuple[Path, ...],
     out: Path | None,
     prefix_chars: int,
+    offline: bool,
     rows: tuple[int, ...],
     batch: int,
     resamples: int,
@@ -154,6 +161,7 @@ def evaluate(
 
     \b
     weightops guard eval mine-guard test.jsonl --out report
+    weightops guard eval mine-guard test.jsonl --offline
     """
     from weightops.guard.evaluate import evaluate as run
     from weightops.guard.presets import open_guard
@@ -164,7 +172,7 @@ def evaluate(
     if faults := [f"--rows {row}: there are {len(labelled)} texts" for row in rows if row > len(labelled)]:
         raise WeightopsError(*faults)
     guard = open_guard(model, preset, threshold, dtype, trust_remote_code=trust_remote_code)
-    evaluation = run(guard, labelled, step=prefix_chars, batch=batch, resamples=resamples, seed=seed)
+    evaluation = run(guard, labelled, step=0 if offline else prefix_chars, batch=batch, resamples=resamples, seed=seed)
     report = {"model": model, "data": [str(file) for file in data], **evaluation.to_json()}
     if out is not None:
         _write_report(out, report, evaluation, [row - 1 for row in rows])
@@ -179,6 +187,8 @@ def evaluate(
     click.echo(table(["", "value", "95 % from", "to"], figures))
     if out is not None:
         click.echo(f"wrote {out / 'evaluation.json'}, {out / 'evaluation.png'}")
+    if out is not None:
+        print_next(["guard", "threshold", model, str(out / "evaluation.json"), "--false-alarms", "0.01"])
     print_next(["guard", "serve", model, *_given(preset, threshold)])
 
 

@@ -29,6 +29,7 @@ from weightops.recipes.floor.model import prepare, rounded
 from weightops.recipes.floor.objective import ROW_INDEX, Objective, Row
 from weightops.recipes.floor.order import FILLER, Order
 from weightops.recipes.floor.settings import Training
+from weightops.recipes.floor.trained_card import Trained, write_card
 from weightops.recipes.floor.unfinished import Unfinished
 
 LOG = "training.json"
@@ -102,6 +103,7 @@ def fit(
     if not rows:
         raise WeightopsError(f"{title}: no rows to train on")
     _check_rows([*rows, *held_out], objective)
+    base = str(getattr(model, "name_or_path", ""))
     unfinished = Unfinished.of(out, overwrite, model, rows, objective, training)
     with quiet_transformers():
         objective = objective.ready(model, tokenizer, rows)
@@ -122,6 +124,9 @@ def fit(
                 (folder / LOG).write_text(json.dumps(log, indent=2) + "\n")
                 if beside is not None:
                     beside(folder)
+                sizes = {"rows": len(rows), "held_out": len(held_out), "steps": len(losses)}
+                trained = Trained(base, title, **sizes, objective=objective, training=training, measured=measured)
+                write_card(trained, folder)
         processes.wait_for_everyone()
     return Fitted(out, losses, measured)
 

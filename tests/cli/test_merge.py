@@ -268,10 +268,13 @@ def test_an_adapter_of_other_shapes_is_refused(run, tmp_path):
         assert "(30, 16)" in line
 
 
-def test_an_adapter_alone_is_refused_with_the_way_to_name_it(run, tmp_path, models):
+def test_an_adapter_alone_is_merged_on_the_base_it_names(run, tmp_path, models):
     adapter = lora(models["a"], tmp_path / "lora", target_modules=["q_proj"])
-    done = run(f"merge_method: linear\nmodels:\n  - model: {{a}}\n  - model: {adapter}\n", code=1)
-    assert f"{models['a']}+{adapter}" in done.stderr
+    merges = []
+    for name in (adapter, f"{models['a']}+{adapter}"):
+        run(f"merge_method: linear\nmodels:\n  - model: {{b}}\n  - model: {name}\n", "--overwrite")
+        merges.append((tmp_path / "out" / "model.safetensors").read_bytes())
+    assert merges[0] == merges[1]
 
 
 def test_a_device_that_is_not_there_is_said_in_the_plan(run):

@@ -301,11 +301,30 @@ def sources(checkpoint: Checkpoint) -> tuple[Weights | Adapter, ...]:
     return tuple(found)
 
 
+def roles(models: Mapping[str, Checkpoint]) -> dict[Weights | Adapter, str]:
+    """What each source of some models was used as, in the words of a model card.
+
+    Args:
+        models: By role: guard, base, target.
+    """
+    words: dict[Weights | Adapter, list[str]] = {}
+    for role, model in models.items():
+        for source in sources(model):
+            if isinstance(source, Adapter):
+                word = f"adapter of the {role}"
+            else:
+                word = role if not model.delta.changes else f"part of the {role}"
+            words.setdefault(source, []).append(word)
+    plain = {source: [word for word in found if word in models] for source, found in words.items()}
+    return {source: ", ".join(plain[source] or found) for source, found in words.items()}
+
+
 def package(checkpoint: Checkpoint) -> Package:
     """What stands around a checkpoint's weights: its source's configuration and tokenizer, a model card, a guard's."""
     card = Card(
         "A checkpoint made by weight arithmetic",
         f"Made from {code(checkpoint.source.spec)} by adding differences of other checkpoints.",
+        roles={checkpoint.source: "base"},
     )
     return Package(checkpoint.source, sources(checkpoint), card, files=checkpoint.guard_card.files)
 

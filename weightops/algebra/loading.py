@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+from ..engine.execute import default_threads
 from ..errors import WeightopsError
+from ..io.gguf import ALIASES
 from ..io.quiet import quiet_transformers
 from ..io.remote_code import refused_code
-from .checkpoint import Checkpoint
+from .checkpoint import Checkpoint, computed, lower
 from .opening import as_checkpoint
 
 
@@ -47,22 +50,31 @@ def load(spec: str | Path | Checkpoint, dtype: str = "auto", *, trust_remote_cod
             reason = str(error).strip().partition("\n")[0]
             raise WeightopsError(f"{spec}: transformers cannot load it ({reason}); check the folder") from error
     _add(model, checkpoint, spec)
-    on_hub = checkpoint.source.revision is not None
-    name = checkpoint.spec.partition("@")[0] if on_hub else checkpoint.spec
+    name = known_name(checkpoint)
     model.name_or_path = model.config.name_or_path = name  # what an adapter names as its base; not a place in the cache
     return model, tokenizer
 
 
-def _add(model: Any, checkpoint: Checkpoint, spec: str) -> None:
-    """Put in what the checkpoint's delta changes."""
-    import torch
+def known_name(checkpoint: Checkpoint) -> str:
+    """What other programs know a model by: the hub's id of a hub model and of an alias, else what it was opened by."""
+    spec = checkpoint.spec
+    if spec in ALIASES:
+        return ALIASES[spec].hub
+    return spec.partition("@")[0] if checkpoint.source.revision is not None else spec
 
+
+def _add(model: Any, checkpoint: Checkpoint, spec: str) -> None:
+    """Put in what the checkpoint's delta changes, several tensors at a time. The plan is checked already."""
     parameters = dict(model.named_parameters(remove_duplicate=False))
+    changed = sorted(checkpoint.delta.names)
     if renamed := sorted(checkpoint.delta.names - parameters.keys()):
         raise WeightopsError(
             f"{spec}: transformers has another name for {renamed[0]}; write the model first, by "
             "weightops.open(...).save(FOLDER), and name the folder"
         )
-    with torch.no_grad():
-        for name in checkpoint.delta.names:
-            parameters[name].copy_(checkpoint.tensor(name))
+    jobs = [lower(checkpoint, name) for name in changed]
+    with ThreadPoolExecutor(default_threads()) as pool:
+        for name, tensor in zip(changed, pool.map(computed, jobs), strict=True):
+            parameter = parameters[name]
+            # Not copied into place: the loaded weights are pages of the file, and writing to them copies each page.
+            parameter.data = tensor.to(parameter)

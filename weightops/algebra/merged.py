@@ -132,8 +132,8 @@ class MergedCheckpoint(OneLine):
         self.guard_card.warn()
         used = dict.fromkeys(one for model in self.models for one in sources(model))
         text = f"Task vectors on {code(self.base.source.spec)} merged by `{self.merged.method}`."
-        card, files = Card(f"A {self.merged.method} merge", text), self.guard_card.files
-        package = Package(self.base.source, tuple(used), card, files=files)
+        card = Card(f"A {self.merged.method} merge", text, roles={self.base.source: "base"})
+        package = Package(self.base.source, tuple(used), card, files=self.guard_card.files)
         prepared = prepare(plan, package, Path(out), overwrite=overwrite)
         return prepared.write(threads=threads, memory=memory, progress=progress).folder
 

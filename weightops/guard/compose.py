@@ -14,7 +14,7 @@ from math import fsum, sqrt
 from pathlib import Path
 from typing import Any
 
-from ..algebra.checkpoint import Checkpoint, Delta, lower, sources
+from ..algebra.checkpoint import Checkpoint, Delta, lower, roles, sources
 from ..anatomy.groups import GROUPS, group_of
 from ..anatomy.vocabulary import vocabulary_tensors, with_vocabulary
 from ..dtypes import FLOATS, QUANTISED_FLOATS
@@ -380,4 +380,5 @@ def _card(guard: Checkpoint, base: Checkpoint, target: Checkpoint, scale: float,
         tags=("guard", "task-arithmetic"),
         papers=(Paper("Guard Vector", "2509.23381"), Paper("Editing Models with Task Arithmetic", "2212.04089")),
         command=command,
+        roles=roles({"guard": guard, "base": base, "target": target}),
     )

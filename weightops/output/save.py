@@ -168,7 +168,8 @@ def _files(plan: Plan, package: Package, tally: Tally, carried: Mapping[str, byt
         files[INDEX] = _json(_index(plan))
     files |= package.files
     files[RECORD] = _json({**made, "files": sorted({*files, RECORD, "README.md"})})
-    files["README.md"] = render(package.card, made, package.sources).encode()
+    config = {**package.model.config, **package.config}
+    files["README.md"] = render(package.card, made, package.sources, files, config).encode()
     return files
 
 

@@ -63,7 +63,7 @@ def test_an_adapter_guard_is_asked_as_base_plus_adapter(chat_model, tmp_path):
     training = replace(HARD, update=Lora(4, 8.0))
     train(GuardRecipe(str(chat_model), NOWHERE, training=training), ROWS, tmp_path / "guard")
     names = {path.name for path in (tmp_path / "guard").iterdir()}
-    assert names == {"adapter_config.json", "adapter_model.safetensors", "guard.json", "training.json"}
+    assert names == {"README.md", "adapter_config.json", "adapter_model.safetensors", "guard.json", "training.json"}
     both = f"{chat_model}+{tmp_path / 'guard'}"
     found = open_guard(both).probabilities([row.text for row in ROWS])
     assert score([row.unsafe for row in ROWS], found).f1 > 0.9
@@ -94,7 +94,10 @@ def test_new_labels_are_handed_over_with_their_rows_and_only_so(chat_model, tmp_
     recipe = GuardRecipe(str(chat_model), NOWHERE, labels=("<OK>", "<BAD>"), new_labels=True, training=HARD)
     train(recipe, ROWS, tmp_path / "guard")
     opened = open_all([tmp_path / "guard", chat_model, tuned(chat_model, tmp_path / "target")])
-    with pytest.raises(WeightopsError, match=r"'<OK>' is not one token of the target; add its token and copy its row with labels='<OK>,<BAD>'"):
+    with pytest.raises(
+        WeightopsError,
+        match=r"'<OK>' is not one token of the target; add its token and copy its row with labels='<OK>,<BAD>'",
+    ):
         weightops.compose_guard(*opened)
     composition = weightops.compose_guard(*opened, labels=("<OK>", "<BAD>"))
     save(composition.plan, composition.package, tmp_path / "composed", progress=False)

@@ -83,7 +83,7 @@ def test_packed_rows_cost_what_they_cost_apart(recipe, tmp_path):
 def test_an_adapter_is_all_that_is_written_where_it_is_what_moves(recipe, tmp_path):
     run(replace(recipe, training=replace(recipe.training, update=Lora(4), epochs=10)), tmp_path / "out")
     assert {file.name for file in (tmp_path / "out").iterdir()} == {
-        "adapter_config.json", "adapter_model.safetensors", "training.json",
+        "README.md", "adapter_config.json", "adapter_model.safetensors", "training.json",
     }  # fmt: skip
     assert answer(f"{recipe.base}+{tmp_path / 'out'}", "what is 5?").startswith("safe")
 

@@ -219,7 +219,10 @@ def test_a_missing_or_broken_tokenizer_is_named(old):
 
 
 def test_labels_that_are_no_token_of_the_target_need_the_option_that_adds_them(new):
-    with pytest.raises(WeightopsError, match="label '<safe>' is not one token of the target; add its token and copy its row with labels='<safe>"):
+    with pytest.raises(
+        WeightopsError,
+        match="label '<safe>' is not one token of the target; add its token and copy its row with labels='<safe>",
+    ):
         compose(*new)
 
 

@@ -249,10 +249,44 @@ def test_an_adapter_for_another_base_is_refused_in_the_plan(tensors, says, base,
         wo.open(f"{base}+{by_hand(tmp_path / 'lora', tensors)}").plan().check()
 
 
-def test_an_adapter_alone_says_how_to_name_it_with_its_base(base, tmp_path):
+def rename_base(folder: Path, **changed: object) -> Path:
+    """The adapter with other keys in its configuration; None leaves a key out."""
+    config = json.loads((folder / "adapter_config.json").read_text()) | changed
+    (folder / "adapter_config.json").write_text(json.dumps({k: v for k, v in config.items() if v is not None}))
+    return folder
+
+
+def test_an_adapter_alone_goes_on_the_base_that_its_own_configuration_names(base, tmp_path, monkeypatch):
     folder, _ = adapter(base, tmp_path / "lora", r=2, target_modules=["q_proj"])
-    with pytest.raises(WeightopsError, match=rf"a LoRA adapter, not a model; .*{base}\+{folder}"):
-        wo.open(folder)
+    rename_base(folder, base_model_name_or_path=str(base))
+    alone, both = wo.open(folder), wo.open(f"{base}+{folder}")
+    assert alone.spec == both.spec == f"{base}+{folder}"
+    assert (alone - both).names == frozenset()
+    from weightops.algebra import opening
+    from weightops.io.gguf import ALIASES, Alias
+
+    monkeypatch.setitem(ALIASES, "tiny-model", Alias("tiny", "t.gguf", package="tiny", hub="org/tiny"))
+    for named in ("tiny-model", "org/tiny"):  # the hub's name of an alias means the weights that are here
+        assert opening.base_of_adapter(rename_base(folder, base_model_name_or_path=named), "x") == "tiny-model"
+    rename_base(folder, base_model_name_or_path="org/other", revision="v1")
+    assert opening.base_of_adapter(folder, "x") == "org/other@v1"
+
+
+@pytest.mark.parametrize("name", [None, "", 3, "/no/such/folder", "a b", "\0", "../gone"])
+def test_an_adapter_without_a_base_that_can_be_found_says_how_to_name_it(name, base, tmp_path):
+    folder, _ = adapter(base, tmp_path / "lora", r=2, target_modules=["q_proj"])
+    with pytest.raises(WeightopsError, match=rf"a LoRA adapter, not a model, and its .*name it BASE\+{folder}"):
+        wo.open(rename_base(folder, base_model_name_or_path=name))
+
+
+def test_the_base_of_an_adapter_is_no_adapter(base, tmp_path):
+    folder, _ = adapter(base, tmp_path / "lora", r=2, target_modules=["q_proj"])
+    with pytest.raises(WeightopsError, match="is an adapter too; name a model"):
+        wo.open(rename_base(folder, base_model_name_or_path=str(folder)))
+
+
+def test_after_the_plus_stands_an_adapter(base, tmp_path):
+    folder, _ = adapter(base, tmp_path / "lora", r=2, target_modules=["q_proj"])
     with pytest.raises(WeightopsError, match="no adapter_config.json; after the \\+ stands a PEFT adapter folder"):
         wo.open(f"{base}+{base}")
     (folder / "adapter_model.safetensors").unlink()
