@@ -227,7 +227,7 @@ def test_an_existing_output(models):
 def test_an_output_in_or_equal_to_an_input(role, inside, models):
     refused(
         models,
-        "the output would lie in or over the input",
+        "the output would be inside the input",
         str(models / role),
         args=arguments(models, "--overwrite", out=f"models/{role}/{inside}"),
     )
@@ -238,7 +238,7 @@ def test_an_output_that_holds_the_inputs(models):
     before = tiny.files_of(models)
     result = CliRunner().invoke(main, args)
     assert result.exit_code == 1
-    assert "the output would lie in or over the input" in result.stderr
+    assert "the output would be inside the input" in result.stderr
     assert len(result.stderr.splitlines()) == 1
     assert tiny.files_of(models) == before
 
@@ -248,7 +248,7 @@ def test_not_enough_disk_is_found_before_anything_is_written(models, monkeypatch
 
     usage = shutil.disk_usage(models)._replace(free=10)
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage)
-    refused(models, f"{models.parent / 'out'}: needs 0.00 GB, and 0.00 GB are free; free some space")
+    refused(models, f"{models.parent / 'out'}: needs 0.00 GB, but only 0.00 GB are free; free some space")
 
 
 def in_a_process(
@@ -269,7 +269,7 @@ def test_a_disk_that_is_full_after_all_is_one_line_and_leaves_nothing(models):
     done = in_a_process(models, arguments(models), small_files)
     (line,) = done.stderr.splitlines()
     assert done.returncode == 1
-    assert "model.safetensors: no room for" in line
+    assert "model.safetensors: not enough space for" in line
     assert "free some space" in line
     assert tiny.files_of(models) == before
     assert os.listdir(models.parent) == ["models"]

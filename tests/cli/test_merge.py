@@ -305,7 +305,7 @@ def test_a_plugin_that_is_not_there_is_one_line(run):
 def test_an_output_inside_an_input_is_refused(run, models):
     out = models["a"] / "inside"
     done = run(LINEAR, code=1, out=str(out))
-    assert "the output would lie in or over the input" in done.stderr
+    assert "the output would be inside the input" in done.stderr
     assert not out.exists()
 
 

@@ -1,4 +1,4 @@
-"""A model folder's tokenizer: its files and its tokens. transformers is asked only where tokenizer.json is missing."""
+"""A model folder's tokenizer: its files and its tokens. Only a folder without tokenizer.json needs transformers."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ if TYPE_CHECKING:
 TOKENIZER: Final = "tokenizer.json"
 SETTINGS: Final = "tokenizer_config.json"
 
-#: Vocabularies from before ``tokenizer.json``; beside one they say the same again.
+#: Vocabulary files in older formats; next to a ``tokenizer.json`` they repeat its content.
 OLDER: Final = (
     *("tokenizer.model", "spiece.model", "sentencepiece.bpe.model", "vocab.json", "vocab.txt", "merges.txt"),
     *("added_tokens.json", "tekken.json"),
 )
-#: The chat template; where a processor of older transformers keeps it, which goes before; and further ones by name.
+#: The chat template; its place in older processors of transformers, which takes precedence; further named templates.
 TEMPLATE: Final = "chat_template.jinja"
 OLDER_TEMPLATE: Final = "chat_template.json"
 TEMPLATES: Final = (TEMPLATE, OLDER_TEMPLATE, f"{TEMPLATE_FOLDER}/*.jinja")
@@ -42,7 +42,7 @@ def tokenizer_files(folder: Path | None) -> dict[str, bytes]:
 
 
 def has_tokenizer(source: Weights) -> bool:
-    """Whether there is something that :func:`tokenizer_of` would read."""
+    """Whether :func:`tokenizer_of` can find a tokenizer in this folder."""
     folder = source.folder
     return folder is not None and ((folder / TOKENIZER).exists() or _convertible(folder))
 
@@ -51,7 +51,7 @@ def tokenizer_of(source: Weights) -> Tokenizer:
     """The tokenizer of a model folder, with the tokens that only ``tokenizer_config.json`` adds.
 
     Raises:
-        WeightopsError: there is none, or it cannot be read.
+        WeightopsError: the folder has no tokenizer, or the tokenizer cannot be read.
     """
     from tokenizers import Tokenizer
 
@@ -73,7 +73,7 @@ def tokenizer_of(source: Weights) -> Tokenizer:
 
 
 def _add_listed(tokenizer: Tokenizer, folder: Path) -> None:
-    """Tokens that ``tokenizer_config.json`` lists and ``tokenizer.json`` lacks; transformers adds them on loading."""
+    """Add the tokens that only ``tokenizer_config.json`` lists, as transformers does on loading."""
     listed = read_json(folder / SETTINGS).get("added_tokens_decoder")
     if not isinstance(listed, dict):
         return
@@ -87,7 +87,7 @@ def _add_listed(tokenizer: Tokenizer, folder: Path) -> None:
             tokenizer.add_tokens([AddedToken(content, **flags)])
 
 
-#: What an added token's entry says beside its text and number.
+#: The settings of an added token, besides its text and number.
 TOKEN_FLAGS: Final = ("single_word", "lstrip", "rstrip", "normalized", "special")
 
 
@@ -96,17 +96,17 @@ def _convertible(folder: Path) -> bool:
 
 
 def _converted(folder: Path) -> Tokenizer:
-    """An older vocabulary through transformers, without running a model's own code."""
+    """Convert an older vocabulary with transformers, without running the model's own code."""
     try:
         with quiet_transformers():
             auto = importlib.import_module("transformers").AutoTokenizer
             loaded = auto.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
             tokenizer: Tokenizer | None = getattr(loaded, "backend_tokenizer", None)
     except Exception as error:  # anything may happen in a conversion
-        said = str(error).strip().splitlines() or [type(error).__name__]
-        raise WeightopsError(f"{folder}: no {TOKENIZER}, and transformers cannot make one ({said[0]})") from error
+        lines = str(error).strip().splitlines() or [type(error).__name__]
+        raise WeightopsError(f"{folder}: no {TOKENIZER}, and transformers cannot make one ({lines[0]})") from error
     if tokenizer is None:
         raise WeightopsError(
-            f"{folder}: no {TOKENIZER}, and transformers has only a slow tokenizer for it; add the file"
+            f"{folder}: no {TOKENIZER}, and transformers has only a slow tokenizer for this model; add the file"
         )
     return tokenizer
