@@ -1,4 +1,4 @@
-"""The model card of an output, in the hub's format: YAML front matter, then what it is and how it was made."""
+"""The model card of an output, in the hub's format: YAML front matter, a description, and how the model was made."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from ..io.hub import is_hub_id
 from ..io.weights import Weights
 from ..version import __version__
 
-#: Characters that mean something to Markdown or HTML, as the entities that only show them.
+#: Characters with a meaning in Markdown or HTML, and the entities that show them literally.
 _ENTITIES = {ord(character): f"&#{ord(character)};" for character in "&<>|`*[]\\~$"}
 _PLAIN_NAME = re.compile(r"[\w./@+:=,-]+(?: [\w./@+:=,-]+)*", re.ASCII)
 
@@ -31,13 +31,14 @@ class Paper:
 
 @dataclass(frozen=True)
 class Card:
-    """What a card says beyond what the record does.
+    """The parts of a model card that are not in the record.
 
     Attributes:
         title: Heading, plain text.
         text: A paragraph or two, Markdown; names in it are written with :func:`code`, blocks with :func:`fenced`.
-        tags: Beside ``merge`` and ``weightops``.
-        command: The command line that made the output, where there was one.
+        tags: Tags besides ``merge`` and ``weightops``.
+        papers: Papers to cite.
+        command: The command line that made the output, if there was one.
     """
 
     title: str
@@ -48,7 +49,7 @@ class Card:
 
 
 def plain(text: str) -> str:
-    """A stranger's text as Markdown that shows it and does nothing else, in a heading, a table or a paragraph.
+    """Escape text that we did not write, so that Markdown shows it literally in a heading, a table or a paragraph.
 
     >>> plain("a|b <img>")
     'a&#124;b &#60;img&#62;'
@@ -58,7 +59,7 @@ def plain(text: str) -> str:
 
 
 def code(name: str) -> str:
-    """A stranger's name as code, in a table or a paragraph.
+    """A name that we did not write, as code, for a table or a paragraph.
 
     >>> code("org/name@main"), code("a`b")
     ('`org/name@main`', '<code>a&#96;b</code>')
@@ -67,7 +68,7 @@ def code(name: str) -> str:
 
 
 def fenced(text: str, language: str = "") -> str:
-    """Text of several lines as a block of code, whatever fences it holds.
+    """Text of several lines as a block of code, even if the text contains fences.
 
     >>> fenced("a ``` b").splitlines()[0]
     '````'
@@ -81,29 +82,29 @@ def render(card: Card, record: Mapping[str, Any], sources: Sequence[Weights | Ad
     """The card as Markdown.
 
     Args:
-        record: What :func:`weightops.output.provenance.record` gives.
-        sources: What the output was made of; those that the hub knows become ``base_model``.
+        record: The result of :func:`weightops.output.provenance.record`.
+        sources: The models and adapters that the output was made of; those from the hub become ``base_model``.
     """
-    front: dict[str, Any] = {"library_name": "transformers", "tags": ["merge", "weightops", *card.tags]}
-    if known := list(dict.fromkeys(_hub_names(sources))):
-        front |= {"base_model": known, "base_model_relation": "merge"}
+    front_matter: dict[str, Any] = {"library_name": "transformers", "tags": ["merge", "weightops", *card.tags]}
+    if hub_names := list(dict.fromkeys(_hub_names(sources))):
+        front_matter |= {"base_model": hub_names, "base_model_relation": "merge"}
     rows = "\n".join(
         f"| {code(s['name'])} | {plain(s.get('revision', ''))} | {code(s['content'][:23])} |" for s in record["sources"]
     )
     recipe = json.dumps(record["recipe"], indent=2, ensure_ascii=False)
-    how = fenced(card.command) if card.command else fenced(recipe, "json")
+    recipe_text = fenced(card.command) if card.command else fenced(recipe, "json")
     cited = "".join(f"\n- {plain(paper.title)}, arXiv {plain(paper.arxiv)}" for paper in card.papers)
     return (
-        f"---\n{yaml.safe_dump(front, sort_keys=True, allow_unicode=True)}---\n"
-        f"# {plain(card.title)}\n\n{card.text}\n\n## How it was made\n\n{how}\n\n"
+        f"---\n{yaml.safe_dump(front_matter, sort_keys=True, allow_unicode=True)}---\n"
+        f"# {plain(card.title)}\n\n{card.text}\n\n## How it was made\n\n{recipe_text}\n\n"
         f"| source | revision | content |\n|---|---|---|\n{rows}\n\n"
-        f"Made with weightops {__version__}; `weightops.json` holds the whole recipe and the digests, "
+        f"Made with weightops {__version__}; `weightops.json` contains the whole recipe and the digests, "
         f"`weightops verify` checks them.\n" + (f"\n## Papers\n{cited}\n" if cited else "")
     )
 
 
 def _hub_names(sources: Iterable[Weights | Adapter]) -> Iterable[str]:
-    """The sources by the names the hub has for them; a local folder has none, and a guess would link to a stranger."""
+    """The sources' names on the hub. A local folder has none: a guess could link to someone else's model."""
     for source in sources:
         local = isinstance(source, Weights) and source.revision is None
         if source.spec in ALIASES:
