@@ -1,4 +1,4 @@
-"""What the engine computes: one job a tensor, each saying which stored bytes it reads and what becomes of them."""
+"""The engine's jobs: one for each output tensor, with the stored bytes that it reads and the computation."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from .. import dtypes
 from ..anatomy.place import Place
 from ..io.safetensors import StoredTensor
 
-#: Elements in a block: the grid on which tensors are read, hashed and recorded as done. Part of the file format of
+#: Elements in a block. Tensors are read, hashed and recorded as done in blocks. Part of the file format of
 #: ``weightops.json`` (a content hash is a hash of block hashes), so it never changes with slice size or threads.
 BLOCK = 1 << 18
 
 
 @dataclass(frozen=True)
 class LowRank:
-    """A LoRA update of one tensor: scale * left @ right (or its transpose), never formed as a whole.
+    """A LoRA update of one tensor: scale * left @ right (or its transpose), never computed as a whole.
 
     Attributes:
         left: B, [rows, rank].
@@ -55,7 +55,7 @@ class Term:
 
 @dataclass(frozen=True)
 class Patch:
-    """Elements taken from elsewhere: ``count`` of ``source`` from ``begin`` stand in the output from ``at``."""
+    """A copy of elements: ``count`` elements of ``source`` from ``begin`` on go to the output from ``at`` on."""
 
     at: int
     source: StoredTensor
@@ -68,7 +68,7 @@ RowReader = Callable[[StoredTensor, int, int], npt.NDArray[np.float32]]
 
 
 class RowSource(Protocol):
-    """A matrix put together from rows of others: a vocabulary aligned by token."""
+    """A matrix built from rows of other matrices: a vocabulary aligned by token."""
 
     @property
     def sources(self) -> tuple[StoredTensor, ...]:
