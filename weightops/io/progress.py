@@ -52,7 +52,7 @@ class Progress:
             self._stream.flush()
 
     def note(self, text: str) -> None:
-        """Show a text beside the progress from now on, for example the loss."""
+        """Show a text next to the progress from now on, for example the loss."""
         self._note = text
         if self._bar is not None:
             self._bar.set_postfix_str(text)
