@@ -43,7 +43,8 @@ def threshold_command(
 ) -> None:
     """Find the threshold for a wanted share of false alarms.
 
-    It is the lowest that keeps false alarms on safe texts to that share; what recall it costs is printed. DATA is labelled texts, as for `guard eval`, or the evaluation.json that it wrote, which saves judging them again.
+    It is the lowest that keeps false alarms on safe texts to that share; what recall it costs is printed. DATA is
+    labelled texts, as for `guard eval`, or the evaluation.json that it wrote, which saves judging them again.
     Use texts that the guard was not trained on. Intervals are 95 %.
 
     \b

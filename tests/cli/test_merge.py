@@ -181,9 +181,9 @@ BAD: dict[str, tuple[str, list[tuple[int, str]]]] = {
         [(4, "has 2 layers; layer_range [0, 9] goes beyond them")],
     ),
     "a tag that makes objects": (
-        "merge_method: !!python/object/apply:os.system ['touch /tmp/weightops-was-here']\n", [(1, "is refused")]
+        "merge_method: !!python/object/apply:os.system ['touch /tmp/weightops-was-here']\n", [(1, "is not allowed")]
     ),
-    "a tag of another maker": ("merge_method: linear\nmodels: !mine []\n", [(2, "tag !mine is refused")]),
+    "a tag of another maker": ("merge_method: linear\nmodels: !mine []\n", [(2, "tag !mine is not allowed")]),
     "what is not YAML": ("merge_method: [linear\nmodels: {\n", [(2, "")]),
     "a file for another tool": ("experts: []\n", [(1, "run it with --engine mergekit")]),
     "nothing": ("", [(1, "the file is empty")]),
@@ -308,7 +308,7 @@ def test_a_plugin_that_is_not_there_is_one_line(run):
 def test_an_output_inside_an_input_is_refused(run, models):
     out = models["a"] / "inside"
     done = run(LINEAR, code=1, out=str(out))
-    assert "the output would lie in or over the input" in done.stderr
+    assert "the output would be inside the input" in done.stderr
     assert not out.exists()
 
 

@@ -59,7 +59,7 @@ def test_what_weightops_did_not_write_cannot_be_verified(tmp_path):
     assert result.exit_code == 1
     assert (
         result.stderr
-        == f"error: {folder}: no weightops.json with output digests; only what weightops wrote can be verified\n"
+        == f"error: {folder}: no weightops.json with output digests; only outputs of weightops can be verified\n"
     )
     assert run("verify", tmp_path / "nowhere").exit_code == 2
 

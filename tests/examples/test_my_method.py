@@ -124,7 +124,7 @@ def test_a_plugin_is_a_module_like_any_other(tmp_path):
     [
         (None, "not a Python file"),
         ("x = 1", "registers no merge method"),
-        ("1 / 0", "ZeroDivisionError: division by zero; the plugin does not run"),
+        ("1 / 0", "the plugin fails with ZeroDivisionError: division by zero; correct it"),
         ("def broken(:", "SyntaxError"),
         (
             "from weightops import operator\n@operator(reads='elementwise', paper='x')\ndef f(tensors):\n    pass\n",

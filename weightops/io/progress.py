@@ -10,7 +10,7 @@ from contextvars import ContextVar
 from types import TracebackType
 from typing import Any, TypeVar
 
-#: Seconds between two lines where stderr is no terminal; shorter work prints none.
+#: Seconds between two lines if stderr is not a terminal; shorter work prints no line.
 LINE_SECONDS = 30.0
 
 Item = TypeVar("Item")
@@ -31,14 +31,14 @@ def no_progress() -> Iterator[None]:
 class Progress:
     """How far a piece of work is. Use it in a ``with`` block, or call :meth:`close`.
 
-    A log file gets whole lines without carriage returns: the first after :data:`LINE_SECONDS`, then one as often.
+    A log file gets whole lines without carriage returns: one every :data:`LINE_SECONDS`.
 
     Args:
         total: Units of work altogether.
-        what: What is being done, for example ``writing out``.
+        what: Name of the work, for example ``writing out``.
         unit: What one unit is called; ``B`` for bytes.
-        begun: Units that an earlier run has done.
-        delay: Seconds before a bar appears, so that short work shows none.
+        begun: Units that an earlier run has finished.
+        delay: Seconds before a bar appears, so that short work shows no bar.
         shown: Whether anything is printed.
     """
 
@@ -59,7 +59,7 @@ class Progress:
             )  # fmt: skip
 
     def update(self, units: int = 1) -> None:
-        """Note that more units are done."""
+        """Report more finished units."""
         self.done += units
         if self._bar is not None:
             self._bar.update(units)
@@ -69,7 +69,7 @@ class Progress:
             self._stream.flush()
 
     def note(self, text: str) -> None:
-        """Show a text beside the progress from now on, for example the loss."""
+        """Show a text next to the progress from now on, for example the loss."""
         self._note = text
         if self._bar is not None:
             self._bar.set_postfix_str(text)
@@ -83,7 +83,7 @@ class Progress:
             self._stream.flush()
 
     def close(self) -> None:
-        """Take the bar away."""
+        """Remove the bar."""
         if self._bar is not None:
             self._bar.close()
 
@@ -96,11 +96,11 @@ class Progress:
         self.close()
 
     def _line(self) -> str:
-        share = self.done / self.total if self.total else 1.0
+        fraction = self.done / self.total if self.total else 1.0
         count = "" if self.unit == "B" else f", {self.unit} {self.done} of {self.total}"
         rate = (self.done - self._begun) / max(time.monotonic() - self._start, 1e-9)
-        left = f", {clock((self.total - self.done) / rate)} left" if rate > 0 else ""
-        return f"{self.what}: {share:.0%}{count}{left}" + (f" ({self._note})" if self._note else "")
+        remaining = f", {clock((self.total - self.done) / rate)} left" if rate > 0 else ""
+        return f"{self.what}: {fraction:.0%}{count}{remaining}" + (f" ({self._note})" if self._note else "")
 
 
 def followed(items: Sequence[Item], what: str, *, unit: str) -> Iterator[Item]:

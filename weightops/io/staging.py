@@ -1,7 +1,7 @@
-"""The output while it is being made: a hidden folder beside its place, renamed into place when it is whole.
+"""An output while it is being written: a hidden folder next to its final path, renamed when it is complete.
 
-A run that is killed leaves the folder and its journal; the same command resumes there and ends in the same bytes. What
-the journal calls done has reached the disk. Two processes cannot write one output: the folder is locked.
+A killed run leaves the folder and its journal. The same command resumes from there and produces the same bytes. Slices
+that the journal lists as done have reached the disk. The folder is locked, so two processes cannot write one output.
 """
 
 from __future__ import annotations
@@ -27,11 +27,11 @@ _JOURNAL, _IDENTITY = "journal.jsonl", "plan.json"
 class Staging:
     """The staged output folder; a context manager.
 
-    Leaving it by an error that a repeated run would meet again (a :class:`WeightopsError`) removes the folder;
-    anything else (an interrupt, a full disk) keeps it for the run that resumes.
+    An error that a second run would raise again (a :class:`WeightopsError`) removes the folder. Any other error (an
+    interrupt, a full disk) keeps the folder, so that the next run can resume.
 
     Args:
-        lock: The output's lock, where the caller holds it already; otherwise it is taken here.
+        lock: The output's lock, if the caller already holds it; otherwise it is taken here.
     """
 
     def __init__(
@@ -66,18 +66,18 @@ class Staging:
         elif kind is not None:
             try:
                 self.flush()
-            except OSError:  # a disk that is full: what the journal holds already is still true
+            except OSError:  # the disk is full: the lines already in the journal are still true
                 self._pending.clear()
         self._close_files()
         self._release()
 
     @property
     def model(self) -> Path:
-        """Where the files of the output stand until it is whole."""
+        """The folder of the output's files until the output is complete."""
         return self.folder / "model"
 
     def done(self) -> list[dict[str, Any]]:
-        """The journal of the run that is resumed; empty on a first run."""
+        """The journal of the run to resume; empty for a first run."""
         records = []
         try:
             lines = self._read(_JOURNAL).splitlines()
@@ -86,7 +86,7 @@ class Staging:
         for line in lines:
             try:
                 records.append(json.loads(line))
-            except ValueError:  # the line that a kill cut short
+            except ValueError:  # a kill cut this line short
                 break
         if len(records) < len(lines):
             text = "".join(f"{line}\n" for line in lines[: len(records)])
@@ -94,10 +94,10 @@ class Staging:
         return records
 
     def allocate(self, name: str, head: bytes, size: int) -> int:
-        """A file of its final size with its head in place; returns its descriptor.
+        """Create a file with its final size and its header; returns its descriptor.
 
         Raises:
-            WeightopsError: the disk has no room.
+            WeightopsError: the disk does not have enough space.
         """
         descriptor = open_private(self.model / name, os.O_RDWR | os.O_CREAT)
         self._files[name] = descriptor
@@ -107,20 +107,20 @@ class Staging:
         except OSError as error:
             if error.errno not in (errno.EOPNOTSUPP, errno.EINVAL):
                 raise WeightopsError(
-                    f"{self.model / name}: no room for {size} bytes ({error.strerror}); free some space"
+                    f"{self.model / name}: not enough space for {size} bytes ({error.strerror}); free some space"
                 ) from error
         os.ftruncate(descriptor, size)
         os.pwrite(descriptor, head, 0)
         return descriptor
 
     def record(self, entry: Mapping[str, Any]) -> None:
-        """Note a finished slice; it counts as done once its data and the note are on disk."""
+        """Add a finished slice to the journal; it counts as done when its data and the entry are on disk."""
         self._pending.append(json.dumps(entry, separators=(",", ":")))
         if time.monotonic() - self._flushed > _FLUSH_SECONDS:
             self.flush()
 
     def flush(self) -> None:
-        """Bring data, then notes, to the disk."""
+        """Flush the data, then the journal, to the disk."""
         if self._pending:
             for descriptor in self._files.values():
                 os.fdatasync(descriptor)
@@ -133,7 +133,7 @@ class Staging:
         self._flushed = time.monotonic()
 
     def write(self, name: str, content: bytes) -> None:
-        """A small file of the output."""
+        """Write a small file of the output."""
         path = self.model / name
         path.parent.mkdir(parents=True, exist_ok=True)
         self._names.add(name)
@@ -143,11 +143,11 @@ class Staging:
             os.fsync(stream.fileno())
 
     def commit(self) -> None:
-        """Put the whole output in its place. After a crash there is either the old output or the new one."""
+        """Put the complete output in place. After a crash, either the old output or the new one exists."""
         for descriptor in self._files.values():
             os.fsync(descriptor)
         self._close_files()
-        self._drop_strange()
+        self._drop_unknown()
         sync_folder(self.model)
         put_in_place(self.model, self.out, self.folder / "displaced", overwrite=self._overwrite)
         self._lock.sweep()
@@ -157,33 +157,33 @@ class Staging:
             self._lock.__exit__()
 
     def _adopt(self) -> None:
-        """Take over what an earlier run left, if it was a run of the same plan on the same inputs."""
+        """Resume an earlier run, if it had the same plan and the same inputs."""
         recover(self.out, self.folder / "displaced")
-        left = self._left()
+        earlier = self._earlier_identity()
         try:
             check_place(self.out, overwrite=self._overwrite)
         except WeightopsError:
-            if left is None:
+            if earlier is None:
                 self._lock.sweep()
             raise
-        if left == self._identity:
+        if earlier == self._identity:
             return
-        if left is not None and not self._overwrite:
-            raise WeightopsError(_cannot_resume(self.out, left, self._identity))
+        if earlier is not None and not self._overwrite:
+            raise WeightopsError(_cannot_resume(self.out, earlier, self._identity))
         self._start_over()
 
-    def _left(self) -> dict[str, Any] | None:
-        """The identity of the run that was left unfinished; without its files it was put in place, and left nothing."""
+    def _earlier_identity(self) -> dict[str, Any] | None:
+        """The identity of an unfinished run; ``None`` if there is none (a finished run has moved its files away)."""
         if not self.model.exists():
             return None
         try:
-            left = json.loads(self._read(_IDENTITY))
+            identity = json.loads(self._read(_IDENTITY))
         except (FileNotFoundError, ValueError):
             return None
-        return left if isinstance(left, dict) else None
+        return identity if isinstance(identity, dict) else None
 
     def _start_over(self) -> None:
-        """An empty model folder under this run's name, whatever was there; killed on the way, it is done again."""
+        """Delete the earlier run and make an empty model folder for this one; safe to repeat after a kill."""
         (self.folder / _IDENTITY).unlink(missing_ok=True)
         (self.folder / _JOURNAL).unlink(missing_ok=True)
         if self.model.exists():
@@ -200,8 +200,8 @@ class Staging:
         with open(descriptor, "w", encoding="utf-8") as stream:
             stream.write(text)
 
-    def _drop_strange(self) -> None:
-        """Remove from the folder to come what this run did not write: a file that was put there since a kill."""
+    def _drop_unknown(self) -> None:
+        """Remove files that this run did not write: someone may have added a file after a kill."""
         keep = {self.model / name for name in self._names}
         keep |= {parent for path in keep for parent in path.parents}
         for path in sorted(self.model.rglob("*")):
@@ -215,18 +215,18 @@ class Staging:
 
 
 def output_problems(out: Path, inputs: Iterable[Path], size: int, *, overwrite: bool) -> list[str]:
-    """What stands in the way of writing ``size`` bytes to ``out``: it exists, holds an input, or the disk is too small.
+    """Problems with writing ``size`` bytes to ``out``: it exists, contains an input, or the disk is too small.
 
     Args:
-        inputs: Files and folders that are read.
+        inputs: The files and folders of the sources.
     """
     problems: list[str] = []
     place = out.resolve()
     for source in sorted({path.resolve() for path in inputs}):
         folder = source if source.is_dir() else source.parent
         if place == folder or (place.is_relative_to(folder) and source.is_dir()) or source.is_relative_to(place):
-            what = f"{out}: the output would lie in or over the input {source}"
-            problems.append(Message(what, Remedy("choose another {}", "out")))
+            problem = f"{out}: the output would be inside the input {source}, or replace it"
+            problems.append(Message(problem, Remedy("choose another {}", "out")))
     if not problems:
         try:
             check_place(out, overwrite=overwrite)
@@ -236,14 +236,14 @@ def output_problems(out: Path, inputs: Iterable[Path], size: int, *, overwrite: 
     staged = place.parent / f".{place.name}.weightops" / "model"
     free = shutil.disk_usage(parent).free + sum(f.stat().st_blocks * 512 for f in staged.glob("*.safetensors"))
     if free < size:
-        what = f"{out}: needs {size / 1e9:.2f} GB, and {free / 1e9:.2f} GB are free"
-        problems.append(Message(what, Remedy("free some space"), Remedy("choose another {}", "out")))
+        problem = f"{out}: needs {size / 1e9:.2f} GB, but only {free / 1e9:.2f} GB are free"
+        problems.append(Message(problem, Remedy("free some space"), Remedy("choose another {}", "out")))
     return problems
 
 
-def _cannot_resume(out: Path, left: Mapping[str, Any], now: Mapping[str, Any]) -> str:
-    before, after = left.get("inputs", {}), now["inputs"]
-    changed = sorted(path for path in after if path in before and before[path] != after[path])
-    why = f"its input {changed[0]} has changed since" if changed else "it was another recipe or other sources"
-    what = f"{out}: an unfinished run is there and cannot be resumed, {why}"
-    return Message(what, Remedy("discard it and start over with {}", "overwrite", True))
+def _cannot_resume(out: Path, earlier: Mapping[str, Any], current: Mapping[str, Any]) -> str:
+    old_inputs, new_inputs = earlier.get("inputs", {}), current["inputs"]
+    changed = sorted(path for path in new_inputs if path in old_inputs and old_inputs[path] != new_inputs[path])
+    reason = f"its input {changed[0]} has changed since then" if changed else "its recipe or its sources were different"
+    problem = f"{out}: an unfinished run exists and cannot be resumed: {reason}"
+    return Message(problem, Remedy("discard it and start over with {}", "overwrite", True))

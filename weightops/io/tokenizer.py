@@ -1,4 +1,4 @@
-"""A model folder's tokenizer: its files and its tokens. transformers is asked only where tokenizer.json is missing."""
+"""A model folder's tokenizer: its files and its tokens. Only a folder without tokenizer.json needs transformers."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ if TYPE_CHECKING:
 TOKENIZER: Final = "tokenizer.json"
 SETTINGS: Final = "tokenizer_config.json"
 
-#: Vocabularies from before ``tokenizer.json``; beside one they say the same again.
+#: Vocabulary files in older formats; next to a ``tokenizer.json`` they repeat its content.
 OLDER: Final = (
     *("tokenizer.model", "spiece.model", "sentencepiece.bpe.model", "vocab.json", "vocab.txt", "merges.txt"),
     *("added_tokens.json", "tekken.json"),
 )
-#: The chat template; where a processor of older transformers keeps it, which goes before; and further ones by name.
+#: The chat template; its place in older processors of transformers, which takes precedence; further named templates.
 TEMPLATE: Final = "chat_template.jinja"
 OLDER_TEMPLATE: Final = "chat_template.json"
 TEMPLATES: Final = (TEMPLATE, OLDER_TEMPLATE, f"{TEMPLATE_FOLDER}/*.jinja")
@@ -43,7 +43,7 @@ def tokenizer_files(folder: Path | None) -> dict[str, bytes]:
 
 
 def has_tokenizer(source: Weights) -> bool:
-    """Whether there is something that :func:`tokenizer_of` would read."""
+    """Whether :func:`tokenizer_of` can find a tokenizer in this folder."""
     folder = source.folder
     return folder is not None and ((folder / TOKENIZER).exists() or _convertible(folder))
 
@@ -56,7 +56,7 @@ def tokenizer_of(source: Weights, *, trust_remote_code: bool = False) -> Tokeniz
             the code.
 
     Raises:
-        WeightopsError: there is none, or it cannot be read.
+        WeightopsError: the folder has no tokenizer, or the tokenizer cannot be read.
     """
     from tokenizers import Tokenizer
 
@@ -78,7 +78,7 @@ def tokenizer_of(source: Weights, *, trust_remote_code: bool = False) -> Tokeniz
 
 
 def _add_listed(tokenizer: Tokenizer, folder: Path) -> None:
-    """Tokens that ``tokenizer_config.json`` lists and ``tokenizer.json`` lacks; transformers adds them on loading."""
+    """Add the tokens that only ``tokenizer_config.json`` lists, as transformers does on loading."""
     listed = read_json(folder / SETTINGS).get("added_tokens_decoder")
     if not isinstance(listed, dict):
         return
@@ -92,7 +92,7 @@ def _add_listed(tokenizer: Tokenizer, folder: Path) -> None:
             tokenizer.add_tokens([AddedToken(content, **flags)])
 
 
-#: What an added token's entry says beside its text and number.
+#: The settings of an added token, besides its text and number.
 TOKEN_FLAGS: Final = ("single_word", "lstrip", "rstrip", "normalized", "special")
 
 
@@ -101,7 +101,7 @@ def _convertible(folder: Path) -> bool:
 
 
 def _converted(folder: Path, trust_remote_code: bool) -> Tokenizer:
-    """An older vocabulary through transformers."""
+    """Convert an older vocabulary with transformers."""
     try:
         with quiet_transformers():
             auto = importlib.import_module("transformers").AutoTokenizer
@@ -110,10 +110,10 @@ def _converted(folder: Path, trust_remote_code: bool) -> Tokenizer:
     except Exception as error:  # anything may happen in a conversion
         if code_refused := refused_code(folder, error):
             raise WeightopsError(code_refused) from error
-        said = str(error).strip().splitlines() or [type(error).__name__]
-        raise WeightopsError(f"{folder}: no {TOKENIZER}, and transformers cannot make one ({said[0]})") from error
+        lines = str(error).strip().splitlines() or [type(error).__name__]
+        raise WeightopsError(f"{folder}: no {TOKENIZER}, and transformers cannot make one ({lines[0]})") from error
     if tokenizer is None:
         raise WeightopsError(
-            f"{folder}: no {TOKENIZER}, and transformers has only a slow tokenizer for it; add the file"
+            f"{folder}: no {TOKENIZER}, and transformers has only a slow tokenizer for this model; add the file"
         )
     return tokenizer

@@ -1,4 +1,4 @@
-"""The model card of an output, in the hub's format: YAML front matter, then what it is and how it was made."""
+"""The model card of an output, in the hub's format: YAML front matter, a description, and how the model was made."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from ..io.weights import Weights
 from ..version import __version__
 from .usage import licence_of, shared_licence, usage
 
-#: Characters that mean something to Markdown or HTML, as the entities that only show them.
+#: Characters with a meaning in Markdown or HTML, and the entities that show them literally.
 _ENTITIES = {ord(character): f"&#{ord(character)};" for character in "&<>|`*[]\\~$"}
 _PLAIN_NAME = re.compile(r"[\w./@+:=,-]+(?: [\w./@+:=,-]+)*", re.ASCII)
 
@@ -33,7 +33,7 @@ class Paper:
 
 @dataclass(frozen=True)
 class Card:
-    """What a card says beyond what the record does.
+    """The parts of a model card that are not in the record.
 
     Attributes:
         title: Heading, plain text.
@@ -52,7 +52,7 @@ class Card:
 
 
 def plain(text: str) -> str:
-    """A stranger's text as Markdown that shows it and does nothing else, in a heading, a table or a paragraph.
+    """Escape text that we did not write, so that Markdown shows it literally in a heading, a table or a paragraph.
 
     >>> plain("a|b <img>")
     'a&#124;b &#60;img&#62;'
@@ -62,7 +62,7 @@ def plain(text: str) -> str:
 
 
 def code(name: str) -> str:
-    """A stranger's name as code, in a table or a paragraph.
+    """A name that we did not write, as code, for a table or a paragraph.
 
     >>> code("org/name@main"), code("a`b")
     ('`org/name@main`', '<code>a&#96;b</code>')
@@ -71,7 +71,7 @@ def code(name: str) -> str:
 
 
 def fenced(text: str, language: str = "") -> str:
-    """Text of several lines as a block of code, whatever fences it holds.
+    """Text of several lines as a block of code, even if the text contains fences.
 
     >>> fenced("a ``` b").splitlines()[0]
     '````'
@@ -103,14 +103,14 @@ def render(
     if licence := shared_licence(licences):
         front["license"] = licence
     recipe = json.dumps(record["recipe"], indent=2, ensure_ascii=False)
-    how = fenced(card.command) if card.command else fenced(recipe, "json")
+    recipe_text = fenced(card.command) if card.command else fenced(recipe, "json")
     cited = "".join(f"\n- {plain(paper.title)}, arXiv {plain(paper.arxiv)}" for paper in card.papers)
     use = usage(files, config or {})
     return (
         f"---\n{yaml.safe_dump(front, sort_keys=True, allow_unicode=True)}---\n"
         f"# {plain(card.title)}\n\n{card.text}\n\n"
         + (f"## How to use it\n\nIn this folder, or with its id on the hub for the dot:\n\n{use}\n\n" if use else "")
-        + f"## How it was made\n\n{how}\n\n{_table(card, record['sources'], sources, licences)}\n\n"
+        + f"## How it was made\n\n{recipe_text}\n\n{_table(card, record['sources'], sources, licences)}\n\n"
         + ("" if licence or not sources else f"{_NO_LICENCE}\n\n")
         + f"Made with weightops {__version__}; `weightops.json` holds the whole recipe and the digests, "
         f"`weightops verify` checks them.\n" + (f"\n## Papers\n{cited}\n" if cited else "")

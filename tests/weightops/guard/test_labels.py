@@ -230,7 +230,7 @@ def test_a_token_without_a_row_in_the_guard_cannot_be_copied(old):
     guard, base, target = old
     short = {n: t[:4].clone() if n in (EMBED, HEAD) else t for n, t in tiny.read(guard).items()}
     tiny.write(guard, short)
-    with pytest.raises(WeightopsError, match=r"'unsafe' is token 4, and .*weight in .*guard.* has 4 rows"):
+    with pytest.raises(WeightopsError, match=r"'unsafe' is token 4, but .*weight in .*guard.* has 4 rows"):
         compose(guard, base, target, labels=OLD)
 
 
@@ -256,7 +256,7 @@ def test_an_untied_guard_cannot_give_its_head_rows_to_a_tied_target(new, tmp_pat
 def test_embedding_rows_of_another_width_cannot_be_copied(old, tmp_path):
     guard, base, _ = old
     wide = model(tmp_path / "wide", tiny.llama(0, hidden=32))
-    with pytest.raises(WeightopsError, match=r"rows of 16 in .*guard, 32 in .*wide"):
+    with pytest.raises(WeightopsError, match=r"a row has 16 numbers in .*guard, 32 in .*wide"):
         compose(guard, base, wide, labels=OLD)
 
 
