@@ -1,6 +1,6 @@
 """Pages of the site that are written from the code while it is built, so that they cannot be out of date.
 
-mkdocs calls :func:`on_files`. ``methods.md`` comes from the registry of merge methods, ``training.md`` from the
+mkdocs calls :func:`on_files`, and :func:`on_page_markdown` for each page. ``methods.md`` comes from the registry of merge methods, ``training.md`` from the
 settings classes and the recipes that ship, ``changelog.md`` and ``contributing.md`` from the files of the repository.
 """
 
@@ -39,6 +39,11 @@ def on_files(files: Any, config: Any) -> Any:
 def repository_page(name: str) -> str:
     """A page of the repository's root; its links to pages in docs/ hold on the site."""
     return (ROOT / name).read_text("utf-8").replace("](docs/", "](")
+
+
+def on_page_markdown(markdown: str, page: Any, config: Any, files: Any) -> str:
+    """Links out of docs/ to a page that the site has of its own."""
+    return markdown.replace("](../CONTRIBUTING.md", "](contributing.md")
 
 
 # --- merge methods ---------------------------------------------------------------------------------------------------
