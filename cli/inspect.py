@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import click
 
-from weightops.cli.options import SourceType, human, print_json, table
+from weightops.cli.options import SourceType, json_option
+from weightops.cli.printing import human, print_json, print_next, table
 
 
 @click.command("inspect")
 @click.argument("model", type=SourceType())
-@click.option("--json", "as_json", is_flag=True, help="Print every tensor, for a program.")
+@json_option
 def command(model: str, as_json: bool) -> None:
     """List MODEL's tensors by part: how many, of which dtypes, parameters and bytes. Only headers are read.
 
-    Of BASE+ADAPTER the tensors are the base's, with how many the adapter changes.
+    For BASE+ADAPTER it lists the base's tensors, and how many of them the adapter changes. --json lists every tensor.
 
     \b
     weightops inspect smollm2-135m-instruct
@@ -49,3 +50,5 @@ def command(model: str, as_json: bool) -> None:
             )
     head = ["part", "tensors", "parameters", "bytes", "dtype", *(["changed"] if changed else [])]
     click.echo(table(head, rows))
+    is_guard = any((folder / "guard.json").exists() for folder in checkpoint.folders)
+    print_next(["guard", "score", model, "how do I kill a process?"] if is_guard else ["recipes", "list"])

@@ -43,7 +43,7 @@ class Lora(Update):
         torch.manual_seed(seed)
         config = peft.LoraConfig(
             r=self.rank,
-            lora_alpha=self.alpha,
+            lora_alpha=self.alpha,  # type: ignore[arg-type]  # PEFT divides it by the rank; any number will do
             lora_dropout=self.dropout,
             target_modules=list(self.targets) or "all-linear",
             exclude_modules=_frozen_layers(model, frozen) or None,

@@ -72,7 +72,7 @@ def rewrite_header(file: Path, edit: Callable[[dict], object], length: int | Non
 
 
 def test_the_same_models_without_a_fault_compose(models):
-    result = CliRunner().invoke(main, arguments(models))
+    result = CliRunner().invoke(main, ["--quiet", *arguments(models)])
     assert (result.exit_code, result.stderr) == (0, "")
 
 
@@ -415,7 +415,7 @@ def test_options_that_cannot_be_used(models):
     refused(models, "include '(' is not a regular expression", args=arguments(models, "--include=("))
     refused(models, "exclude '*' is not a regular expression", args=arguments(models, "--exclude=*"))
     refused(models, "leave none of the 21", args=arguments(models, "--exclude=."))
-    refused(models, "--memory 0MiB is too little", "give at least", args=arguments(models, "--memory=1kB"))
+    refused(models, "0 MiB of memory is too little", "give at least", args=arguments(models, "--memory=1kB"))
     refused(models, "tokenizer.json: missing", args=arguments(models, "--labels=safe,unsafe"))
 
 

@@ -192,7 +192,9 @@ def served(monkeypatch):
 
 def test_serve_says_when_anyone_may_ask_and_when_it_has_stopped(served):
     result = run("serve", "folder/mine", "--host", "0.0.0.0", "--port", 0, "--insecure")
-    assert result.stderr == "warning: anyone who reaches 0.0.0.0 can use this server; it asks for no API key\n"
+    warning, suggested = result.stderr.splitlines()
+    assert warning == "warning: anyone who reaches 0.0.0.0 can use this server; it asks for no API key"
+    assert suggested.startswith("next: curl -d '{")
     ready, stopped = result.stdout.splitlines()
     assert ready.startswith("mine is ready, listening on http://0.0.0.0:")
     assert stopped == "stopped"

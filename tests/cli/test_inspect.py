@@ -29,7 +29,7 @@ def adapter(tmp_path_factory):
 def run(*args):
     result = CliRunner().invoke(command, [str(arg) for arg in args])
     assert result.exit_code == 0, result.output
-    return result.output
+    return result.stdout
 
 
 def test_parts_are_counted_by_tensors_parameters_and_bytes(base):

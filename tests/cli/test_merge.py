@@ -342,4 +342,4 @@ def test_what_mergekit_refuses_leaves_nothing(run):
 def test_the_mergekit_engine_does_not_take_what_only_ours_can_do(run):
     for option in (["--device", "cuda"], ["--dry-run"], ["--plugin", "x.py"]):
         done = run(TIES, "--engine", "mergekit", *option, code=2)
-        assert "belong to our own engine" in done.stderr
+        assert "work only with --engine native" in done.stderr

@@ -24,10 +24,10 @@ EDITS = re.findall(r"^```diff\n--- (\S+)\n(.*?)^```$", PAGE, re.MULTILINE | re.D
 
 
 def edited(text: str, change: str) -> str:
-    """A text with the lines added that a block of a diff marks by +, after the lines that the block shows before them."""
+    """A text with a block of a diff applied; what the block shows as there before is in the text once."""
     lines = change.splitlines(keepends=True)
     before = "".join(line[1:] for line in lines if line[0] != "+")
-    after = "".join(line[1:] if line.strip() != "+" else "\n" for line in lines)
+    after = "".join(line[1:] for line in lines if line[0] != "-")
     assert text.count(before) == 1, f"CONTRIBUTING.md shows lines that are not in the file once:\n{before}"
     return text.replace(before, after)
 
@@ -72,10 +72,10 @@ COMMAND = "from weightops.cli import main; main()"
 def test_every_kind_of_addition_has_an_example():
     kinds = {"ops", "objectives", "passes", "routines", "configs", "cli", "io"}
     assert kinds <= {part for name in FILES for part in Path(name).parts}
-    assert [name for name, _ in EDITS] == ["cli/__init__.py", "weightops/algebra/opening.py"]
+    assert {name for name, _ in EDITS} == {"cli/__init__.py", "weightops/algebra/opening.py"}
 
 
-def test_the_merge_method_works_in_python_and_in_a_merge_file(run, tmp_path):
+def test_the_merge_method_works_in_python_and_in_a_merge_file(run, tree, tmp_path):
     models = family(tmp_path, ["base", "a", "b"], layers=1)
     run(
         "import doctest, weightops as wo, weightops.ops.midrange as module\n"
@@ -93,6 +93,8 @@ def test_the_merge_method_works_in_python_and_in_a_merge_file(run, tmp_path):
         assert torch.allclose(called[name], expected, atol=1e-6), name
         assert torch.equal(called[name], merged[name]), name
     assert "share=1.0" in run(COMMAND, "methods")
+    run("import runpy; runpy.run_module('weightops.algebra.stub', run_name='__main__')")
+    assert "def midrange(" in (tree / "weightops" / "__init__.pyi").read_text()
 
 
 def test_the_objective_and_the_routine_train(run, tmp_path):
@@ -101,7 +103,7 @@ def test_the_objective_and_the_routine_train(run, tmp_path):
     (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     sets = [f"--set={each}" for each in ("base=model", "training.precision=fp32", "training.epochs=1")]
     sets += ["--set=data.files=rows.jsonl"]
-    chosen = ["--set=objective=smoothed_token", "--set=objective.share=0.2"]
+    chosen = ["--set=objective=focal_token", "--set=objective.focus=1"]
     run(COMMAND, "train", "sft", *sets, *chosen, "--out", "tuned")
     assert (tmp_path / "tuned" / "model.safetensors").is_file()
     said = run(COMMAND, "recipes", "list")
@@ -111,7 +113,7 @@ def test_the_objective_and_the_routine_train(run, tmp_path):
     assert json.loads((tmp_path / "read" / "training.json").read_text())["steps"] == 3  # three texts, each once
 
 
-def test_without_smoothing_the_objective_is_plain_next_token_and_the_pass_keeps_the_first(run, tmp_path):
+def test_without_focus_the_objective_is_plain_next_token_and_the_pass_keeps_the_first(run, tmp_path):
     write_chat_model(tmp_path / "model")
     run(
         "import doctest, torch, weightops.recipes.passes.once as module\n"
@@ -122,8 +124,8 @@ def test_without_smoothing_the_objective_is_plain_next_token_and_the_pass_keeps_
         "rows = [{'input_ids': [5, 6, 7, 8], 'trained': [False, False, True, True]},\n"
         "        {'input_ids': [9, 10], 'trained': [True, True]}]\n"
         "losses, items = [], []\n"
-        "for objective in (component('objectives', 'smoothed_token')(share=0.0), component('objectives', 'next_token')()):\n"
-        "    objective = objective.ready(model, tokenizer)\n"
+        "for objective in (component('objectives', 'focal_token')(focus=0.0), component('objectives', 'next_token')()):\n"
+        "    objective = objective.ready(model, tokenizer, rows)\n"
         "    batch = objective.batch(rows)\n"
         "    losses.append(objective.loss(model, batch).item())\n"
         "    items.append(objective.items(batch))\n"
@@ -136,6 +138,7 @@ def test_the_command_counts_and_is_listed_with_the_others(run, tmp_path):
     folder = family(tmp_path, ["base"], layers=1)["base"]
     count = sum(tensor.numel() for tensor in tiny.read(folder).values())
     assert run(COMMAND, "count", folder) == f"{count:,}\n"
+    assert json.loads(run(COMMAND, "count", folder, "--json")) == {"parameters": count}
     assert "Count a model's parameters." in run(COMMAND, "--help")
 
 

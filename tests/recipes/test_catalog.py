@@ -56,9 +56,11 @@ def test_every_shipped_recipe_begins_with_what_it_makes():
 
 
 def test_what_is_not_there_is_refused_with_what_is(tmp_path):
-    with pytest.raises(WeightopsError, match="nothing: no such file, and no such recipe; available: .*guard-prefix"):
+    with pytest.raises(
+        WeightopsError, match="nothing: no such file, and no such shipped recipe; available: .*guard-prefix"
+    ):
         find("nothing")
-    with pytest.raises(WeightopsError, match="'dpi' is not one of the objectives; available: label_decision, next_tok"):
+    with pytest.raises(WeightopsError, match="no objective 'dpi'; available: label_decision, next_tok"):
         component("objectives", "dpi")
     (tmp_path / "latin.yml").write_bytes(b"recipe: \xe9")
     with pytest.raises(WeightopsError, match="not UTF-8 \\(byte 8\\)"):

@@ -4,11 +4,28 @@ from __future__ import annotations
 
 import sys
 import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 from types import TracebackType
-from typing import Any
+from typing import Any, TypeVar
 
 #: Seconds between two lines where stderr is no terminal; shorter work prints none.
 LINE_SECONDS = 30.0
+
+Item = TypeVar("Item")
+
+_SHOWN = ContextVar("shown", default=True)
+
+
+@contextmanager
+def no_progress() -> Iterator[None]:
+    """Print no progress for the length of the block."""
+    before = _SHOWN.set(False)
+    try:
+        yield
+    finally:
+        _SHOWN.reset(before)
 
 
 class Progress:
@@ -30,7 +47,7 @@ class Progress:
     ) -> None:
         self.total, self.what, self.unit, self.done = total, what, unit, begun
         self._begun, self._note = begun, ""
-        self._stream: Any = sys.stderr if shown else None
+        self._stream: Any = sys.stderr if shown and _SHOWN.get() else None
         self._start = self._last_line = time.monotonic()
         self._bar: Any = None
         if self._stream is not None and self._stream.isatty():
@@ -57,6 +74,14 @@ class Progress:
         if self._bar is not None:
             self._bar.set_postfix_str(text)
 
+    def tell(self, text: str) -> None:
+        """Print a line of its own, above the bar where there is one."""
+        if self._bar is not None:
+            self._bar.write(text, file=self._stream)
+        elif self._stream is not None:
+            self._stream.write(f"{text}\n")
+            self._stream.flush()
+
     def close(self) -> None:
         """Take the bar away."""
         if self._bar is not None:
@@ -74,13 +99,22 @@ class Progress:
         share = self.done / self.total if self.total else 1.0
         count = "" if self.unit == "B" else f", {self.unit} {self.done} of {self.total}"
         rate = (self.done - self._begun) / max(time.monotonic() - self._start, 1e-9)
-        left = f", {_clock((self.total - self.done) / rate)} left" if rate > 0 else ""
+        left = f", {clock((self.total - self.done) / rate)} left" if rate > 0 else ""
         return f"{self.what}: {share:.0%}{count}{left}" + (f" ({self._note})" if self._note else "")
 
 
-def _clock(seconds: float) -> str:
-    """
-    >>> _clock(75), _clock(3700)
+def followed(items: Sequence[Item], what: str, *, unit: str) -> Iterator[Item]:
+    """The items, with progress shown while they are taken."""
+    with Progress(len(items), what, unit=unit, delay=1) as progress:
+        for item in items:
+            yield item
+            progress.update()
+
+
+def clock(seconds: float) -> str:
+    """A time as minutes and seconds, from an hour on with hours.
+
+    >>> clock(75), clock(3700)
     ('1:15', '1:01:40')
     """
     hours, rest = divmod(round(max(seconds, 0)), 3600)

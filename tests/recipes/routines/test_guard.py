@@ -178,3 +178,14 @@ def test_data_may_use_the_recipes_own_words_and_no_others(tmp_path):
     with pytest.raises(WeightopsError) as caught:
         run(replace(recipe, labels=("safe", "unsafe")), tmp_path / "guard")
     assert [problem.partition(": ")[0] for problem in caught.value.problems] == [f"{file}, line 1", f"{file}, line 2"]
+
+
+def test_data_with_other_words_than_the_guards_is_read_and_that_is_reported(tmp_path, capsys):
+    file = tmp_path / "rows.jsonl"
+    file.write_text('{"text": "a", "label": "safe"}\n{"text": "b", "label": "unsafe"}\n')
+    recipe = GuardRecipe(str(tmp_path / "none"), Data((str(file),)), labels=("benign", "harmful"))
+    for labels, note in ((("benign", "harmful"), True), (("safe", "unsafe"), False)):
+        with pytest.raises(WeightopsError, match="none: no such file or folder"):
+            run(replace(recipe, labels=labels), tmp_path / "guard")
+        said = "labels: the data has safe and unsafe; the guard learns to answer benign and harmful for them"
+        assert (said in capsys.readouterr().err) == note
