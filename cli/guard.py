@@ -12,7 +12,7 @@ from click.core import ParameterSource
 
 from weightops.cli.completing import PresetType
 from weightops.cli.groups import SuggestingGroup
-from weightops.cli.options import SizeType, SourceType, json_option
+from weightops.cli.options import SizeType, SourceType, json_option, trust_option
 from weightops.cli.printing import print_json, print_next, table, terminal_width
 from weightops.errors import WeightopsError
 
@@ -62,6 +62,7 @@ def command() -> None:
 
 @command.command("score")
 @_guard_options
+@trust_option
 @click.argument("texts", nargs=-1, metavar="[TEXT]...")
 @click.option(
     "--jsonl",
@@ -80,6 +81,7 @@ def score(
     preset: str | None,
     threshold: float | None,
     dtype: str,
+    trust_remote_code: bool,
 ) -> None:
     """Print the probability that each TEXT is unsafe. Without TEXT or --jsonl it reads the lines of stdin.
 
@@ -95,7 +97,7 @@ def score(
     inputs = [*texts, *texts_of(read_rows(jsonl, allow_empty=True))]
     if not inputs and not jsonl:
         inputs = [line.decode("utf-8", "replace").rstrip("\r\n") for line in sys.stdin.buffer]
-    guard = open_guard(model, preset, threshold, dtype)
+    guard = open_guard(model, preset, threshold, dtype, trust_remote_code=trust_remote_code)
     probabilities = guard.probabilities(inputs, batch)
     rows: list[dict[str, Any]] = [
         {"text": text, "probability": float(p), "label": "unsafe" if p >= guard.card.threshold else "safe"}
@@ -111,6 +113,7 @@ def score(
 
 @command.command("eval")
 @_guard_options
+@trust_option
 @click.argument("data", nargs=-1, required=True, type=click.Path(path_type=Path))
 @click.option("--out", type=click.Path(path_type=Path), help="Folder for evaluation.json and evaluation.png.")
 @click.option(
@@ -141,6 +144,7 @@ def evaluate(
     preset: str | None,
     threshold: float | None,
     dtype: str,
+    trust_remote_code: bool,
 ) -> None:
     """Measure a guard on labelled texts. Each row has text (or messages), label (safe or unsafe), and perhaps
     first_unsafe_char.
@@ -159,7 +163,7 @@ def evaluate(
     labelled = labelled_texts(read_rows(data))
     if faults := [f"--rows {row}: there are {len(labelled)} texts" for row in rows if row > len(labelled)]:
         raise WeightopsError(*faults)
-    guard = open_guard(model, preset, threshold, dtype)
+    guard = open_guard(model, preset, threshold, dtype, trust_remote_code=trust_remote_code)
     evaluation = run(guard, labelled, step=prefix_chars, batch=batch, resamples=resamples, seed=seed)
     report = {"model": model, "data": [str(file) for file in data], **evaluation.to_json()}
     if out is not None:

@@ -15,6 +15,7 @@ from weightops.cli.options import (
     plugin_option,
     print_plan,
     shard_size_option,
+    trust_option,
 )
 from weightops.cli.printing import human, print_json, print_next
 from weightops.cli.words import in_options
@@ -40,10 +41,11 @@ from weightops.cli.words import in_options
 )
 @shard_size_option
 @nonfinite_option
+@trust_option
 @output_settings
 def command(
     config: Path, plugin: tuple[Path, ...], device: str, seed: int, engine: str, shard_size: int,
-    allow_nonfinite: bool, output: Output,
+    allow_nonfinite: bool, trust_remote_code: bool, output: Output,
 ) -> None:  # fmt: skip
     """Merge models as CONFIG, a mergekit file, says, and write the result to OUT.
 
@@ -60,7 +62,7 @@ def command(
 
         if output.dry_run or plugin or device != "cpu":
             raise click.UsageError("--dry-run, --plugin and --device work only with --engine native; leave them out")
-        run_mergekit(config, output.out, seed=seed, overwrite=output.overwrite)
+        run_mergekit(config, output.out, seed=seed, overwrite=output.overwrite, trust_remote_code=trust_remote_code)
         if output.json:
             print_json({"out": str(output.out)})
             return
@@ -72,7 +74,7 @@ def command(
 
     load_plugins(plugin)
     recipe = run.read(config)
-    options = Options(shard_size, allow_nonfinite, seed, device, command_line())
+    options = Options(shard_size, allow_nonfinite, seed, device, command_line(), trust_remote_code=trust_remote_code)
     if output.dry_run:
         if steps := run.missing_steps(recipe):
             raise click.UsageError(

@@ -205,6 +205,13 @@ nonfinite_option = click.option(
 )
 
 
+trust_option = click.option(
+    "--trust-remote-code",
+    is_flag=True,
+    help="Run the Python code that came with a model, where its files ask for it (auto_map).",
+)
+
+
 def command_line() -> str:
     """The command as it was typed."""
     return shlex.join(["weightops", *sys.argv[1:]])

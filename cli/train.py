@@ -7,7 +7,7 @@ from pathlib import Path
 import click
 
 from weightops.cli.completing import RecipeType, SettingType
-from weightops.cli.options import json_option
+from weightops.cli.options import json_option, trust_option
 from weightops.cli.printing import print_json, print_next
 
 
@@ -17,8 +17,11 @@ from weightops.cli.printing import print_json, print_next
               help="Override a recipe value, for example training.lr=1e-4. May be repeated.")  # fmt: skip
 @click.option("--out", type=click.Path(path_type=Path), help="Folder to write.  [default: the recipe's name]")
 @click.option("--overwrite", is_flag=True, help="Replace an existing output, or an unfinished run of another recipe.")
+@trust_option
 @json_option
-def command(recipe: str, sets: tuple[str, ...], out: Path | None, overwrite: bool, as_json: bool) -> None:
+def command(
+    recipe: str, sets: tuple[str, ...], out: Path | None, overwrite: bool, trust_remote_code: bool, as_json: bool
+) -> None:
     """Train from RECIPE: a YAML file, or a name that `weightops recipes list` shows.
 
     An interrupted run resumes when the same command is run again. Several processes, FSDP and DeepSpeed work through
@@ -36,7 +39,7 @@ def command(recipe: str, sets: tuple[str, ...], out: Path | None, overwrite: boo
 
     settings = catalog.read(recipe, sets, sources=True)
     folder = out or Path(Path(recipe).stem)
-    fitted = catalog.run(settings, folder, overwrite)
+    fitted = catalog.run(settings, folder, overwrite, trust_remote_code=trust_remote_code)
     if os.environ.get("RANK", "0") != "0":
         return
     last, recent = fitted.losses[-1], fitted.recent_loss

@@ -1,7 +1,8 @@
 """What can be trained, and the recipes that are shipped. Files are found by their folder: a new one edits nothing else.
 
 * A routine is a module of ``routines/``. ``routines/sft.py`` holds a frozen dataclass of settings, ``SftRecipe``, and
-  ``run(recipe, out, overwrite)``, which returns a ``Fitted``. The key ``recipe: sft`` of a YAML file names it.
+  ``run(recipe, out, overwrite, *, trust_remote_code)``, which returns a ``Fitted``. The key ``recipe: sft`` of a
+  YAML file names it. No key of a file lets code that came with a model run: ``trust_remote_code`` is the caller's.
 * An objective is a module of ``objectives/``, an update one of ``updates/``: one class each, named after its file; see
   ``floor/components.py``, ``floor/objective.py``, ``floor/update.py``.
 * A pass is a module of ``passes/``: functions from rows to rows.
@@ -101,9 +102,14 @@ def read(name: str, sets: Sequence[str] = (), *, sources: bool = False) -> Any:
     return read_recipe(read_file(file), str(file), routines(), settings_of, sets, missing)
 
 
-def run(recipe: Any, out: Path, overwrite: bool = False) -> Any:
-    """Train by a recipe and write the result to a folder."""
-    return importlib.import_module(type(recipe).__module__).run(recipe, out, overwrite)
+def run(recipe: Any, out: Path, overwrite: bool = False, *, trust_remote_code: bool = False) -> Any:
+    """Train by a recipe and write the result to a folder.
+
+    Args:
+        trust_remote_code: Run the Python code in the folders of the models it names, where their files ask for it.
+    """
+    routine = importlib.import_module(type(recipe).__module__)
+    return routine.run(recipe, out, overwrite, trust_remote_code=trust_remote_code)
 
 
 def _module(routine: str) -> Any:

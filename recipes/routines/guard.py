@@ -85,7 +85,7 @@ class GuardRecipe:
             yield "training.weight_decay would also change the other rows; set it to 0"
 
 
-def run(recipe: GuardRecipe, out: Path, overwrite: bool = False) -> Fitted:
+def run(recipe: GuardRecipe, out: Path, overwrite: bool = False, *, trust_remote_code: bool = False) -> Fitted:
     """Read the data, train, and write a Hugging Face folder with its ``guard.json``.
 
     Raises:
@@ -98,19 +98,26 @@ def run(recipe: GuardRecipe, out: Path, overwrite: bool = False) -> Fitted:
     if other_words := {str(row.label) for row in rows} & {SAFE, UNSAFE} - set(recipe.labels):
         words, (safe, unsafe) = " and ".join(sorted(other_words)), recipe.labels
         say(f"labels: the data has {words}; the guard learns to answer {safe} and {unsafe} for them")
-    return train(recipe, texts, out, overwrite)
+    return train(recipe, texts, out, overwrite, trust_remote_code=trust_remote_code)
 
 
-def train(recipe: GuardRecipe, rows: Sequence[LabelledText], out: Path, overwrite: bool = False) -> Fitted:
+def train(
+    recipe: GuardRecipe,
+    rows: Sequence[LabelledText],
+    out: Path,
+    overwrite: bool = False,
+    *,
+    trust_remote_code: bool = False,
+) -> Fitted:
     """Train on rows that are already read, and write the guard."""
     learned, held_out = split(rows, recipe.data.held_out, recipe.training.seed)
     check_both_labels([row for row in learned if not corrects_itself(row)])
-    onset: FirstUnsafe = (lambda text: None) if recipe.teacher is None else teacher_onset(recipe)
+    onset: FirstUnsafe = (lambda text: None) if recipe.teacher is None else teacher_onset(recipe, trust_remote_code)
     labelled_prefixes = prefixes(learned, recipe.prefix_chars, onset)
     from weightops.algebra.loading import load
     from weightops.recipes.floor.trainer import fit
 
-    model, tokenizer = load(recipe.base, "float32")
+    model, tokenizer = load(recipe.base, "float32", trust_remote_code=trust_remote_code)
     if recipe.new_labels:
         add_labels(model, tokenizer, recipe.labels)
     system = system_text(recipe.labels)
@@ -134,11 +141,11 @@ def train(recipe: GuardRecipe, rows: Sequence[LabelledText], out: Path, overwrit
     )
 
 
-def teacher_onset(recipe: GuardRecipe) -> FirstUnsafe:
+def teacher_onset(recipe: GuardRecipe, trust_remote_code: bool = False) -> FirstUnsafe:
     """From a text to the last character of the first prefix that the teacher calls unsafe, if there is one (ours)."""
     from weightops.guard.presets import open_guard
 
-    guard = open_guard(str(recipe.teacher))
+    guard = open_guard(str(recipe.teacher), trust_remote_code=trust_remote_code)
 
     def onset(text: str) -> int | None:
         ends = cuts(text, recipe.prefix_chars)

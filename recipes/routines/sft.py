@@ -71,7 +71,7 @@ class SftRecipe:
             yield f"objective {kind_of(self.objective)} does not keep packed rows apart; set packing to false"
 
 
-def run(recipe: SftRecipe, out: Path, overwrite: bool = False) -> Fitted:
+def run(recipe: SftRecipe, out: Path, overwrite: bool = False, *, trust_remote_code: bool = False) -> Fitted:
     """Read the rows, train, and write a Hugging Face folder, or an adapter's.
 
     Raises:
@@ -86,7 +86,7 @@ def run(recipe: SftRecipe, out: Path, overwrite: bool = False) -> Fitted:
     from weightops.algebra.loading import load
     from weightops.recipes.floor.trainer import fit
 
-    model, tokenizer = load(recipe.base, "float32")
+    model, tokenizer = load(recipe.base, "float32", trust_remote_code=trust_remote_code)
     rows = encode(tokenizer, learned, recipe.tokens, chat=recipe.chat, columns=columns)
     if recipe.packing:
         _check_window(model, recipe.tokens)

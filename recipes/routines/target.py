@@ -60,7 +60,7 @@ class TargetRecipe:
             yield "target does not measure held-out rows; remove held_out"
 
 
-def run(recipe: TargetRecipe, out: Path, overwrite: bool = False) -> Fitted:
+def run(recipe: TargetRecipe, out: Path, overwrite: bool = False, *, trust_remote_code: bool = False) -> Fitted:
     """Tune by next token and write a Hugging Face folder.
 
     Raises:
@@ -71,7 +71,7 @@ def run(recipe: TargetRecipe, out: Path, overwrite: bool = False) -> Fitted:
     from weightops.algebra.loading import load
     from weightops.recipes.floor.trainer import fit
 
-    model, tokenizer = load(recipe.base, "float32")
+    model, tokenizer = load(recipe.base, "float32", trust_remote_code=trust_remote_code)
     texts = python_texts() if recipe.data is None else row_texts(tokenizer, recipe.data)
     rows = [{"input_ids": piece} for piece in blocks(tokenizer, texts, recipe)]
     if not rows:

@@ -67,7 +67,7 @@ def _in_the_folder_of_the_models(models: Path):
         yield patch
 
 
-WORDS = [b"&a ", b"*a", b"<<: ", b"!!python/object:os.system ", b"? ", b"- ", b": ", b"{", b"[", b"|", b">", b"---\n", b"%YAML ", b'"\\ud800"', b"0x", b"1:", b"\t", b"\xff"]  # fmt: skip
+WORDS = [b"name: ../../x\n", b"name: /x\n", b"[0, 1000000000]", b"pad_to_multiple_of: 1000000000000\n", b"&a ", b"*a", b"<<: ", b"!!python/object:os.system ", b"? ", b"- ", b": ", b"{", b"[", b"|", b">", b"---\n", b"%YAML ", b'"\\ud800"', b"0x", b"1:", b"\t", b"\xff"]  # fmt: skip
 
 
 @fuzzed(120)

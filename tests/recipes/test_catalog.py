@@ -21,7 +21,12 @@ def test_a_routine_is_a_frozen_dataclass_of_settings_and_a_run(routine):
     settings = settings_of(routine)
     assert is_dataclass(settings)
     assert settings.__dataclass_params__.frozen
-    assert list(signature(sys.modules[settings.__module__].run).parameters) == ["recipe", "out", "overwrite"]
+    assert list(signature(sys.modules[settings.__module__].run).parameters) == [
+        "recipe",
+        "out",
+        "overwrite",
+        "trust_remote_code",
+    ]
 
 
 @pytest.mark.parametrize(("room", "kind"), COMPONENTS)
@@ -102,7 +107,7 @@ def test_a_new_routine_objective_and_recipe_are_files_and_nothing_else(tmp_path)
         "class SquareRecipe:\n"
         "    objective: Annotated[Objective, Component('objectives')] = field(\n"
         "        default_factory=lambda: component('objectives', 'squared')())\n"
-        "def run(recipe, out, overwrite=False):\n"
+        "def run(recipe, out, overwrite=False, *, trust_remote_code=False):\n"
         "    return recipe.objective.weight\n"
     )
     (floor / "configs/square").mkdir()

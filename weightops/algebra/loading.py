@@ -7,11 +7,12 @@ from typing import Any
 
 from ..errors import WeightopsError
 from ..io.quiet import quiet_transformers
+from ..io.remote_code import refused_code
 from .checkpoint import Checkpoint
 from .opening import as_checkpoint
 
 
-def load(spec: str | Path | Checkpoint, dtype: str = "auto") -> tuple[Any, Any]:
+def load(spec: str | Path | Checkpoint, dtype: str = "auto", *, trust_remote_code: bool = False) -> tuple[Any, Any]:
     """A causal language model and its tokenizer.
 
     What an adapter adds is computed as saving would compute it: in fp32, rounded once to the dtype of the file.
@@ -20,9 +21,11 @@ def load(spec: str | Path | Checkpoint, dtype: str = "auto") -> tuple[Any, Any]:
         spec: A folder, ``org/name``, an alias, or one of these ``+adapter``, as for :func:`weightops.open`; or the
             checkpoint that it gave.
         dtype: Of the weights in memory; ``auto`` keeps the file's.
+        trust_remote_code: Run the Python code in the model's folder, where its files ask for it.
 
     Raises:
-        WeightopsError: no such model, one that transformers does not read, or an adapter that does not fit.
+        WeightopsError: no such model, one that transformers does not read, one that needs its own code, or an adapter
+            that does not fit.
     """
     checkpoint = as_checkpoint(spec)
     spec = checkpoint.spec
@@ -34,11 +37,15 @@ def load(spec: str | Path | Checkpoint, dtype: str = "auto") -> tuple[Any, Any]:
         from transformers import AutoModelForCausalLM, AutoTokenizer
 
         try:
-            tokenizer = AutoTokenizer.from_pretrained(str(folder))
-            model: Any = AutoModelForCausalLM.from_pretrained(str(folder), dtype=dtype)
+            tokenizer = AutoTokenizer.from_pretrained(str(folder), trust_remote_code=trust_remote_code)
+            model: Any = AutoModelForCausalLM.from_pretrained(
+                str(folder), dtype=dtype, trust_remote_code=trust_remote_code
+            )
         except (OSError, ValueError) as error:
-            said = str(error).strip().partition("\n")[0]
-            raise WeightopsError(f"{spec}: transformers cannot load it ({said}); check the folder") from error
+            if code_refused := refused_code(folder, error):
+                raise WeightopsError(code_refused) from error
+            reason = str(error).strip().partition("\n")[0]
+            raise WeightopsError(f"{spec}: transformers cannot load it ({reason}); check the folder") from error
     _add(model, checkpoint, spec)
     on_hub = checkpoint.source.revision is not None
     name = checkpoint.spec.partition("@")[0] if on_hub else checkpoint.spec

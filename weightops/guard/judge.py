@@ -35,6 +35,8 @@ class Guard:
         spec: str | Path | Checkpoint,
         card: GuardCard | Callable[[Any], GuardCard] | None = None,
         dtype: str = "auto",
+        *,
+        trust_remote_code: bool = False,
     ) -> Guard:
         """Load a guard.
 
@@ -42,6 +44,7 @@ class Guard:
             spec: A Hugging Face model folder, or what else :func:`weightops.open` takes, or what that gave.
             card: How to ask, or what makes that from the tokenizer (a preset); otherwise the model's ``guard.json``.
             dtype: Of the weights in memory; ``auto`` keeps the file's.
+            trust_remote_code: Run the Python code in the model's folder, where its files ask for it.
 
         Raises:
             WeightopsError: no card, a tokenizer that cannot ask so, or files that transformers does not read.
@@ -51,7 +54,7 @@ class Guard:
 
         checkpoint = as_checkpoint(spec)
         card = card or GuardCard.of(checkpoint)
-        model, tokenizer = load(checkpoint, dtype)
+        model, tokenizer = load(checkpoint, dtype, trust_remote_code=trust_remote_code)
         model.eval()
         guard = cls(model, tokenizer, card if isinstance(card, GuardCard) else card(tokenizer))
         _check_labels(guard, checkpoint.spec)
@@ -81,7 +84,12 @@ def _check_labels(guard: Guard, spec: str) -> None:
 
 
 def judge(
-    spec: str | Path | Checkpoint, texts: Sequence[str], card: GuardCard | None = None, batch: int = 16
+    spec: str | Path | Checkpoint,
+    texts: Sequence[str],
+    card: GuardCard | None = None,
+    batch: int = 16,
+    *,
+    trust_remote_code: bool = False,
 ) -> NDArray[np.float64]:
     """The probability that each text is unsafe.
 
@@ -90,6 +98,7 @@ def judge(
         texts: What to judge.
         card: How to ask; otherwise the model's ``guard.json``.
         batch: Texts in one forward pass.
+        trust_remote_code: Run the Python code in the model's folder, where its files ask for it.
 
     Returns:
         Probabilities, [texts], in the order of the texts.
@@ -97,7 +106,7 @@ def judge(
     Raises:
         WeightopsError: no card, or a tokenizer without a chat template.
     """
-    return Guard.load(spec, card).probabilities(texts, batch)
+    return Guard.load(spec, card, trust_remote_code=trust_remote_code).probabilities(texts, batch)
 
 
 def probabilities(

@@ -216,7 +216,12 @@ def find(name: str) -> str | None:
 
 
 def open_guard(
-    spec: str | Path | Checkpoint, preset: str | None = None, threshold: float | None = None, dtype: str = "auto"
+    spec: str | Path | Checkpoint,
+    preset: str | None = None,
+    threshold: float | None = None,
+    dtype: str = "auto",
+    *,
+    trust_remote_code: bool = False,
 ) -> Guard:
     """Load a guard: by its own ``guard.json``, or as a preset says.
 
@@ -225,6 +230,7 @@ def open_guard(
         preset: A name in :data:`PRESETS`; otherwise the model's card, and without one the preset for its name.
         threshold: From this probability on, a text is unsafe; the card's unless given.
         dtype: Of the weights in memory; ``auto`` keeps the file's.
+        trust_remote_code: Run the Python code in the model's folder, where its files ask for it.
 
     Raises:
         WeightopsError: no such model or preset, or no card and a name that no preset is for.
@@ -239,5 +245,6 @@ def open_guard(
             f"{checkpoint.spec}: has no {NAME}, and no preset is for that name; train a guard, or say how to ask it "
             f"with a preset: {', '.join(PRESETS)}"
         )
-    guard = Guard.load(checkpoint, PRESETS[name].card if name else None, dtype)
+    card = PRESETS[name].card if name else None
+    guard = Guard.load(checkpoint, card, dtype, trust_remote_code=trust_remote_code)
     return guard if threshold is None else replace(guard, card=replace(guard.card, threshold=threshold))

@@ -7,7 +7,7 @@ import io
 from contextlib import redirect_stderr
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 from ..errors import WeightopsError
 from .cache import cached, entry_name, stamp
@@ -110,6 +110,10 @@ def _convert(path: Path, folder: Path, title: str) -> None:
         bar.update()
 
 
+#: Nothing is downloaded, and no code beside the file runs.
+_LOCAL: Final = {"local_files_only": True, "trust_remote_code": False}
+
+
 def _check_size(path: Path, header: GgufHeader) -> None:
     """Refuse a file whose settings ask for a model much larger than its tensors, before memory is taken for it.
 
@@ -119,9 +123,9 @@ def _check_size(path: Path, header: GgufHeader) -> None:
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM
 
-    config = AutoConfig.from_pretrained(str(path.parent), gguf_file=path.name)
+    config = AutoConfig.from_pretrained(str(path.parent), gguf_file=path.name, **_LOCAL)
     with torch.device("meta"):  # shapes alone
-        model = AutoModelForCausalLM.from_config(config)  # type: ignore[no-untyped-call]
+        model = AutoModelForCausalLM.from_config(config, trust_remote_code=False)  # type: ignore[no-untyped-call]
     elements = sum(tensor.numel() for tensor in (*model.parameters(), *model.buffers()))
     if elements > 2 * header.elements + 1_000_000:
         raise WeightopsError(
@@ -134,7 +138,7 @@ def _model(path: Path) -> Any:
     from transformers import AutoModelForCausalLM, GgufConfig
 
     # Without dequantize=True transformers keeps the weights packed.
-    how = {"quantization_config": GgufConfig(dequantize=True), "dtype": torch.bfloat16, "local_files_only": True}
+    how = {"quantization_config": GgufConfig(dequantize=True), "dtype": torch.bfloat16, **_LOCAL}
     model = AutoModelForCausalLM.from_pretrained(str(path.parent), gguf_file=path.name, **how)
     vars(model.config).pop("_model_name_or_path", None)  # the title in the file's header, not a place to load from
     return model
@@ -144,7 +148,7 @@ def _tokenizer(path: Path) -> Any:
     from gguf import GGUFReader
     from transformers import AutoTokenizer
 
-    tokenizer = AutoTokenizer.from_pretrained(str(path.parent), gguf_file=path.name)
+    tokenizer = AutoTokenizer.from_pretrained(str(path.parent), gguf_file=path.name, **_LOCAL)
     split = GGUFReader(path).get_field("tokenizer.ggml.pre")
     if split is not None and split.contents() == "smollm":
         _split_digits(tokenizer)

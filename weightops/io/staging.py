@@ -7,7 +7,6 @@ the journal calls done has reached the disk. Two processes cannot write one outp
 from __future__ import annotations
 
 import errno
-import fcntl
 import json
 import os
 import shutil
@@ -18,10 +17,11 @@ from types import TracebackType
 from typing import Any
 
 from ..errors import Message, Remedy, WeightopsError
-from .replacing import check_place, private_folder, put_in_place, recover, sync_folder
+from .output_lock import OutputLock, open_private, remove
+from .replacing import check_place, put_in_place, recover, sync_folder
 
 _FLUSH_SECONDS = 2.0
-_JOURNAL, _IDENTITY, _LOCK = "journal.jsonl", "plan.json", "lock"
+_JOURNAL, _IDENTITY = "journal.jsonl", "plan.json"
 
 
 class Staging:
@@ -29,11 +29,17 @@ class Staging:
 
     Leaving it by an error that a repeated run would meet again (a :class:`WeightopsError`) removes the folder;
     anything else (an interrupt, a full disk) keeps it for the run that resumes.
+
+    Args:
+        lock: The output's lock, where the caller holds it already; otherwise it is taken here.
     """
 
-    def __init__(self, out: Path, identity: Mapping[str, Any], *, overwrite: bool = False) -> None:
-        self.out = Path(os.path.abspath(out))
-        self.folder = self.out.parent / f".{self.out.name}.weightops"
+    def __init__(
+        self, out: Path, identity: Mapping[str, Any], *, overwrite: bool = False, lock: OutputLock | None = None
+    ) -> None:
+        self._lock = lock or OutputLock(out)
+        self._lock_is_given = lock is not None
+        self.out, self.folder = self._lock.out, self._lock.folder
         self._identity = json.loads(json.dumps(identity))
         self._overwrite = overwrite
         self._files: dict[str, int] = {}
@@ -42,18 +48,12 @@ class Staging:
         self._flushed = time.monotonic()
 
     def __enter__(self) -> Staging:
+        if not self._lock_is_given:
+            self._lock.__enter__()
         try:
-            self.out.parent.mkdir(parents=True, exist_ok=True)
-            private_folder(self.folder)
-            self._lock = _open(self.folder / _LOCK, os.O_RDWR | os.O_CREAT)
-        except OSError as error:
-            what = f"{self.out}: cannot be written ({error.strerror})"
-            raise WeightopsError(Message(what, Remedy("choose another {}", "out"))) from error
-        try:
-            self._take_lock()
             self._adopt()
         except BaseException:
-            os.close(self._lock)
+            self._release()
             raise
         return self
 
@@ -62,14 +62,14 @@ class Staging:
     ) -> None:
         if isinstance(error, WeightopsError):
             self._close_files()
-            shutil.rmtree(self.folder, ignore_errors=True)
+            self._lock.sweep()
         elif kind is not None:
             try:
                 self.flush()
             except OSError:  # a disk that is full: what the journal holds already is still true
                 self._pending.clear()
         self._close_files()
-        os.close(self._lock)
+        self._release()
 
     @property
     def model(self) -> Path:
@@ -99,7 +99,7 @@ class Staging:
         Raises:
             WeightopsError: the disk has no room.
         """
-        descriptor = _open(self.model / name, os.O_RDWR | os.O_CREAT)
+        descriptor = open_private(self.model / name, os.O_RDWR | os.O_CREAT)
         self._files[name] = descriptor
         self._names.add(name)
         try:
@@ -125,7 +125,7 @@ class Staging:
             for descriptor in self._files.values():
                 os.fdatasync(descriptor)
             flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT
-            with open(_open(self.folder / _JOURNAL, flags), "a", encoding="utf-8") as journal:
+            with open(open_private(self.folder / _JOURNAL, flags), "a", encoding="utf-8") as journal:
                 journal.write("\n".join(self._pending) + "\n")
                 journal.flush()
                 os.fsync(journal.fileno())
@@ -137,7 +137,7 @@ class Staging:
         path = self.model / name
         path.parent.mkdir(parents=True, exist_ok=True)
         self._names.add(name)
-        with open(_open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), "wb") as stream:
+        with open(open_private(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), "wb") as stream:
             stream.write(content)
             stream.flush()
             os.fsync(stream.fileno())
@@ -150,17 +150,11 @@ class Staging:
         self._drop_strange()
         sync_folder(self.model)
         put_in_place(self.model, self.out, self.folder / "displaced", overwrite=self._overwrite)
-        shutil.rmtree(self.folder, ignore_errors=True)
+        self._lock.sweep()
 
-    def _take_lock(self) -> None:
-        try:
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            ours = os.path.samestat(os.fstat(self._lock), os.stat(self.folder / _LOCK))  # not one that was swept away
-        except OSError:
-            ours = False
-        if not ours:
-            what = f"{self.out}: another process is writing it"
-            raise WeightopsError(Message(what, Remedy("wait for it"), Remedy("choose another {}", "out")))
+    def _release(self) -> None:
+        if not self._lock_is_given:
+            self._lock.__exit__()
 
     def _adopt(self) -> None:
         """Take over what an earlier run left, if it was a run of the same plan on the same inputs."""
@@ -170,7 +164,7 @@ class Staging:
             check_place(self.out, overwrite=self._overwrite)
         except WeightopsError:
             if left is None:
-                shutil.rmtree(self.folder, ignore_errors=True)
+                self._lock.sweep()
             raise
         if left == self._identity:
             return
@@ -198,11 +192,12 @@ class Staging:
         self._write(_IDENTITY, json.dumps(self._identity))
 
     def _read(self, name: str) -> str:
-        with open(_open(self.folder / name, os.O_RDONLY), encoding="utf-8") as stream:
+        with open(open_private(self.folder / name, os.O_RDONLY), encoding="utf-8") as stream:
             return stream.read()
 
     def _write(self, name: str, text: str) -> None:
-        with open(_open(self.folder / name, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), "w", encoding="utf-8") as stream:
+        descriptor = open_private(self.folder / name, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+        with open(descriptor, "w", encoding="utf-8") as stream:
             stream.write(text)
 
     def _drop_strange(self) -> None:
@@ -211,7 +206,7 @@ class Staging:
         keep |= {parent for path in keep for parent in path.parents}
         for path in sorted(self.model.rglob("*")):
             if path not in keep and os.path.lexists(path):
-                _remove(path)
+                remove(path)
 
     def _close_files(self) -> None:
         for descriptor in self._files.values():
@@ -252,21 +247,3 @@ def _cannot_resume(out: Path, left: Mapping[str, Any], now: Mapping[str, Any]) -
     why = f"its input {changed[0]} has changed since" if changed else "it was another recipe or other sources"
     what = f"{out}: an unfinished run is there and cannot be resumed, {why}"
     return Message(what, Remedy("discard it and start over with {}", "overwrite", True))
-
-
-def _remove(path: Path) -> None:
-    """A folder with all that is in it, or a file."""
-    if path.is_dir() and not path.is_symlink():
-        shutil.rmtree(path)
-    else:
-        path.unlink()
-
-
-def _open(path: Path, flags: int) -> int:
-    """A file in the staging folder, never through a link."""
-    try:
-        return os.open(path, flags | os.O_NOFOLLOW | os.O_CLOEXEC, 0o644)
-    except OSError as error:
-        if error.errno == errno.ELOOP:
-            raise WeightopsError(f"{path}: a link where weightops keeps its own file; run this again") from error
-        raise

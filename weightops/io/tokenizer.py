@@ -10,6 +10,7 @@ from ..errors import WeightopsError, short
 from .companions import TEMPLATE_FOLDER
 from .folder import read_json
 from .quiet import quiet_transformers
+from .remote_code import refused_code
 from .small_files import read_beside
 from .weights import Weights
 
@@ -47,8 +48,12 @@ def has_tokenizer(source: Weights) -> bool:
     return folder is not None and ((folder / TOKENIZER).exists() or _convertible(folder))
 
 
-def tokenizer_of(source: Weights) -> Tokenizer:
+def tokenizer_of(source: Weights, *, trust_remote_code: bool = False) -> Tokenizer:
     """The tokenizer of a model folder, with the tokens that only ``tokenizer_config.json`` adds.
+
+    Args:
+        trust_remote_code: Run the Python code in the folder, where there is no ``tokenizer.json`` and its files ask for
+            the code.
 
     Raises:
         WeightopsError: there is none, or it cannot be read.
@@ -59,7 +64,7 @@ def tokenizer_of(source: Weights) -> Tokenizer:
     file = folder / TOKENIZER
     if not file.exists():
         if _convertible(folder):
-            return _converted(folder)
+            return _converted(folder, trust_remote_code)
         remedy = f"save the model's tokenizer there: AutoTokenizer.from_pretrained(MODEL).save_pretrained('{folder}')"
         raise WeightopsError(f"{file}: missing; {remedy}")
     try:
@@ -95,14 +100,16 @@ def _convertible(folder: Path) -> bool:
     return any((folder / name).exists() for name in OLDER[:5])
 
 
-def _converted(folder: Path) -> Tokenizer:
-    """An older vocabulary through transformers, without running a model's own code."""
+def _converted(folder: Path, trust_remote_code: bool) -> Tokenizer:
+    """An older vocabulary through transformers."""
     try:
         with quiet_transformers():
             auto = importlib.import_module("transformers").AutoTokenizer
-            loaded = auto.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
+            loaded = auto.from_pretrained(folder, trust_remote_code=trust_remote_code, local_files_only=True)
             tokenizer: Tokenizer | None = getattr(loaded, "backend_tokenizer", None)
     except Exception as error:  # anything may happen in a conversion
+        if code_refused := refused_code(folder, error):
+            raise WeightopsError(code_refused) from error
         said = str(error).strip().splitlines() or [type(error).__name__]
         raise WeightopsError(f"{folder}: no {TOKENIZER}, and transformers cannot make one ({said[0]})") from error
     if tokenizer is None:

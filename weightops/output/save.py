@@ -17,6 +17,7 @@ from ..io.adapter import CONFIG as ADAPTER_CONFIG
 from ..io.adapter import Adapter
 from ..io.companions import GUARD_CARD, companions
 from ..io.folder import INDEX
+from ..io.output_lock import OutputLock
 from ..io.progress import Progress
 from ..io.small_files import MOST_BYTES, read_beside
 from ..io.staging import Staging, output_problems
@@ -74,10 +75,20 @@ class Prepared:
     overwrite: bool
     problems: tuple[str, ...]
 
-    def write(self, *, threads: int | None = None, memory: int = DEFAULT_MEMORY, progress: bool = True) -> Saved:
+    def write(
+        self,
+        *,
+        threads: int | None = None,
+        memory: int = DEFAULT_MEMORY,
+        progress: bool = True,
+        lock: OutputLock | None = None,
+    ) -> Saved:
         """Execute the plan and put the finished folder in its place.
 
         A killed run leaves a hidden folder beside ``out``; the same call resumes it.
+
+        Args:
+            lock: The output's lock, where the caller holds it.
 
         Raises:
             WeightopsError: the problems, or what went wrong on the way.
@@ -89,7 +100,7 @@ class Prepared:
         identity = self.plan.identity()
         self.plan.check_headers()
         carried = carried_files(self.package.model.folder)
-        with Staging(self.out, identity, overwrite=self.overwrite) as staging:
+        with Staging(self.out, identity, overwrite=self.overwrite, lock=lock) as staging:
             with Progress(self.plan.work, f"writing {self.out.name}", shown=progress) as bar:
                 tally = execute(self.plan, staging, threads=threads, memory=memory, progress=bar.update)
             self.package.accept(tally)
@@ -136,6 +147,7 @@ def save(
     threads: int | None = None,
     memory: int = DEFAULT_MEMORY,
     progress: bool = True,
+    lock: OutputLock | None = None,
 ) -> Saved:
     """Check a plan and write it; see :meth:`Prepared.write`.
 
@@ -143,7 +155,7 @@ def save(
         WeightopsError: every problem of the plan and the place together, or what went wrong on the way.
     """
     prepared = prepare(plan, package, out, overwrite=overwrite)
-    return prepared.write(threads=threads, memory=memory, progress=progress)
+    return prepared.write(threads=threads, memory=memory, progress=progress, lock=lock)
 
 
 def _files(plan: Plan, package: Package, tally: Tally, carried: Mapping[str, bytes]) -> dict[str, bytes]:

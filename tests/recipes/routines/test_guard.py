@@ -94,7 +94,7 @@ def test_new_labels_are_handed_over_with_their_rows_and_only_so(chat_model, tmp_
     recipe = GuardRecipe(str(chat_model), NOWHERE, labels=("<OK>", "<BAD>"), new_labels=True, training=HARD)
     train(recipe, ROWS, tmp_path / "guard")
     opened = open_all([tmp_path / "guard", chat_model, tuned(chat_model, tmp_path / "target")])
-    with pytest.raises(WeightopsError, match=r"'<OK>' is not one token of the target; give --labels <OK>,<BAD>"):
+    with pytest.raises(WeightopsError, match=r"'<OK>' is not one token of the target; add its token and copy its row with labels='<OK>,<BAD>'"):
         weightops.compose_guard(*opened)
     composition = weightops.compose_guard(*opened, labels=("<OK>", "<BAD>"))
     save(composition.plan, composition.package, tmp_path / "composed", progress=False)
@@ -107,7 +107,7 @@ def test_label_rows_that_an_adapter_changes_are_not_copied_from_its_base(chat_mo
     recipe = GuardRecipe(str(chat_model), NOWHERE, training=Training(lr=1e-2, epochs=1, update=lora))
     train(recipe, ROWS, tmp_path / "guard")
     opened = open_all([f"{chat_model}+{tmp_path / 'guard'}", chat_model, tuned(chat_model, tmp_path / "target")])
-    with pytest.raises(WeightopsError, match=r"--labels: an adapter of .* changes model.embed_tokens.weight"):
+    with pytest.raises(WeightopsError, match=r"labels: an adapter of .* changes model.embed_tokens.weight"):
         weightops.compose_guard(*opened, labels=("safe", "unsafe"))
 
 

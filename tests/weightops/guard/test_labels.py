@@ -80,7 +80,7 @@ def new(request: pytest.FixtureRequest, tmp_path: Path) -> tuple[Path, Path, Pat
 
 def test_a_note_names_the_labels_whose_rows_are_dropped_and_the_option_that_copies_them(old):
     (note,) = compose(*old).plan.notes
-    assert all(text in note for text in ("'safe'", "'unsafe'", EMBED, HEAD, "--labels safe,unsafe"))
+    assert all(text in note for text in ("'safe'", "'unsafe'", EMBED, HEAD, "labels='safe,unsafe'"))
 
 
 @pytest.mark.parametrize(
@@ -100,7 +100,7 @@ def test_new_rows_that_no_card_names_are_noted(new):
     (guard / "guard.json").unlink()
     (note,) = compose(guard, base, target).plan.notes
     assert str(guard) in note
-    assert "--labels" in note
+    assert "labels='SAFE,UNSAFE'" in note
 
 
 def test_labels_copy_the_guard_rows_of_those_words_and_nothing_else(old, tmp_path):
@@ -219,7 +219,7 @@ def test_a_missing_or_broken_tokenizer_is_named(old):
 
 
 def test_labels_that_are_no_token_of_the_target_need_the_option_that_adds_them(new):
-    with pytest.raises(WeightopsError, match="label '<safe>' is not one token of the target; give --labels <safe>"):
+    with pytest.raises(WeightopsError, match="label '<safe>' is not one token of the target; add its token and copy its row with labels='<safe>"):
         compose(*new)
 
 
