@@ -1,7 +1,8 @@
 """Pages of the site that are written from the code while it is built, so that they cannot be out of date.
 
-mkdocs calls :func:`on_files`, and :func:`on_page_markdown` for each page. ``methods.md`` comes from the registry of merge methods, ``training.md`` from the
-settings classes and the recipes that ship, ``changelog.md`` and ``contributing.md`` from the files of the repository.
+mkdocs calls :func:`on_files`, and :func:`on_page_markdown` for each page. ``methods.md`` comes from the registry of
+merge methods, ``training.md`` from the settings classes and the recipes that ship, ``changelog.md`` and
+``contributing.md`` from the files of the repository.
 """
 
 from __future__ import annotations
