@@ -9,7 +9,8 @@ from typing import Any
 import click
 from click.shell_completion import CompletionItem
 
-from weightops.cli.options import SourceType, print_json, table
+from weightops.cli.options import SourceType, json_option
+from weightops.cli.printing import print_json, print_next, table
 from weightops.errors import WeightopsError
 
 
@@ -37,21 +38,21 @@ class _MethodType(click.ParamType):  # type: ignore[type-arg]
 @click.option("--parts", type=int, default=4, show_default=True, help="How many parts.")
 @click.option("--by", type=_MethodType(), default="random", show_default=True,
               help="random, length, source, kmeans, or conflict (of gradients).")  # fmt: skip
-@click.option("--embed", type=SourceType(), help="Model whose embeddings are clustered and drawn: an encoder, or any "
-              "causal model. kmeans needs it, and conflict without --source-field.")  # fmt: skip
+@click.option("--embed", type=SourceType(), help="Model that gives the embeddings for clusters and the picture: "
+              "an encoder, or any causal model. Needed for kmeans, and for conflict without --source-field.")  # fmt: skip
 @click.option("--field", type=click.Choice(["output", "instruction", "both"]), default="output", show_default=True,
-              help="What is looked at of a row.")  # fmt: skip
+              help="The part of a row that is compared.")  # fmt: skip
 @click.option("--base", type=SourceType(), help="Model that the parts are to be trained from; conflict reads its "
               "gradients.")  # fmt: skip
 @click.option("--source-field", help="Field of a row that names its source, for source and conflict.")
 @click.option("--balanced", is_flag=True, help="kmeans: parts of equal size.")
 @click.option("--set", "sets", multiple=True, metavar="KEY=VALUE",
               help="Any other setting of --by, by its name in the documentation: sample=64.")  # fmt: skip
-@click.option("--seed", type=int, default=0, show_default=True, help="Decides whatever is drawn.")
-@click.option("--out", type=click.Path(path_type=Path), required=True, help="Folder to make.")
+@click.option("--seed", type=int, default=0, show_default=True, help="Seed of all random choices.")
+@click.option("--out", type=click.Path(path_type=Path), required=True, help="Folder to write.")
 @click.option("--overwrite", is_flag=True, help="Replace a folder that this command wrote.")
 @click.option("--dry-run", is_flag=True, help="Read and check the rows; open no model, write nothing.")
-@click.option("--json", "as_json", is_flag=True, help="Print the report for a program.")
+@json_option
 def command(
     data: tuple[Path, ...],
     by: str,
@@ -65,7 +66,9 @@ def command(
     as_json: bool,
     **settings: Any,
 ) -> None:
-    """Disperse the rows of DATA into parts that share no row and together are the data.
+    """Split the rows of DATA into parts, to train a sub-model on each.
+
+    The parts share no row, and together they are the data.
 
     DATA is JSON Lines (.gz too, - is stdin) or Parquet. Duplicates stay together. The folder holds part-0.jsonl and so
     on, report.json, and with --embed a picture, parts.png.
@@ -103,12 +106,15 @@ def command(
     kept = report["kept_together"]
     click.echo(f"{report['rows']} rows; duplicates kept together: {kept['rows']}, in groups: {kept['groups']}")
     click.echo("nothing was written (--dry-run)" if dry_run else f"wrote {out}")
+    if not dry_run:
+        first = ["train", "sft-lora", "--set", f"data.files={out / 'part-0.jsonl'}", "--out", f"{out}-model-0"]
+        print_next([*first, *(["--set", f"base={base}"] if base else [])])
 
 
 def _setting(text: str) -> tuple[str, Any]:
     name, equals, value = text.partition("=")
     if not equals or not name:
-        raise WeightopsError(f"--set {text}: is written key=value")
+        raise WeightopsError(f"--set {text}: must be written key=value")
     try:
         return name, json.loads(value)
     except ValueError:

@@ -8,10 +8,10 @@ import click
 
 from weightops.cli.train import command as train
 
-HELP = """Disperse rows into parts, train a sub-model on each, and merge them: `weightops train disperse-then-merge`.
+HELP = """Disperse rows into parts, train a sub-model on each, and merge them.
 
-A run that was interrupted resumes when the same command is given again; a part that is trained is not trained again. A
-recipe of your own runs with `weightops train`.
+The same as `weightops train disperse-then-merge`. An interrupted run resumes when the same command is run again, and a
+part that is already trained is not trained again. Run a recipe of your own with `weightops train`.
 
 \b
 weightops disperse-merge --set data.files=rows.jsonl --out merged

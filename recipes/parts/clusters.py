@@ -54,7 +54,8 @@ def unit_vectors(vectors: NDArray[np.float32], units: Sequence[Unit]) -> NDArray
     import numpy as np
 
     means = np.stack([vectors[list(unit)].mean(0, dtype=np.float64) for unit in units])
-    return means / np.maximum(np.linalg.norm(means, axis=1, keepdims=True), 1e-12)
+    vectors_of_units: NDArray[np.float64] = means / np.maximum(np.linalg.norm(means, axis=1, keepdims=True), 1e-12)
+    return vectors_of_units
 
 
 def equal_sizes(

@@ -61,7 +61,7 @@ def group_gradients(
     with quiet_transformers():
         loaded, tokenizer = load(base, "float32")
         model = Lora(rank=rank, alpha=float(rank)).prepare(loaded, frozenset(), seed).eval()
-    objective = NextToken().ready(model, tokenizer)
+    objective = NextToken().ready(model, tokenizer, ())
     sketches = []
     with Progress(len(groups), "gradients at the start", unit="group") as progress:
         for name, rows in groups.items():

@@ -21,14 +21,14 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from weightops.errors import Message, Remedy, WeightopsError
 from weightops.io.small_files import read_small
-from weightops.recipes.data.encode import encode, say
+from weightops.recipes.data.encode import check_columns, encode, say
 from weightops.recipes.data.source import load_rows, split
 from weightops.recipes.floor.checking import check, plain
-from weightops.recipes.floor.components import component
+from weightops.recipes.floor.components import component, kind_of
 from weightops.recipes.floor.settings import Training
 from weightops.recipes.floor.unfinished import check_free
 from weightops.recipes.parts.disperse import Dispersal, Dispersed, disperse
-from weightops.recipes.routines.sft import SftRecipe, train
+from weightops.recipes.routines.sft import SftRecipe, columns_of, train
 from weightops.rows.row import Row
 
 if TYPE_CHECKING:
@@ -92,7 +92,9 @@ class _Trained:
     problem: str | None = None
 
 
-def run(recipe: DisperseThenMergeRecipe, out: Path, overwrite: bool = False) -> Fitted:
+def run(
+    recipe: DisperseThenMergeRecipe, out: Path, overwrite: bool = False, *, trust_remote_code: bool = False
+) -> Fitted:
     """Disperse, train each part, merge, measure, and write a Hugging Face folder.
 
     The losses of the result are those of all parts one after another; measured are ``base``, ``part 0`` and so on, and
@@ -109,18 +111,20 @@ def run(recipe: DisperseThenMergeRecipe, out: Path, overwrite: bool = False) -> 
     if os.environ.get("WORLD_SIZE", "1") != "1":
         raise WeightopsError("disperse_then_merge trains in one process; run it without accelerate launch")
     check_free(out, overwrite)
-    learned, held_out = split(load_rows(recipe.data), recipe.data.held_out, recipe.training.seed)
+    data = load_rows(recipe.data)
+    check_columns(data, columns_of(recipe), f"objective {kind_of(recipe.objective)}")
+    learned, held_out = split(data, recipe.data.held_out, recipe.training.seed)
     dispersed = disperse(learned, recipe.disperse, recipe.base, say)
     base = open_checkpoint(recipe.base)
     parts = [[learned[row] for row in rows] for rows in dispersed.parts]
     stamps = [_stamp(recipe, base, rows) for rows in parts]
     place = out.absolute().with_name(f"{out.absolute().name}-parts")
     _check_parts(place, stamps, overwrite)
-    measure = _measurer(recipe, held_out)
+    measure = _measurer(recipe, held_out, trust_remote_code)
     measured = {"base": measure(base)}
-    tokens = _learnt_tokens(recipe, parts)
+    tokens = _learnt_tokens(recipe, parts, trust_remote_code)
     trained = [
-        _trained(recipe, number, rows, place / f"part-{number}", stamp, overwrite, count)
+        _trained(recipe, number, rows, place / f"part-{number}", stamp, overwrite, count, trust_remote_code)
         for number, (rows, stamp, count) in enumerate(zip(parts, stamps, tokens, strict=True))
     ]
     kept = [part for part in trained if part.problem is None]
@@ -192,7 +196,7 @@ def _json(file: Path) -> dict[str, Any]:
 
 def _trained(
     recipe: DisperseThenMergeRecipe, number: int, rows: Sequence[Row], folder: Path,
-    stamp: str, overwrite: bool, tokens: int,
+    stamp: str, overwrite: bool, tokens: int, trust_remote_code: bool,
 ) -> _Trained:  # fmt: skip
     """The sub-model of one part: the one that is there, or else trained now."""
     from weightops.recipes.floor.trainer import DivergedError
@@ -203,7 +207,10 @@ def _trained(
         return _ended(_Trained(number, folder, len(rows), tokens, tuple(log["losses"])))
     title = f"part {number} of 0 to {recipe.disperse.parts - 1}"
     try:
-        done = train(recipe, rows, (), folder, overwrite, title=title, beside=_noting(stamp))
+        done = train(
+            recipe, rows, (), folder, overwrite,
+            title=title, beside=_noting(stamp), trust_remote_code=trust_remote_code,
+        )  # fmt: skip
     except DivergedError as error:
         shutil.rmtree(folder.with_name(f".{folder.name}.training"), ignore_errors=True)
         return _left_out(_Trained(number, folder, len(rows), tokens, problem=error.problems[0]))
@@ -251,18 +258,22 @@ def _change(recipe: DisperseThenMergeRecipe, base: Checkpoint, folder: Path) -> 
     return change
 
 
-def _learnt_tokens(recipe: DisperseThenMergeRecipe, parts: Sequence[Sequence[Row]]) -> list[int]:
+def _learnt_tokens(
+    recipe: DisperseThenMergeRecipe, parts: Sequence[Sequence[Row]], trust_remote_code: bool
+) -> list[int]:
     """Tokens of each part that are learnt; 0 where they do not matter."""
     if recipe.weigh != "tokens":
         return [0] * len(parts)
     from weightops.algebra.loading import load
 
-    _, tokenizer = load(recipe.base)
+    _, tokenizer = load(recipe.base, trust_remote_code=trust_remote_code)
     encoded = [encode(tokenizer, rows, recipe.tokens, chat=recipe.chat, report=lambda note: None) for rows in parts]
     return [sum(sum(row["trained"][1:]) for row in rows) for rows in encoded]
 
 
-def _measurer(recipe: DisperseThenMergeRecipe, held_out: Sequence[Row]) -> Callable[[Checkpoint], float]:
+def _measurer(
+    recipe: DisperseThenMergeRecipe, held_out: Sequence[Row], trust_remote_code: bool
+) -> Callable[[Checkpoint], float]:
     """Measures the loss of a checkpoint on the rows held out, without writing it; NaN where there are none."""
 
     def measured(checkpoint: Checkpoint) -> float:
@@ -273,10 +284,12 @@ def _measurer(recipe: DisperseThenMergeRecipe, held_out: Sequence[Row]) -> Calla
 
         if not held_out:
             return math.nan
-        model, tokenizer = load(checkpoint)
+        model, tokenizer = load(checkpoint, trust_remote_code=trust_remote_code)
         device = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else torch.device("cpu")
-        rows = encode(tokenizer, held_out, recipe.tokens, chat=recipe.chat, report=lambda note: None)
-        objective = recipe.objective.ready(model, tokenizer)
+        rows = encode(
+            tokenizer, held_out, recipe.tokens, chat=recipe.chat, columns=columns_of(recipe), report=lambda note: None
+        )
+        objective = recipe.objective.ready(model, tokenizer, rows)
         return measure(model.float().to(device), rows, objective, recipe.training.batch)["loss"]
 
     return measured

@@ -24,11 +24,11 @@ from ..errors import WeightopsError
 from .row import FirstFaults, Row, short
 
 LINE_BYTES = 64 * 2**20
-"""Longest line that is read; a longer one is a fault."""
+"""Longest line in bytes; a longer one is a fault."""
 UNPACKED_BYTES, UNPACKED_TIMES = 128 * 2**20, 100
-"""A ``.gz`` file may unpack to the first, or to so many times its own size where that is more."""
+"""A ``.gz`` file may unpack to this many bytes, or this many times its own size, whichever is more."""
 STDIN_BYTES = 4 * 2**30
-"""What is read of standard input."""
+"""Bytes that standard input may have."""
 STDIN = "-"
 
 Record = dict[str, Any]
@@ -44,20 +44,20 @@ def read_rows(
     rename: Mapping[str, str] | None = None,
     allow_empty: bool = False,
 ) -> list[Row]:
-    """The rows of files, or of a data set of the hub, in their order.
+    """The rows of files and of a data set of the hub, in order.
 
     Args:
         files: JSON Lines (``.gz`` is unpacked), ``.parquet``, or ``-`` for JSON Lines on standard input.
         hub: ``org/name`` or ``org/name@revision``, read after the files.
         subset: Configuration of the hub data set.
         split: Split of the hub data set.
-        only: Field of the data to value; rows in which they are equal are kept.
-        rename: Field of ours to field of the data.
-        allow_empty: Return an empty list, rather than raise, where no row is left.
+        only: Keep the rows whose fields, as the data names them, have these values.
+        rename: Field of a row to the data's name for it.
+        allow_empty: If no row is left, return an empty list and do not raise.
 
     Raises:
-        WeightopsError: what cannot be read, every line that is no JSON object (the first ten, and how many more), a
-            renamed field that no row has, or no rows.
+        WeightopsError: files that cannot be read, lines that are not JSON objects (the first ten, and how many more), a
+            renamed field that no row has, or no row is left.
     """
     faults = FirstFaults("lines")
     placed = [(place, record) for file in files for place, record, _ in _file_records(file, faults)]
@@ -65,16 +65,16 @@ def read_rows(
     if hub is not None:
         placed += [(f"{hub}, row {n}", record) for n, record in enumerate(_hub(hub, subset, split), 1)]
     names = ", ".join([*("stdin" if str(file) == STDIN else str(file) for file in files), *([hub] if hub else [])])
-    wanted = [pair for pair in placed if all(pair[1].get(name) == value for name, value in (only or {}).items())]
-    if not wanted and not allow_empty:
-        problem = f"none of {len(placed)} rows has {dict(only or {})}" if placed else "no rows"
+    chosen = [pair for pair in placed if all(pair[1].get(name) == value for name, value in (only or {}).items())]
+    if not chosen and not allow_empty:
+        problem = f"only: none of {len(placed)} rows has {dict(only or {})}" if placed else "has no rows"
         raise WeightopsError(f"{names}: {problem}")
     missing = {ours: theirs for ours, theirs in (rename or {}).items() if not any(theirs in r for _, r in placed)}
     if placed and missing:
         problems = [f"{names}: rename: no row has a field {short(theirs)}" for theirs in missing.values()]
         raise WeightopsError(*(f"{problem}; check the spelling" for problem in problems))
     renamed = rename or {}
-    return [Row.of(p, {**r, **{ours: r.get(theirs) for ours, theirs in renamed.items()}}) for p, r in wanted]
+    return [Row.of(p, {**r, **{ours: r.get(theirs) for ours, theirs in renamed.items()}}) for p, r in chosen]
 
 
 def read_lines(files: Sequence[str | Path]) -> list[tuple[Row, bytes]]:
@@ -124,14 +124,14 @@ def _file_records(file: str | Path, faults: FirstFaults) -> Iterator[tuple[str, 
                     faults.add(f"{shown}, line {number}: {record}")
                 elif record is not None:
                     yield f"{shown}, line {number}", record, line.removeprefix(codecs.BOM_UTF8).rstrip(b"\r\n")
-    except (OSError, EOFError, ValueError, zlib.error) as error:  # ValueError: a name that no file can have
+    except (OSError, EOFError, ValueError, zlib.error) as error:  # ValueError: a name that is not valid for any file
         reason = getattr(error, "strerror", None) or error
         faults.add(f"{shown}: cannot be read ({reason}); name a file of JSON Lines")
 
 
 @contextmanager
 def _opened(name: str) -> Iterator[tuple[IO[bytes], int | None]]:
-    """A file's bytes, unpacked, and how many of them may be read; none for as many as there are."""
+    """A file's bytes, unpacked, and how many of them may be read; ``None`` for no limit."""
     if name == STDIN:
         yield getattr(sys.stdin, "buffer", None) or io.BytesIO(), STDIN_BYTES
         return
@@ -144,7 +144,7 @@ def _opened(name: str) -> Iterator[tuple[IO[bytes], int | None]]:
 
 
 def _regular(name: str) -> IO[bytes]:
-    """A file that is one: no pipe, no device, whose end may never come."""
+    """Open a regular file; pipes and devices, which may never end, are refused."""
     handle = os.open(name, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
     kind = os.fstat(handle).st_mode
     if not stat.S_ISREG(kind):
@@ -172,7 +172,7 @@ def _lines(stream: IO[bytes], limit: int | None, name: str, faults: FirstFaults)
 
 
 def _record(line: bytes, first: bool) -> Record | str | None:
-    """A line's object, or what is wrong with it; none for a byte order mark alone."""
+    """A line's object, or its fault; ``None`` for a byte order mark alone."""
     try:
         text = line.decode("utf-8-sig" if first else "utf-8")
     except UnicodeDecodeError as error:
@@ -181,7 +181,7 @@ def _record(line: bytes, first: bool) -> Record | str | None:
         return None
     try:
         record = json.loads(text)
-    except (ValueError, RecursionError):  # JSON that is nested a hundred thousand deep recurses
+    except (ValueError, RecursionError):  # RecursionError: JSON nested a hundred thousand levels deep
         return "not valid JSON"
     return record if isinstance(record, dict) else "not a JSON object; write one object on each line"
 
