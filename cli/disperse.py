@@ -39,7 +39,7 @@ class _MethodType(click.ParamType):  # type: ignore[type-arg]
 @click.option("--by", type=_MethodType(), default="random", show_default=True,
               help="random, length, source, kmeans, or conflict (of gradients).")  # fmt: skip
 @click.option("--embed", type=SourceType(), help="Model that gives the embeddings for clusters and the picture: "
-              "an encoder, or any causal model. Needed for kmeans, and for conflict without --source-field.")  # fmt: skip
+              "an encoder, or any causal model. kmeans needs it, and conflict without --source-field.")  # fmt: skip
 @click.option("--field", type=click.Choice(["output", "instruction", "both"]), default="output", show_default=True,
               help="The part of a row that is compared.")  # fmt: skip
 @click.option("--base", type=SourceType(), help="Model that the parts are to be trained from; conflict reads its "

@@ -166,7 +166,7 @@ def test_a_run_that_fails_while_it_writes_leaves_what_was_there(data, tmp_path, 
         (["--by", "conflict", "--source-field", "task", "--parts", "2"], "name it with --base"),
         (["--by", "conflict", "--source-field", "task", "--parts", "6", "--base", "x"], "must be a power of two"),
         (["--by", "kmeans"], "needs embeddings; name an encoder"),
-        (["--set", "oops"], "is written key=value"),
+        (["--set", "oops"], "must be written key=value"),
         (["--seed", "-1"], "seed: must be at least 0"),
     ],
 )

@@ -110,7 +110,9 @@ def test_what_is_measured_is_the_loss_of_the_models_that_are_written(recipe, tmp
     specs = {"merged": tmp_path / "out", "base": recipe.base, "part 1": f"{recipe.base}+{tmp_path}/out-parts/part-1"}
     for name, spec in specs.items():
         model, tokenizer = load(spec, "float32")
-        loss = trainer.measure(model, encode(tokenizer, held_out, 128), NextToken().ready(model, tokenizer), 4)["loss"]
+        loss = trainer.measure(model, encode(tokenizer, held_out, 128), NextToken().ready(model, tokenizer, ()), 4)[
+            "loss"
+        ]
         assert loss == pytest.approx(done.measured[name], abs=1e-5), name
 
 
@@ -261,7 +263,7 @@ def test_the_shipped_recipe_runs_from_the_command_line(recipe, tmp_path):
     args = [word for each in sets for word in ("--set", each)]
     done = CliRunner().invoke(main, ["train", "disperse-then-merge", *args, "--out", str(tmp_path / "out")])
     assert done.exit_code == 0, done.output
-    assert "on rows held out: base" in done.stdout
+    assert "on held-out rows: base" in done.stdout
     assert ", merged " in done.stdout
     wrong = CliRunner().invoke(main, ["train", "disperse-then-merge", *args, "--set", "disperse.method=by_kmeans"])
     assert "needs embeddings; name an encoder" in wrong.stderr
