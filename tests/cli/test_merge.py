@@ -156,7 +156,7 @@ BAD: dict[str, tuple[str, list[tuple[int, str]]]] = {
     ),
     "a gradient that meets no layer": (
         TIES + "parameters:\n  density:\n    - {filter: lm_head, value: [0.1, 0.5]}\n    - value: 0.5\n",
-        [(8, "a list of 2 values over the layers meets only tensors outside them (first: lm_head.weight)")],
+        [(8, "a list of 2 values over the layers applies only to tensors outside them (first: lm_head.weight)")],
     ),
     "unknown keys": (
         TIES + "dtyp: float32\nparameters: {densty: 1}\n",
