@@ -255,7 +255,7 @@ def _check_lengths(guard: Guard, rows: Sequence[LabelledText]) -> None:
     most = max_positions(guard.model.config.to_dict()) or math.inf
     lengths = [len(ids) for ids in guard.frame.rows([row.text for row in rows])]
     faults = [
-        f"{row.place or f'row {at}'}: {length} tokens with the guard's prompt, but the model reads at most {most}; "
+        f"{row.place or f'row {at}'}: {length} tokens with the guard's prompt, but the model reads {most}; "
         "shorten or remove the text"
         for at, (row, length) in enumerate(zip(rows, lengths, strict=True), 1)
         if length > most
