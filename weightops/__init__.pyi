@@ -58,7 +58,7 @@ def breadcrumbs_ties(
     rescale: bool = False,
     lambda_: float = 1.0,
 ) -> MergedDelta:
-    """Trim both ends by magnitude, add what agrees in sign.
+    """Trim both ends by magnitude, add the entries that agree in sign.
 
     Source: 2312.06795.
     """
@@ -101,7 +101,7 @@ def dare_ties(
     rescale: bool = True,
     lambda_: float = 1.0,
 ) -> MergedDelta:
-    """Drop at random, rescale, add what agrees in sign.
+    """Drop at random, rescale, add the entries that agree in sign.
 
     Source: 2311.03099.
     """
@@ -156,7 +156,7 @@ def iso_cts(
     common_space_fraction: float = 0.8,
     lambda_: float = 1.0,
 ) -> MergedDelta:
-    """As Iso-C, but the sum's last directions make room for each task's own.
+    """As Iso-C, but the sum's last directions are replaced by directions of the single tasks.
 
     Source: 2502.04959.
     """
@@ -241,7 +241,7 @@ def ramplus_tl(
     alpha: float = 0.2,
     epsilon: float = 1e-05,
 ) -> MergedDelta:
-    """RAM, with a model's own entries scaled up by how much of the tensor it shares (tensor by tensor).
+    """RAM, with the entries that only one model changed scaled up by its share of common changes in the tensor.
 
     Source: 2601.13572.
     """

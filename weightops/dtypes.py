@@ -1,10 +1,10 @@
-"""Tensor dtypes by the names safetensors gives them."""
+"""Tensor dtypes by their safetensors names."""
 
 from __future__ import annotations
 
 from typing import Final
 
-#: Bits of an element, every dtype the safetensors format names.
+#: Bits of an element, for every dtype of the safetensors format.
 BITS: Final = {
     "BOOL": 8,
     "U8": 8, "I8": 8, "U16": 16, "I16": 16, "U32": 32, "I32": 32, "U64": 64, "I64": 64,
@@ -12,10 +12,10 @@ BITS: Final = {
     "F16": 16, "BF16": 16, "F32": 32, "F64": 64, "C64": 64,
 }  # fmt: skip
 
-#: What the engine computes with; everything else is copied, or refused as quantised.
+#: Dtypes that the engine computes with; tensors of other dtypes are copied, or refused as quantised.
 FLOATS: Final = ("F16", "BF16", "F32", "F64")
 
-#: Floats too narrow to carry weights without a scale beside them.
+#: Float dtypes so narrow that weights in them need a separate scale.
 QUANTISED_FLOATS: Final = ("F8_E5M2", "F8_E4M3", "F8_E8M0", "F6_E2M3", "F6_E3M2", "F4")
 
 #: The names that torch, transformers and mergekit use.
@@ -33,12 +33,12 @@ def nbytes(dtype: str, shape: tuple[int, ...]) -> int:
 
 
 def itemsize(dtype: str) -> int:
-    """Bytes of one element of a dtype of whole bytes."""
+    """Bytes of one element; the dtype must have whole bytes."""
     return BITS[dtype] // 8
 
 
 def count(shape: tuple[int, ...]) -> int:
-    """Elements of a tensor."""
+    """Number of elements of a tensor."""
     elements = 1
     for length in shape:
         elements *= length

@@ -1,4 +1,4 @@
-"""What goes wrong: one exception base, one line for each problem, and its remedies as data."""
+"""Errors for the user: one exception base, one line for each problem, and remedies as data."""
 
 from __future__ import annotations
 
@@ -9,21 +9,21 @@ from typing import Any, TypeVar
 
 T = TypeVar("T")
 
-#: Characters of one problem's line. Names and values in it come from files, and a header may hold names of megabytes.
+#: Most characters of a problem's line. Names and values come from files, and a header may have names of megabytes.
 MOST_CHARACTERS = 2_000
-_KEPT_AT_END = 500  # what to do stands at the end
+_KEPT_AT_END = 500  # the end says what to do
 
 
 @dataclass(frozen=True)
 class Remedy:
-    """What to do about a problem, kept apart from the words for the setting that does it.
+    """What to do about a problem, without the words for the setting.
 
-    The Python API names a keyword argument, the command line an option, so only the caller knows the words.
+    The Python API names a keyword argument and the command line an option, so the caller supplies the words.
 
     Attributes:
         advice: What to do; ``{}`` stands for the setting, as in "choose another {}".
-        setting: The setting by its Python name; none where the advice needs no setting.
-        value: What to set it to, where that is known.
+        setting: The setting by its Python name; ``None`` if the advice needs no setting.
+        value: The value to set, if known.
     """
 
     advice: str
@@ -40,7 +40,7 @@ class Remedy:
 
 
 class Message(str):
-    """A line for the user that carries its remedies as data; as text, it words them for Python.
+    """A line for the user with its remedies as data; the text itself words them for Python.
 
     >>> Message("out: exists already", Remedy("choose another {}", "out"), Remedy("pass {}", "overwrite", True))
     'out: exists already; choose another out, or pass overwrite=True'
@@ -50,7 +50,7 @@ class Message(str):
     remedies: tuple[Remedy, ...]
 
     def __new__(cls, what: str, *remedies: Remedy) -> Message:
-        """A line that says what is wrong, and where, and then each remedy."""
+        """Make a line that says what is wrong and where, followed by each remedy."""
         line = super().__new__(cls, _sentence(what, [remedy.in_python() for remedy in remedies]))
         line.what, line.remedies = what, remedies
         return line
@@ -60,13 +60,13 @@ class Message(str):
         return Message(f"{place}: {self.what}", *self.remedies)
 
     def worded(self, words: Callable[[Remedy], str | None]) -> str:
-        """The line with its remedies in the caller's words; ``None`` leaves out one that the caller does not offer."""
+        """The line with its remedies in the caller's words; ``None`` leaves out a remedy."""
         advice = [words(remedy) if remedy.setting else remedy.advice for remedy in self.remedies]
         return _sentence(self.what, [text for text in advice if text])
 
 
 def at(place: str, problem: str) -> str:
-    """A problem with a place in front of it, its remedies kept."""
+    """A problem with a place in front of it; it keeps its remedies."""
     return problem.at(place) if isinstance(problem, Message) else f"{place}: {problem}"
 
 
@@ -80,11 +80,10 @@ def _sentence(what: str, advice: list[str]) -> str:
 
 
 class WeightopsError(Exception):
-    """Anything the user can act on.
+    """An error that the user can act on.
 
-    Each problem is one line: what is wrong, where (file, tensor, key), and what to do. What cannot be printed, a line
-    break in a stranger's tensor name for instance, stands in it as an escape. A line longer than
-    :data:`MOST_CHARACTERS` is cut in its middle.
+    Each problem is one line: what is wrong, where (file, tensor, key), and what to do. Unprintable characters, such as
+    a line break in a tensor name, are escaped. A line longer than :data:`MOST_CHARACTERS` is cut in the middle.
 
     >>> print(WeightopsError("a\\nb: unknown dtype"))
     a\\nb: unknown dtype
@@ -96,9 +95,9 @@ class WeightopsError(Exception):
 
 
 def short(value: object, most: int = 80) -> str:
-    """A name or a value from a file, short enough to stand in a problem's line.
+    """A name or a value from a file, short enough for a problem's line.
 
-    Text stands as it is, anything else as ``repr`` shows it with long parts left out.
+    Text is shown as it is, other values as ``repr`` with long parts left out.
 
     >>> short("model." * 30, 40), short([1] * 50)
     ('model.model.model.model.m...model.model.', '[1, 1, 1, 1, 1, 1, ...]')
@@ -119,7 +118,7 @@ def _printable(text: str) -> str:
 
 
 def attempt_all(actions: Iterable[Callable[[], T]]) -> list[T]:
-    """Run every action and report the problems of all of them together.
+    """Run every action and report all their problems together.
 
     Raises:
         WeightopsError: with every problem that any action raised, in order, each once.

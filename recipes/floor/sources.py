@@ -78,7 +78,7 @@ def _model(spec: str, place: Place) -> NamedSource:
         return NamedSource(
             place, f"{spec} is not a local folder, so it is taken as a model on the hub; the hub was not asked"
         )
-    return NamedSource(place, f"{spec}: no such folder; a hub model is written org/name", missing=True)
+    return NamedSource(place, f"{spec}: no such folder; write org/name for a hub model", missing=True)
 
 
 def _data(data: Data, place: Place) -> Iterator[NamedSource]:

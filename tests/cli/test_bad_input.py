@@ -373,7 +373,7 @@ def test_a_second_process_that_writes_the_same_output(models):
 @pytest.mark.parametrize(
     ("spec", "says"),
     [
-        ("nowhere", "nowhere: no such file or folder; a hub model is written org/name"),
+        ("nowhere", "nowhere: no such file or folder; write org/name for a hub model"),
         ("./no/where", "./no/where: no such file or folder"),
         ("org/nothing", "org/nothing: not in the local cache, and the hub cannot be reached"),
         ("org/nothing@v1", "org/nothing@v1: not in the local cache"),

@@ -148,7 +148,7 @@ BAD: dict[str, tuple[str, list[tuple[int, str]]]] = {
     "a method without its base": ("merge_method: ties\n" + TWO, [(1, "ties needs a base model; name it with base_model")]),
     "two inputs where three are needed": (
         "merge_method: model_stock\nbase_model: {base}\nmodels: [{model: {a}}]\n",
-        [(3, "model_stock merges at least 2 models beside the base; 1 given")],
+        [(3, "model_stock merges at least 2 models besides the base; 1 given")],
     ),
     "three inputs where two are needed": (
         "merge_method: nuslerp\nmodels: [{model: {a}}, {model: {b}}, {model: {base}}]\n",
@@ -156,7 +156,7 @@ BAD: dict[str, tuple[str, list[tuple[int, str]]]] = {
     ),
     "a gradient that meets no layer": (
         TIES + "parameters:\n  density:\n    - {filter: lm_head, value: [0.1, 0.5]}\n    - value: 0.5\n",
-        [(8, "a list of 2 values over the layers meets only tensors outside them (first: lm_head.weight)")],
+        [(8, "a list of 2 values over the layers applies only to tensors outside them (first: lm_head.weight)")],
     ),
     "unknown keys": (
         TIES + "dtyp: float32\nparameters: {densty: 1}\n",
@@ -285,9 +285,7 @@ def test_a_device_that_is_not_there_is_said_in_the_plan(run):
 
 def test_a_device_that_nothing_computes_on_is_a_note(run):
     done = run(TIES, "--device", "meta", "--dry-run", code=1)
-    assert (
-        "note: the device 'meta' is not used: this merge streams on the CPU; methods that use a device: " in done.stderr
-    )
+    assert "note: the device 'meta' is not used: this merge runs on the CPU; methods that use a device: " in done.stderr
     assert "tsv_m" in done.stderr
     assert "note: the device" not in run("merge_method: wudi\n" + BASED, "--device", "meta", "--dry-run", code=1).stderr
     assert "note: the device" not in run(TIES, "--device", "cpu", "--dry-run").stderr

@@ -1,4 +1,4 @@
-"""The terms of a delta: what is added, with which coefficient, and to which tensors."""
+"""The terms of a delta: the difference or adapter, its coefficient, and the tensors it changes."""
 
 from __future__ import annotations
 
@@ -87,7 +87,7 @@ def misfits(source: Weights, changes: Iterable[Change]) -> tuple[list[str], list
 
 
 def _selects_nothing(change: Change) -> str | None:
-    """The problem of a change whose selections leave no tensor, surely a mistake in the pattern; else ``None``."""
+    """A problem if a change's selections leave no tensor, which means the pattern is wrong; else ``None``."""
     names, selections = sorted(change.everywhere()), [rule for rule in change.rules if rule.kind != "scaled"]
     if not names or any(all(rule.factor(name) for rule in selections) for name in names):
         return None

@@ -1,7 +1,7 @@
 """The algebra: a checkpoint is a value, the difference of two is a delta, and a checkpoint plus deltas is a checkpoint.
 
-Everything is lazy. A chain of ``+ - *`` is kept as one affine combination, an anchor and a list of (coefficient,
-change); differences are never written out, and near-equal pairs are subtracted before anything is added to them.
+Everything is lazy. A chain of ``+ - *`` is stored as one affine combination: an anchor and a list of (coefficient,
+change). Differences are never written to disk, and near-equal pairs are subtracted before anything is added to them.
 
 >>> import weightops as wo
 >>> base, guard, target = wo.open("base"), wo.open("guard"), wo.open("target")
@@ -79,11 +79,11 @@ class Delta(OneLine):
         return self * -1.0
 
     def only(self, selector: Selector) -> Delta:
-        """This delta where the name matches (``re.search``, or a function of the name), nothing elsewhere."""
+        """This delta, only for tensors whose name matches (``re.search``, or a function of the name)."""
         return self._with(Rule("only", selector))
 
     def without(self, selector: Selector) -> Delta:
-        """This delta except where the name matches."""
+        """This delta, without the tensors whose name matches."""
         return self._with(Rule("without", selector))
 
     @property
@@ -92,7 +92,7 @@ class Delta(OneLine):
         return frozenset(name for change in self.changes for name in change.names())
 
     def on(self, base: Checkpoint) -> Checkpoint:
-        """The checkpoint that this delta makes of a base: ``base + self``."""
+        """The checkpoint ``base + self``."""
         return base + self
 
     def tensor(self, name: str) -> torch.Tensor:
@@ -104,7 +104,7 @@ class Delta(OneLine):
         raise_unknown(name, self.names)
         terms = _terms(self, name)
         if not terms:
-            raise WeightopsError(f"{name}: the adapter replaces this tensor; its difference shows only on a base")
+            raise WeightopsError(f"{name}: the adapter replaces this tensor, so only base + delta has a value for it")
         job = Job(name, "F32", terms[0].plus.shape, None, terms)
         make_plan([job], {}).check()
         return computed(job)
@@ -115,7 +115,7 @@ class Delta(OneLine):
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Checkpoint(OneLine):
-    """A model's weights as a value: what lies in a source, plus a delta."""
+    """A model's weights as a value: the weights of a source, plus a delta."""
 
     source: Weights
     delta: Delta = Delta()
@@ -132,8 +132,8 @@ class Checkpoint(OneLine):
 
     def __sub__(self, other: Checkpoint | Delta) -> Delta | Checkpoint:
         if isinstance(other, Checkpoint):
-            between = () if other.source == self.source else (Change(Difference(self.source, other.source)),)
-            return Delta(between) + self.delta - other.delta
+            changes = () if other.source == self.source else (Change(Difference(self.source, other.source)),)
+            return Delta(changes) + self.delta - other.delta
         if isinstance(other, Delta):
             return Checkpoint(self.source, self.delta - other)
         raise AlgebraError(f"a checkpoint minus {_name(other)} has no meaning; subtract a checkpoint or a delta")
@@ -162,19 +162,19 @@ class Checkpoint(OneLine):
 
     @property
     def spec(self) -> str:
-        """The name it was opened by, its adapters' with it."""
+        """The name it was opened by, including the names of its adapters."""
         adapters = [change.of.spec for change in self.delta.changes if isinstance(change.of, Adapter)]
         return "+".join([self.source.spec, *adapters])
 
     @property
     def folders(self) -> tuple[Path, ...]:
-        """Where files beside the weights may lie: the folders of its adapters, the last added first, then its own."""
+        """The folders of its small files: those of its adapters, the last added first, then the source's."""
         adapters = [change.of.folder for change in reversed(self.delta.changes) if isinstance(change.of, Adapter)]
         return (*adapters, *([] if self.source.folder is None else [self.source.folder]))
 
     @cached_property
     def guard_card(self) -> CarriedCard:
-        """The ``guard.json`` that goes out with it: that of the one guard that is added here, where it still holds."""
+        """The ``guard.json`` saved with it: that of the one guard that is added, if it is still valid."""
         return carried_card(self.source, shares(self.source, self.delta.changes))
 
     def shape(self, name: str) -> tuple[int, ...]:
@@ -183,7 +183,7 @@ class Checkpoint(OneLine):
         return self.source.tensors[name].shape
 
     def tensor(self, name: str) -> torch.Tensor:
-        """One tensor, computed now, in the dtype in which it is stored.
+        """One tensor, computed now, in its stored dtype.
 
         Raises:
             WeightopsError: no such tensor, or its operands do not fit.
@@ -200,14 +200,15 @@ class Checkpoint(OneLine):
         shard_size: int = DEFAULT_SHARD,
         allow_nonfinite: bool = False,
     ) -> Plan:
-        """What saving would read and write, and what stands in its way; only headers are read.
+        """What saving would read and write, and the problems that prevent it; only headers are read.
 
         Args:
             dtype: ``auto`` (as stored), ``float64``, ``float32``, ``bfloat16`` or ``float16``.
             shard_size: Most bytes in a file.
+            allow_nonfinite: Whether NaN and Inf may be written.
 
         Raises:
-            WeightopsError: a value that is not allowed.
+            WeightopsError: a value is not allowed.
         """
         check_options({"dtype": dtype, "shard_size": shard_size, "allow_nonfinite": allow_nonfinite})
         jobs = [lower(self, name, dtype) for name in self.source.tensors]
@@ -236,20 +237,20 @@ class Checkpoint(OneLine):
         """Write the checkpoint as a Hugging Face folder, in one streaming pass.
 
         Args:
-            out: Folder to make.
-            dtype: Of the weights, as for :meth:`plan`.
+            out: Folder to write.
+            dtype: Dtype of the weights, as for :meth:`plan`.
             shard_size: Most bytes in a file.
-            allow_nonfinite: Write NaN and Inf rather than refuse them.
-            threads: Slices computed at a time; one for each processor by default.
+            allow_nonfinite: Write NaN and Inf instead of refusing them.
+            threads: Slices computed at the same time; by default one for each processor.
             memory: Most bytes of buffers.
-            overwrite: Replace a model's folder that exists.
+            overwrite: Replace an existing model folder.
             progress: Show a bar with the time left on stderr once it takes more than two seconds.
 
         Returns:
             The folder.
 
         Raises:
-            WeightopsError: every problem of the plan, or what went wrong on the way; ``out`` is then as it was.
+            WeightopsError: every problem of the plan, or a failure while writing; ``out`` is then unchanged.
         """
         plan = self.plan(dtype=dtype, shard_size=shard_size, allow_nonfinite=allow_nonfinite)
         self.guard_card.warn()
@@ -260,7 +261,7 @@ class Checkpoint(OneLine):
 def lower(checkpoint: Checkpoint, name: str, dtype: str = "auto") -> Job:
     """One tensor of a checkpoint as a job for the engine."""
     stored = anchor = checkpoint.source.tensors[name]
-    short = dtypes.FROM_TORCH.get(dtype, stored.dtype) if stored.dtype in dtypes.FLOATS else stored.dtype
+    output = dtypes.FROM_TORCH.get(dtype, stored.dtype) if stored.dtype in dtypes.FLOATS else stored.dtype
     terms = list(_terms(checkpoint.delta, name))
     for change in checkpoint.delta.changes:
         if isinstance(change.of, Adapter) and (whole := change.of.replaced.get(name)) and change.at(name):
@@ -268,7 +269,7 @@ def lower(checkpoint: Checkpoint, name: str, dtype: str = "auto") -> Job:
                 anchor = whole
             else:
                 terms.append(Term(change.at(name), whole, stored))
-    return Job(name, short, stored.shape, anchor, tuple(terms))
+    return Job(name, output, stored.shape, anchor, tuple(terms))
 
 
 def describe(checkpoint: Checkpoint, dtype: str = "auto") -> dict[str, Any]:
@@ -291,18 +292,18 @@ def describe(checkpoint: Checkpoint, dtype: str = "auto") -> dict[str, Any]:
 
 
 def sources(checkpoint: Checkpoint) -> tuple[Weights | Adapter, ...]:
-    """Everything the checkpoint is made of, each once, the anchor first."""
-    found: dict[Weights | Adapter, None] = {checkpoint.source: None}
+    """All models and adapters of the checkpoint, each once, the anchor first."""
+    unique: dict[Weights | Adapter, None] = {checkpoint.source: None}
     for change in checkpoint.delta.changes:
         if isinstance(change.of, Adapter):
-            found[change.of] = None
+            unique[change.of] = None
         else:
-            found.update({change.of.minuend: None, change.of.subtrahend: None})
-    return tuple(found)
+            unique.update({change.of.minuend: None, change.of.subtrahend: None})
+    return tuple(unique)
 
 
 def roles(models: Mapping[str, Checkpoint]) -> dict[Weights | Adapter, str]:
-    """What each source of some models was used as, in the words of a model card.
+    """The role of each source of some models, in the words of a model card.
 
     Args:
         models: By role: guard, base, target.
@@ -315,12 +316,12 @@ def roles(models: Mapping[str, Checkpoint]) -> dict[Weights | Adapter, str]:
             else:
                 word = role if not model.delta.changes else f"part of the {role}"
             words.setdefault(source, []).append(word)
-    plain = {source: [word for word in found if word in models] for source, found in words.items()}
-    return {source: ", ".join(plain[source] or found) for source, found in words.items()}
+    plain = {source: [word for word in texts if word in models] for source, texts in words.items()}
+    return {source: ", ".join(plain[source] or texts) for source, texts in words.items()}
 
 
 def package(checkpoint: Checkpoint) -> Package:
-    """What stands around a checkpoint's weights: its source's configuration and tokenizer, a model card, a guard's."""
+    """The files beside a checkpoint's weights: the source's configuration and tokenizer, a model card, a guard card."""
     card = Card(
         "A checkpoint made by weight arithmetic",
         f"Made from {code(checkpoint.source.spec)} by adding differences of other checkpoints.",
@@ -330,7 +331,7 @@ def package(checkpoint: Checkpoint) -> Package:
 
 
 def raise_unknown(name: str, known: Any) -> None:
-    """Raise for a tensor name that is not among the known ones."""
+    """Raise if a tensor name is not among the known ones."""
     if name not in known:
         raise WeightopsError(
             f"no tensor {name!r}; there are {len(known)}, for example {next(iter(sorted(known)), 'none')}"
@@ -338,7 +339,7 @@ def raise_unknown(name: str, known: Any) -> None:
 
 
 def _terms(delta: Delta, name: str) -> tuple[Term, ...]:
-    """What a delta adds to one tensor."""
+    """The terms that a delta adds to one tensor."""
     terms: list[Term] = []
     for change in delta.changes:
         coefficient = change.at(name)
@@ -358,7 +359,7 @@ def _terms(delta: Delta, name: str) -> tuple[Term, ...]:
 
 
 def computed(job: Job, grams: Grams | None = None) -> torch.Tensor:
-    """A job's result as a tensor; ``grams``: see :func:`weightops.engine.execute.compute`."""
+    """A job's result as a tensor; see :func:`weightops.engine.execute.compute` for ``grams``."""
     import torch
 
     if not job.count:

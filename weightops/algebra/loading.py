@@ -1,4 +1,4 @@
-"""A model by the name a user gives it, loaded by transformers to run or to train: an adapter is added on the way."""
+"""Loads the model that a user names with transformers, to run or to train it. An adapter is added while loading."""
 
 from __future__ import annotations
 
@@ -16,19 +16,19 @@ from .opening import as_checkpoint
 
 
 def load(spec: str | Path | Checkpoint, dtype: str = "auto", *, trust_remote_code: bool = False) -> tuple[Any, Any]:
-    """A causal language model and its tokenizer.
+    """Load a causal language model and its tokenizer.
 
-    What an adapter adds is computed as saving would compute it: in fp32, rounded once to the dtype of the file.
+    An adapter's update is computed as in saving: in fp32, rounded once to the dtype of the file.
 
     Args:
-        spec: A folder, ``org/name``, an alias, or one of these ``+adapter``, as for :func:`weightops.open`; or the
-            checkpoint that it gave.
-        dtype: Of the weights in memory; ``auto`` keeps the file's.
-        trust_remote_code: Run the Python code in the model's folder, where its files ask for it.
+        spec: A folder, ``org/name``, an alias, or one of these ``+adapter``, as for :func:`weightops.open`; or an
+            open checkpoint.
+        dtype: Dtype of the weights in memory; ``auto`` keeps the file's.
+        trust_remote_code: Run the Python code in the model's folder, if the model needs it.
 
     Raises:
-        WeightopsError: no such model, one that transformers does not read, one that needs its own code, or an adapter
-            that does not fit.
+        WeightopsError: the model does not exist, transformers cannot read it, it needs its own code, or an adapter
+            does not fit.
     """
     checkpoint = as_checkpoint(spec)
     spec = checkpoint.spec
@@ -51,12 +51,14 @@ def load(spec: str | Path | Checkpoint, dtype: str = "auto", *, trust_remote_cod
             raise WeightopsError(f"{spec}: transformers cannot load it ({reason}); check the folder") from error
     _add(model, checkpoint, spec)
     name = known_name(checkpoint)
-    model.name_or_path = model.config.name_or_path = name  # what an adapter names as its base; not a place in the cache
+    model.name_or_path = model.config.name_or_path = (
+        name  # an adapter names this as its base, not a folder of the cache
+    )
     return model, tokenizer
 
 
 def known_name(checkpoint: Checkpoint) -> str:
-    """What other programs know a model by: the hub's id of a hub model and of an alias, else what it was opened by."""
+    """The name that other programs know: the hub id of a hub model or an alias, else the name it was opened by."""
     spec = checkpoint.spec
     if spec in ALIASES:
         return ALIASES[spec].hub
@@ -64,13 +66,13 @@ def known_name(checkpoint: Checkpoint) -> str:
 
 
 def _add(model: Any, checkpoint: Checkpoint, spec: str) -> None:
-    """Put in what the checkpoint's delta changes, several tensors at a time. The plan is checked already."""
+    """Apply the checkpoint's delta to the loaded model, several tensors at a time. The plan is already checked."""
     parameters = dict(model.named_parameters(remove_duplicate=False))
     changed = sorted(checkpoint.delta.names)
     if renamed := sorted(checkpoint.delta.names - parameters.keys()):
         raise WeightopsError(
-            f"{spec}: transformers has another name for {renamed[0]}; write the model first, by "
-            "weightops.open(...).save(FOLDER), and name the folder"
+            f"{spec}: transformers has another name for {renamed[0]}; write the model first, with "
+            "weightops.open(...).save(FOLDER), and name that folder"
         )
     jobs = [lower(checkpoint, name) for name in changed]
     with ThreadPoolExecutor(default_threads()) as pool:

@@ -1,6 +1,6 @@
 """Merge methods in the algebra: ``wo.ties([a - base, b - base], density=0.3).on(base).save("out/")``.
 
-Every registered method of task vectors is a function here, under its own name, with its own parameters.
+Every registered method that merges task vectors is a function here, with the method's name and parameters.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, repr=False)
 class MergedDelta(OneLine):
-    """What a merge method makes of task vectors, before it is known what they are added to."""
+    """Task vectors merged by a method; :meth:`on` adds the result to a base."""
 
     method: str
     deltas: tuple[Delta, ...]
@@ -46,10 +46,10 @@ class MergedDelta(OneLine):
         return f"<MergedDelta: {_call(self)}>"
 
     def on(self, base: Checkpoint) -> MergedCheckpoint:
-        """The checkpoint: the base the task vectors were taken from, plus what the method makes of them."""
+        """The base that the task vectors were taken from, plus the merged task vector."""
         if not isinstance(base, Checkpoint):
             raise AlgebraError(
-                f"{self.method} is put on a checkpoint, not on {type(base).__name__}; open it: wo.open(...)"
+                f"{self.method}(...).on needs a checkpoint, not {type(base).__name__}; open the model: wo.open(...)"
             )
         return MergedCheckpoint(self, base)
 
@@ -66,22 +66,22 @@ class MergedCheckpoint(OneLine):
 
     @cached_property
     def _grams(self) -> Grams:
-        """What a method that looks at whole models is told of them; measured once for every :meth:`tensor`."""
+        """Measurements for a method that looks at whole models; made once and used by every :meth:`tensor`."""
         return measure([_job(self, name) for name in self.names])
 
     @property
     def names(self) -> tuple[str, ...]:
-        """The names of its tensors, the base's."""
+        """The names of its tensors; they are the base's."""
         return self.base.names
 
     @cached_property
     def models(self) -> tuple[Checkpoint, ...]:
-        """The base with each task vector alone."""
+        """For each task vector, the base plus that vector."""
         return tuple(self.base + delta for delta in self.merged.deltas)
 
     @cached_property
     def guard_card(self) -> CarriedCard:
-        """The ``guard.json`` that goes out with it; see :attr:`.checkpoint.Checkpoint.guard_card`."""
+        """The ``guard.json`` saved with it; see :attr:`.checkpoint.Checkpoint.guard_card`."""
         most: dict[Weights | Adapter, float] = {self.base.source: 0.0}
         for model in self.models:
             for source, share in shares(model.source, model.delta.changes).items():
@@ -95,7 +95,7 @@ class MergedCheckpoint(OneLine):
         return computed(job, self._grams if looks_at_models(job) else None)
 
     def plan(self, *, dtype: str = "auto", shard_size: int = DEFAULT_SHARD, allow_nonfinite: bool = False) -> Plan:
-        """What saving would read and write, and what stands in its way; see :meth:`.checkpoint.Checkpoint.plan`."""
+        """What saving would read and write, and what prevents it; see :meth:`.checkpoint.Checkpoint.plan`."""
         check_options({"dtype": dtype, "shard_size": shard_size, "allow_nonfinite": allow_nonfinite})
         recipe = {
             "kind": "operator",
@@ -105,12 +105,12 @@ class MergedCheckpoint(OneLine):
             "dtype": dtype,
         }
         jobs = [_job(self, name, dtype) for name in self.names]
-        wrong, notes = zip(*(misfits(model.source, model.delta.changes) for model in self.models), strict=True)
+        problems, notes = zip(*(misfits(model.source, model.delta.changes) for model in self.models), strict=True)
         return make_plan(
             jobs,
             recipe,
-            problems=[problem for each in wrong for problem in each],
-            notes=[*(note for each in notes for note in each), *self.guard_card.notes],
+            problems=[problem for of_model in problems for problem in of_model],
+            notes=[*(note for of_model in notes for note in of_model), *self.guard_card.notes],
             shard_size=shard_size,
             allow_nonfinite=allow_nonfinite,
         )
@@ -130,7 +130,7 @@ class MergedCheckpoint(OneLine):
         """Write it as a Hugging Face folder, in one streaming pass; see :meth:`.checkpoint.Checkpoint.save`."""
         plan = self.plan(dtype=dtype, shard_size=shard_size, allow_nonfinite=allow_nonfinite)
         self.guard_card.warn()
-        used = dict.fromkeys(one for model in self.models for one in sources(model))
+        used = dict.fromkeys(source for model in self.models for source in sources(model))
         text = f"Task vectors on {code(self.base.source.spec)} merged by `{self.merged.method}`."
         card = Card(f"A {self.merged.method} merge", text, roles={self.base.source: "base"})
         package = Package(self.base.source, tuple(used), card, files=self.guard_card.files)
@@ -139,10 +139,10 @@ class MergedCheckpoint(OneLine):
 
 
 def function(name: str) -> Callable[..., MergedDelta]:
-    """A method of task vectors as a function of deltas.
+    """A method that merges task vectors, as a function of deltas.
 
     Raises:
-        AttributeError: no such method, or one that only merge files take.
+        AttributeError: there is no such method, or only merge files can use it.
     """
     method = {method.name: method for method in methods()}.get(name)
     if method is None:
@@ -177,7 +177,7 @@ def _merged(method: Operator, deltas: Sequence[Delta], settings: dict[str, Any])
 
 
 def _job(checkpoint: MergedCheckpoint, name: str, dtype: str = "auto") -> Job:
-    """One tensor as a job; a tensor that no delta changes, or that holds integers, is the base's."""
+    """One tensor as a job; the base's tensor if no delta changes it, or if it contains integers."""
     merged, base = checkpoint.merged, checkpoint.base
     plain = lower(base, name, dtype)
     lowered = [lower(model, name, dtype) for model in checkpoint.models]
@@ -193,13 +193,13 @@ def _job(checkpoint: MergedCheckpoint, name: str, dtype: str = "auto") -> Job:
 
 
 def _model_at(checkpoint: Checkpoint, name: str, method: str) -> Checkpoint:
-    """The model whose task vector a delta is, as far as one tensor goes; a merge file would name it.
+    """The model that a delta is the task vector of, for one tensor; a merge file would name this model.
 
     Args:
         checkpoint: The base plus the delta.
 
     Raises:
-        AlgebraError: the delta is no model less the base, or an adapter.
+        AlgebraError: the delta is neither a model minus the base nor an adapter.
     """
     changes = [change for change in checkpoint.delta.changes if name in change]
     adapters = Delta(tuple(change for change in changes if isinstance(change.of, Adapter)))
@@ -210,7 +210,7 @@ def _model_at(checkpoint: Checkpoint, name: str, method: str) -> Checkpoint:
     if more or coefficient != 1.0 or of.subtrahend != checkpoint.source:
         raise AlgebraError(
             f"{name}: {method} merges plain task vectors, model - base or an adapter, on the base they were taken "
-            "from; save what you scaled or added first"
+            "from; save the scaled or added models first"
         )
     return Checkpoint(of.minuend, adapters)
 

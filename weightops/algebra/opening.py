@@ -1,4 +1,4 @@
-"""Opening sources: whatever a user names becomes a :class:`~.checkpoint.Checkpoint`. Only headers are read."""
+"""Opens the models that a user names, each as a :class:`~.checkpoint.Checkpoint`. Only headers are read."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from ..io.weights import Weights
 from .changes import Change
 from .checkpoint import Checkpoint, Delta
 
-#: Tensors beside packed integers that only make sense with the code that packed them.
+#: Tensors of quantised weights; only the code that packed them can read them.
 _PACKED = re.compile(r"\.(qweight|qzeros|scales|g_idx|absmax|quant_map|SCB|weight_scale(_inv)?|weight_packed)$")
 
 
@@ -34,13 +34,13 @@ def open_checkpoint(spec: str | Path) -> Checkpoint:
             own configuration names its base.
 
     Raises:
-        WeightopsError: nothing is there, it cannot be read, or its weights are quantised.
+        WeightopsError: the model does not exist, it cannot be read, or its weights are quantised.
     """
     return Opener().open(spec)
 
 
 def as_checkpoint(model: str | Path | Checkpoint) -> Checkpoint:
-    """A model that is named, opened; one that is open, as it is."""
+    """Open a model given by name; return an open one unchanged."""
     return model if isinstance(model, Checkpoint) else open_checkpoint(model)
 
 
@@ -70,7 +70,7 @@ class Opener:
         return Checkpoint(self._weights[text])
 
     def _base(self, spec: str, adapter: Path) -> Checkpoint:
-        """What an adapter that is named alone goes on: a model, not another adapter, so that no chain is followed."""
+        """The base of an adapter that is named alone. It must be a model, so that no chain of adapters is followed."""
         base = base_of_adapter(adapter, spec)
         if base not in self._weights:
             place, revision = _locate(base)
@@ -86,10 +86,10 @@ class Opener:
 
 
 def open_all(specs: Iterable[str | Path]) -> list[Checkpoint]:
-    """Open several models; the same spec gives the same source, so that a - a is nothing.
+    """Open several models; the same spec gives the same source, so that a - a is empty.
 
     Raises:
-        WeightopsError: with the problems of all of them together.
+        WeightopsError: the problems of all models.
     """
     opener = Opener()
     texts = [str(spec) for spec in specs]
@@ -102,17 +102,17 @@ def open_adapter(spec: str | Path) -> Delta:
     """Open a PEFT LoRA folder or hub id as a delta.
 
     Raises:
-        WeightopsError: nothing is there, or it is no LoRA adapter.
+        WeightopsError: the adapter does not exist, or it is not a LoRA adapter.
     """
     with _reading(str(spec)):
         folder, _ = _locate(str(spec))
         if not (folder / ADAPTER_CONFIG).exists():
-            raise WeightopsError(f"{spec}: no {ADAPTER_CONFIG}; after the + stands a PEFT adapter folder")
+            raise WeightopsError(f"{spec}: no {ADAPTER_CONFIG}; name a PEFT adapter folder after the +")
         return Delta((Change(read_adapter(folder, str(spec))),))
 
 
 def _weights_at(spec: str, place: Path, revision: str | None) -> Weights:
-    """The source that lies in a folder, or in a bare file."""
+    """The source in a folder or a single file."""
     if place.is_file() and place.suffix == ".safetensors":
         return _sound(Weights(spec, folders.tensors_of_file(place)))
     config = folders.read_json(place / "config.json")
@@ -120,10 +120,10 @@ def _weights_at(spec: str, place: Path, revision: str | None) -> Weights:
 
 
 def adapter_base(spec: str) -> tuple[str, str | None]:
-    """A model's name and its adapter's, as they are told apart on opening; no adapter in most of them.
+    """Split a spec into the names of the model and its adapter, as opening does; ``None`` if there is no adapter.
 
     Raises:
-        WeightopsError: it is an adapter alone, and its configuration names no base that can be opened.
+        WeightopsError: the spec is an adapter whose configuration names no base that can be opened.
     """
     base, plus, adapter = spec.partition("+")
     with _reading(spec):
@@ -139,13 +139,13 @@ def adapter_base(spec: str) -> tuple[str, str | None]:
 
 
 def base_of_adapter(folder: Path, spec: str) -> str:
-    """The base of a LoRA adapter, as its own configuration names it: by a hub id, an alias or a path that exists.
+    """The base that a LoRA adapter's configuration names: a hub id, an alias or an existing path.
 
-    The hub id of an alias means the alias, whose weights are on this machine.
+    If an alias has the named hub id, the alias is used: its weights are on this machine.
 
     Args:
-        folder: The adapter's.
-        spec: What the user named it.
+        folder: The adapter's folder.
+        spec: The adapter's name as the user gave it.
 
     Raises:
         WeightopsError: its configuration names no base that can be opened.
@@ -159,13 +159,13 @@ def base_of_adapter(folder: Path, spec: str) -> str:
         if is_hub_id(name):
             pinned = isinstance(revision, str) and is_hub_id(f"{name}@{revision}")
             return f"{name}@{revision}" if pinned else name
-    names = f"names {short(name)} as its base, which is not here" if name else "names no base"
-    raise WeightopsError(f"{spec}: a LoRA adapter, not a model, and its {ADAPTER_CONFIG} {names}; name it BASE+{spec}")
+    names = f"names {short(name)} as its base, which does not exist here" if name else "names no base"
+    raise WeightopsError(f"{spec}: a LoRA adapter, not a model, and its {ADAPTER_CONFIG} {names}; write BASE+{spec}")
 
 
 @contextmanager
 def _reading(spec: str) -> Iterator[None]:
-    """What the system says no to, as a problem line."""
+    """Turn an error of the operating system into a problem line."""
     try:
         yield
     except OSError as error:
@@ -176,7 +176,7 @@ def _reading(spec: str) -> Iterator[None]:
 
 
 def _locate(spec: str) -> tuple[Path, str | None]:
-    """The folder of safetensors (or the bare file) that a spec stands for, and the hub's revision."""
+    """The folder of safetensors (or the single file) that a spec names, and the hub's revision."""
     if spec in ALIASES:
         return dequantised(alias_file(spec), spec), None
     place = Path(spec).expanduser()
@@ -186,8 +186,8 @@ def _locate(spec: str) -> tuple[Path, str | None]:
         return _from_file(place), None
     if not is_hub_id(spec):
         raise WeightopsError(
-            f"{spec or repr(spec)}: no such file or folder; a hub model is written org/name, an alias "
-            f"is {', '.join(ALIASES)}"
+            f"{spec or repr(spec)}: no such file or folder; write org/name for a hub model; the aliases are "
+            f"{', '.join(ALIASES)}"
         )
     folder = download(spec)
     return _converted_if_pickled(folder), folder.name
@@ -206,7 +206,7 @@ def _from_file(file: Path) -> Path:
 
 
 def _converted_if_pickled(folder: Path) -> Path:
-    """A folder that has only ``.bin`` weights, or one GGUF file, as a folder of safetensors in the cache."""
+    """The folder; if it has only ``.bin`` weights or one GGUF file, their conversion to safetensors in the cache."""
     try:
         names = {path.name for path in folder.iterdir()}
     except OSError as error:
@@ -224,7 +224,7 @@ def _converted_if_pickled(folder: Path) -> Path:
 
 
 def _sound(weights: Weights) -> Weights:
-    """Refuse weights that stand for other numbers than they hold."""
+    """Refuse quantised weights: their stored numbers are not the weights' values."""
     remedy = "dequantise first: load it in transformers, call model.dequantize() and model.save_pretrained(FOLDER)"
     if method := weights.config.get("quantization_config"):
         name = method.get("quant_method", "unknown") if isinstance(method, dict) else "unknown"

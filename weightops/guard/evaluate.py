@@ -1,4 +1,4 @@
-"""How well a guard judges whole texts, and how soon and how rightly it judges them while they arrive.
+"""Measures how well a guard judges whole texts, and how early and how correctly it judges them while they arrive.
 
 The measures are Guard Vector's (arXiv 2509.23381): F1 on whole texts, F1 by first crossing when growing prefixes of 100
 characters are judged, time to detect, false alarms on safe text. Bootstrap intervals and the curve are ours.
@@ -27,12 +27,12 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Track:
-    """What a guard said while a text arrived.
+    """A guard's probabilities while a text arrived.
 
     Attributes:
         characters: The length of each prefix, [prefixes].
-        tokens: The same in tokens, [prefixes].
-        probabilities: That each prefix is unsafe, [prefixes]; the last is that of the whole text.
+        tokens: The length of each prefix in tokens, [prefixes].
+        probabilities: The probability that each prefix is unsafe, [prefixes]; the last one is for the whole text.
     """
 
     characters: tuple[int, ...]
@@ -40,14 +40,14 @@ class Track:
     probabilities: tuple[float, ...]
 
     def crossing(self, threshold: float) -> Crossing | None:
-        """The first prefix that is unsafe."""
+        """The first prefix whose probability reaches the threshold."""
         for characters, tokens, probability in zip(self.characters, self.tokens, self.probabilities, strict=True):
             if probability >= threshold:
                 return Crossing(characters, tokens)
         return None
 
     def at(self, length: int) -> int:
-        """The index of the longest prefix of at most ``length`` characters (the first, if none is so short)."""
+        """The index of the longest prefix of at most ``length`` characters (the first, if all are longer)."""
         return max((at for at, characters in enumerate(self.characters) if characters <= length), default=0)
 
 
@@ -57,10 +57,10 @@ class Evaluation:
 
     Attributes:
         rows: The texts.
-        tracks: What the guard said of each.
-        threshold: From this probability on, a text was called unsafe.
-        step: Characters between prefixes; 0 where only whole texts were judged.
-        measures: Name to value; NaN where there is nothing to measure.
+        tracks: The guard's probabilities for each text.
+        threshold: A text with at least this probability counts as unsafe.
+        step: Characters between prefixes; 0 if only whole texts were judged.
+        measures: Name to value; NaN if there is nothing to measure.
         intervals: Name to the ends of its 95 % bootstrap interval.
         curve: For each prefix length: characters, F1 of that prefix alone, F1 by first crossing up to it.
     """
@@ -74,7 +74,7 @@ class Evaluation:
     curve: tuple[tuple[int, float, float], ...]
 
     def to_json(self) -> dict[str, Any]:
-        """Everything but the texts themselves, for a file; NaN is null."""
+        """Everything except the texts, as JSON values for a file; NaN becomes null."""
         texts = [
             {
                 "unsafe": row.unsafe,
@@ -107,13 +107,13 @@ def evaluate(
     """Judge every prefix of every text and measure.
 
     Args:
-        guard: Who judges; its card has the threshold.
+        guard: The guard; its card has the threshold.
         rows: Texts with labels.
         step: Characters between prefixes; the whole text is always the last. 0 for whole texts only, which is faster;
-            measures of streaming are then left out.
+            streaming measures are then left out.
         batch: Texts judged together.
         resamples: Bootstrap resamples of the rows.
-        seed: Of the resampling.
+        seed: Seed of the resampling.
 
     Raises:
         WeightopsError: texts longer than the model reads (all are named), or scikit-learn is missing.
@@ -121,30 +121,30 @@ def evaluate(
     _sklearn()
     _check_lengths(guard, rows)
     texts = [row.text for row in rows]
-    found = tracks(guard, texts, step, batch) if step else whole_texts(guard, texts, batch)
-    return measure(rows, found, guard.card.threshold, step=step, resamples=resamples, seed=seed)
+    judged = tracks(guard, texts, step, batch) if step else whole_texts(guard, texts, batch)
+    return measure(rows, judged, guard.card.threshold, step=step, resamples=resamples, seed=seed)
 
 
 def tracks(guard: Guard, texts: Sequence[str], step: int = 100, batch: int = 16) -> list[Track]:
-    """What a guard says of each prefix of each text, in the order of the texts.
+    """Judge each prefix of each text; the tracks are in the order of the texts.
 
     Raises:
         WeightopsError: a text is longer than the model reads.
     """
-    found: dict[int, Track] = {}
+    by_text: dict[int, Track] = {}
     order = sorted(range(len(texts)), key=lambda at: len(texts[at]))
     groups = [order[start : start + batch] for start in range(0, len(order), batch)]
     with Progress(len(texts), "judging prefixes", unit="text", delay=1) as bar:
         for group in groups:
-            found |= dict(
+            by_text |= dict(
                 zip(group, _follow(Streams(guard, batch=batch), [texts[at] for at in group], step), strict=True)
             )
             bar.update(len(group))
-    return [found[at] for at in range(len(texts))]
+    return [by_text[at] for at in range(len(texts))]
 
 
 def whole_texts(guard: Guard, texts: Sequence[str], batch: int = 16) -> list[Track]:
-    """What a guard says of each whole text, as tracks of one prefix."""
+    """Judge each whole text; the tracks have one prefix."""
     around = len(guard.frame.rows([""])[0])
     tokens = [len(ids) - around for ids in guard.frame.rows(texts)]
     judged = guard.probabilities(texts, batch)
@@ -153,29 +153,29 @@ def whole_texts(guard: Guard, texts: Sequence[str], batch: int = 16) -> list[Tra
 
 def _follow(streams: Streams, texts: Sequence[str], step: int) -> list[Track]:
     opened = {streams.open(): text for text in texts}
-    said: dict[Stream, list[tuple[int, int, float]]] = {stream: [] for stream in opened}
+    judged: dict[Stream, list[tuple[int, int, float]]] = {stream: [] for stream in opened}
     for start in range(0, max(1, *map(len, texts)), step):
         news = {s: text[start : start + step] for s, text in opened.items() if start < len(text) or start == 0}
         for stream, probability in streams.feed(news).items():
-            said[stream].append((stream.characters, stream.tokens, probability))
-    return [Track(*zip(*prefixes, strict=True)) for prefixes in said.values()]
+            judged[stream].append((stream.characters, stream.tokens, probability))
+    return [Track(*zip(*prefixes, strict=True)) for prefixes in judged.values()]
 
 
 def measure(
     rows: Sequence[LabelledText],
-    found: Sequence[Track],
+    judged: Sequence[Track],
     threshold: float,
     *,
     step: int = 100,
     resamples: int = 1000,
     seed: int = 0,
 ) -> Evaluation:
-    """The measures of what a guard said, with bootstrap intervals; see :class:`Evaluation`."""
+    """The measures of a guard's tracks, with bootstrap intervals; see :class:`Evaluation`."""
     import numpy as np
 
     truth = np.array([row.unsafe for row in rows])
-    whole = np.array([track.probabilities[-1] for track in found])
-    crossed = [track.crossing(threshold) for track in found]
+    whole = np.array([track.probabilities[-1] for track in judged])
+    crossed = [track.crossing(threshold) for track in judged]
     table = {
         "offline": whole >= threshold,
         "streaming": np.array([crossing is not None for crossing in crossed]),
@@ -192,10 +192,10 @@ def measure(
     if not step:
         values = {name: value for name, value in values.items() if not name.startswith(("streaming_", "detected_"))}
         intervals = {name: intervals[name] for name in values}
-    longest = max(track.characters[-1] for track in found)
+    longest = max(track.characters[-1] for track in judged)
     lengths = range(step, longest + step, step) if step else ()
-    curve = [(length, *_f1_at(truth, found, threshold, length)) for length in lengths]
-    return Evaluation(tuple(rows), tuple(found), threshold, step, values, intervals, tuple(curve))
+    curve = [(length, *_f1_at(truth, judged, threshold, length)) for length in lengths]
+    return Evaluation(tuple(rows), tuple(judged), threshold, step, values, intervals, tuple(curve))
 
 
 def _measures(truth: NDArray[np.bool_], table: Mapping[str, NDArray[Any]]) -> dict[str, float]:
@@ -241,13 +241,13 @@ def _interval(samples: Sequence[float]) -> tuple[float, float]:
     return float(low), float(high)
 
 
-def _f1_at(truth: NDArray[np.bool_], found: Sequence[Track], threshold: float, length: int) -> tuple[float, float]:
-    """F1 of the prefixes of one length alone, and by first crossing up to it."""
+def _f1_at(truth: NDArray[np.bool_], judged: Sequence[Track], threshold: float, length: int) -> tuple[float, float]:
+    """F1 of the prefixes of one length alone, and F1 by first crossing up to that length."""
     import numpy as np
 
-    ends = [track.at(length) for track in found]
-    alone = [track.probabilities[end] >= threshold for track, end in zip(found, ends, strict=True)]
-    crossed = [max(track.probabilities[: end + 1]) >= threshold for track, end in zip(found, ends, strict=True)]
+    ends = [track.at(length) for track in judged]
+    alone = [track.probabilities[end] >= threshold for track, end in zip(judged, ends, strict=True)]
+    crossed = [max(track.probabilities[: end + 1]) >= threshold for track, end in zip(judged, ends, strict=True)]
     return _count(truth, np.array(alone)).f1, _count(truth, np.array(crossed)).f1
 
 
@@ -255,8 +255,8 @@ def _check_lengths(guard: Guard, rows: Sequence[LabelledText]) -> None:
     most = max_positions(guard.model.config.to_dict()) or math.inf
     lengths = [len(ids) for ids in guard.frame.rows([row.text for row in rows])]
     faults = [
-        f"{row.place or f'row {at}'}: {length} tokens with what the guard asks, and the model reads {most}; "
-        "shorten or drop it"
+        f"{row.place or f'row {at}'}: {length} tokens with the guard's prompt, but the model reads {most}; "
+        "shorten or remove the text"
         for at, (row, length) in enumerate(zip(rows, lengths, strict=True), 1)
         if length > most
     ]
@@ -273,10 +273,10 @@ def _sklearn() -> Any:
 
 
 def needed(module: str, package: str, extra: str, load: Callable[[str], Any] = importlib.import_module) -> Any:
-    """A module of an extra.
+    """Import a module that an extra installs.
 
     Raises:
-        WeightopsError: it is not installed.
+        WeightopsError: the package is not installed.
     """
     try:
         return load(module)

@@ -1,4 +1,4 @@
-"""Pictures of an evaluation: F1 as texts arrive and the probability along some of them, or of whole texts alone."""
+"""Draws an evaluation: F1 and some probabilities as texts arrive, or the probabilities of whole texts."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ SAFE, UNSAFE, ALONE, STREAMING, INK = "#0072B2", "#D55E00", "#009E73", "#CC79A7"
 
 
 def chosen_rows(evaluation: Evaluation, each: int = 3) -> list[int]:
-    """The longest texts of each label."""
+    """Indices of the longest texts of each label."""
     order = sorted(range(len(evaluation.rows)), key=lambda at: -len(evaluation.rows[at].text))
     return [at for label in (True, False) for at in [at for at in order if evaluation.rows[at].unsafe is label][:each]]
 
@@ -23,10 +23,10 @@ def draw(evaluation: Evaluation, file: Path, rows: Sequence[int] | None = None, 
 
     Args:
         evaluation: What to show.
-        file: Where to; its ending says the format.
-        rows: Texts whose probability is drawn, by index; the longest of each label otherwise. Where no text was judged
+        file: File to write; its suffix gives the format.
+        rows: Texts whose probability is drawn, by index; by default the longest of each label. If no text was judged
             more than once, the probabilities of all whole texts are drawn instead.
-        title: Above the picture.
+        title: Title above the picture.
 
     Returns:
         The file.
@@ -55,7 +55,7 @@ def has_prefixes(evaluation: Evaluation) -> bool:
 
 
 def _counts(axes: Any, evaluation: Evaluation) -> None:
-    """How many texts of each label have which probability."""
+    """Draw a histogram of the probabilities for each label."""
     import numpy as np
 
     for unsafe, colour, label in ((False, SAFE, "safe texts"), (True, UNSAFE, "unsafe texts")):
@@ -69,7 +69,7 @@ def _counts(axes: Any, evaluation: Evaluation) -> None:
 
 
 def _trade(axes: Any, evaluation: Evaluation) -> None:
-    """Recall over false alarms at every threshold, and where the guard's own lies."""
+    """Draw recall over false alarms for every threshold, and mark the guard's threshold."""
     import numpy as np
 
     safe, unsafe = (np.array(_probabilities(evaluation, unsafe=label)) for label in (False, True))
@@ -82,8 +82,8 @@ def _trade(axes: Any, evaluation: Evaluation) -> None:
     thresholds = [np.inf, *sorted({*safe, *unsafe}, reverse=True)]
     alarms, recall = ([float((values >= at).mean()) for at in thresholds] for values in (safe, unsafe))
     axes.step(alarms, recall, where="post", color=STREAMING, label=f"area {evaluation.measures['auroc']:.3f}")
-    own = [float((values >= evaluation.threshold).mean()) for values in (safe, unsafe)]
-    axes.plot(*own, color=INK, ls="", marker="o", mfc="white", label=f"threshold {evaluation.threshold:g}")
+    at_threshold = [float((values >= evaluation.threshold).mean()) for values in (safe, unsafe)]
+    axes.plot(*at_threshold, color=INK, ls="", marker="o", mfc="white", label=f"threshold {evaluation.threshold:g}")
     axes.legend(frameon=False, fontsize=8.5, loc="lower right")
 
 

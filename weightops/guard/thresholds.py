@@ -1,6 +1,6 @@
-"""The threshold for a wanted share of false alarms, what it costs, and where it is kept.
+"""Finds the threshold for a given share of false alarms and its recall, and writes it to ``guard.json``.
 
-The rule is ours: the lowest threshold whose false alarms on the safe texts do not pass the wanted share. Intervals are
+The rule is ours: the lowest threshold with at most the given share of false alarms on the safe texts. Intervals are
 Wilson's (J. Am. Stat. Assoc. 22, 1927).
 """
 
@@ -23,8 +23,8 @@ class Share:
     """A share of texts.
 
     Attributes:
-        count: Texts that raised an alarm.
-        total: Texts.
+        count: Number of texts that raised an alarm.
+        total: Number of texts.
     """
 
     count: int
@@ -32,12 +32,12 @@ class Share:
 
     @property
     def value(self) -> float:
-        """The share; NaN of no texts."""
+        """The share; NaN if there are no texts."""
         return self.count / self.total if self.total else math.nan
 
     @property
     def interval(self) -> tuple[float, float]:
-        """Its 95 % interval, after Wilson; NaN of no texts."""
+        """Wilson's 95 % interval of the share; NaN if there are no texts."""
         if not self.total:
             return math.nan, math.nan
         z2 = 1.959963984540054**2
@@ -47,19 +47,19 @@ class Share:
         return max(0.0, middle - half), min(1.0, middle + half)
 
     def to_json(self) -> dict[str, Any]:
-        """For a program; what does not exist is null."""
+        """The share as JSON values; missing values are null."""
         known = {"value": self.value, "interval_95": list(self.interval)} if self.total else {}
         return {"value": None, "interval_95": None, **asdict(self), **known}
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a threshold does on labelled texts.
+    """The false alarms and recall of a threshold on labelled texts.
 
     Attributes:
-        threshold: From this probability on, a text is unsafe.
-        false_alarms: Of the safe texts.
-        recall: Of the unsafe texts.
+        threshold: A text with at least this probability is unsafe.
+        false_alarms: The share of the safe texts that raise an alarm.
+        recall: The share of the unsafe texts that raise an alarm.
     """
 
     threshold: float
@@ -67,7 +67,7 @@ class Outcome:
     recall: Share
 
     def to_json(self) -> dict[str, Any]:
-        """For a program."""
+        """The outcome as JSON values."""
         shares = {"false_alarms": self.false_alarms.to_json(), "recall": self.recall.to_json()}
         return {"threshold": self.threshold, **shares}
 
@@ -81,7 +81,7 @@ class Judged:
 
 
 def outcome(texts: Sequence[Judged], threshold: float) -> Outcome:
-    """What a threshold does on these texts."""
+    """Count the false alarms and the recall of a threshold on these texts."""
     alarms = {True: 0, False: 0}
     totals = {True: 0, False: 0}
     for text in texts:
@@ -93,20 +93,20 @@ def outcome(texts: Sequence[Judged], threshold: float) -> Outcome:
 def find_threshold(texts: Sequence[Judged], false_alarms: float) -> Outcome:
     """The lowest threshold at which at most this share of the safe texts raises an alarm.
 
-    Between two probabilities that occur it lies in their middle, shortened to few digits.
+    The threshold is the middle between two probabilities of the texts, rounded to few digits.
 
     Args:
-        texts: With at least one safe one.
-        false_alarms: The wanted share, from 0 to less than 1.
+        texts: Judged texts, at least one of them safe.
+        false_alarms: The largest allowed share, from 0 to less than 1.
 
     Raises:
-        WeightopsError: no safe text, or safe texts that only a threshold of 1 would let through.
+        WeightopsError: there is no safe text, or only a threshold of 1 would keep false alarms low enough.
     """
     if not 0 <= false_alarms < 1:
-        raise WeightopsError(f"false_alarms {false_alarms}: a share from 0 to less than 1, for example 0.01")
+        raise WeightopsError(f"false_alarms {false_alarms}: must be a share from 0 to less than 1, for example 0.01")
     safe = sorted((text.probability for text in texts if not text.unsafe), reverse=True)
     if not safe:
-        raise WeightopsError("no safe text among the data; false alarms are counted on safe texts, so add some")
+        raise WeightopsError("the data has no safe texts; false alarms are counted on safe texts, so add some")
     below = safe[math.floor(false_alarms * len(safe) + 1e-9)]
     above = min((text.probability for text in texts if text.probability > below), default=1.0)
     threshold = _between(below, above)
@@ -114,13 +114,13 @@ def find_threshold(texts: Sequence[Judged], false_alarms: float) -> Outcome:
         stuck = sum(probability == below for probability in safe)
         raise WeightopsError(
             f"{stuck} of {len(safe)} safe texts have the probability {below:g}, so no threshold below 1 keeps false "
-            f"alarms to {false_alarms:g}; allow more of them, or train the guard further"
+            f"alarms to {false_alarms:g}; allow more false alarms, or train the guard further"
         )
     return outcome(texts, threshold)
 
 
 def _between(below: float, above: float) -> float | None:
-    """A number greater than ``below`` and at most ``above``, inside 0 to 1, of few digits."""
+    """A number greater than ``below`` and at most ``above``, between 0 and 1, with few digits."""
     middle = (below + above) / 2
     for digits in range(2, 18):
         if below < (number := round(middle, digits)) <= above and 0 < number < 1:
@@ -130,29 +130,31 @@ def _between(below: float, above: float) -> float | None:
 
 
 def read_evaluation(file: Path, *, streaming: bool = False) -> list[Judged] | None:
-    """The judged texts of an ``evaluation.json``; ``None`` where the file is something else.
+    """The judged texts of an ``evaluation.json``; ``None`` if the file is something else.
 
     Args:
         file: A JSON file.
-        streaming: Take the greatest probability of a text's prefixes, not that of the whole text.
+        streaming: Use the largest probability of a text's prefixes instead of that of the whole text.
 
     Raises:
-        WeightopsError: it is an evaluation with rows that cannot be read.
+        WeightopsError: the file is an evaluation, but its rows cannot be read.
     """
     if file.suffix != ".json" or not file.is_file():
         return None
     try:
         report = json.loads(read_small(file, MOST_BYTES).decode("utf-8"))
-    except (OSError, ValueError, RecursionError):  # rows of data, or nothing readable: their reader says what is wrong
+    except (OSError, ValueError, RecursionError):  # data rows, or unreadable; the reader of rows reports problems
         return None
     if not isinstance(report, dict) or not {"measures", "rows"} <= report.keys():
         return None
     rows = report["rows"] if isinstance(report["rows"], list) else []
-    faults = [f"{file}: row {at}: needs unsafe, and probabilities from 0 to 1" for at, r in enumerate(rows) if _bad(r)]
+    faults = [
+        f"{file}: row {at}: must have unsafe, and probabilities from 0 to 1" for at, r in enumerate(rows) if _bad(r)
+    ]
     if faults or not rows:
         raise WeightopsError(*(faults[:10] or [f"{file}: no rows; evaluate the guard again"]))
     if streaming and report.get("prefix_characters") == 0:
-        raise WeightopsError(f"{file}: whole texts only, without prefixes; evaluate the guard on prefixes first")
+        raise WeightopsError(f"{file}: evaluates whole texts only; evaluate the guard on prefixes first")
     pick = max if streaming else (lambda probabilities: probabilities[-1])
     return [Judged(row["unsafe"], float(pick(row["probabilities"]))) for row in rows]
 
@@ -165,13 +167,15 @@ def _bad(row: Any) -> bool:
 
 
 def write_threshold(folder: Path, threshold: float) -> Path:
-    """Write a threshold into the ``guard.json`` of a folder, whole or not at all.
+    """Write a threshold into the ``guard.json`` of a folder; if it fails, the file is unchanged.
 
     Raises:
-        WeightopsError: there is none, it is no guard's card, it lies in a cache, or it cannot be written.
+        WeightopsError: the file is missing, is not a guard's card, is in the hub's cache, or cannot be written.
     """
     if folder.resolve().parent.name == "snapshots":
-        raise WeightopsError(f"{folder}: a copy in the hub's cache; copy the model to a folder of yours, and name that")
+        raise WeightopsError(
+            f"{folder}: this folder is in the hub's cache; copy the model to another folder, and name that folder"
+        )
     card = replace(GuardCard.read(folder), threshold=threshold)
     try:
         return card.write(folder)
@@ -180,5 +184,5 @@ def write_threshold(folder: Path, threshold: float) -> Path:
 
 
 def judged(labels: Iterable[bool], probabilities: Iterable[float]) -> list[Judged]:
-    """Labels and probabilities side by side."""
+    """Pair each label with its probability."""
     return [Judged(unsafe, float(p)) for unsafe, p in zip(labels, probabilities, strict=True)]

@@ -1,4 +1,4 @@
-"""From one document and its opened models to a plan: every output tensor as a job, and what stands around them."""
+"""Turns one document and its opened models into a plan: a job for each output tensor, and the files beside them."""
 
 from __future__ import annotations
 
@@ -37,14 +37,14 @@ Floats = npt.NDArray[np.float32]
 
 @dataclass(frozen=True)
 class Options:
-    """What the command line says beside the file.
+    """Settings of a merge that are not in the merge file.
 
     Attributes:
-        seed: Of random methods.
-        device: Where torch runs the methods that have no streaming form.
+        seed: Seed of random methods.
+        device: Torch device for the methods that cannot stream.
         command: The command line, for the model card.
         text: The file's text, for the record.
-        trust_remote_code: Run the Python code in a model's folder, where its tokenizer cannot be read without it.
+        trust_remote_code: Run the Python code in a model's folder if its tokenizer cannot be read without it.
     """
 
     shard_size: int = DEFAULT_SHARD
@@ -61,7 +61,7 @@ class AlignedRows:
     """One model's embedding or head with its rows in the order of the output's vocabulary.
 
     Attributes:
-        tensors: The tensor in every model that rows may come from.
+        tensors: For every model that rows may come from, its embedding or head.
     """
 
     model: str
@@ -79,11 +79,11 @@ class AlignedRows:
         return dtypes.count(self.tensors[self.model].shape[1:])
 
     def fill(self, out: Floats, first: int, last: int, read: RowReader) -> None:
-        """Rows first..last of the output, as this model gives them."""
+        """Write this model's rows for output rows ``first`` up to, not including, ``last``."""
         shape = self.tensors[self.model].shape[1:]
 
-        def rows(model: str, wanted: range) -> Floats:
-            return read(self.tensors[model], wanted.start, wanted.stop).reshape(len(wanted), *shape)
+        def rows(model: str, span: range) -> Floats:
+            return read(self.tensors[model], span.start, span.stop).reshape(len(span), *shape)
 
         if self.alignment.fallback.filled.any() and "row" not in self._mean:
             self._mean["row"] = mean_row(self.alignment, self.model, rows, shape)
@@ -106,8 +106,8 @@ def build(config: MergeConfig, models: Mapping[str, Checkpoint], options: Option
         models: Every model that the document names, opened.
 
     Raises:
-        WeightopsError: what is wrong with the document's layout, parameters and tokenizers, all of it together. What
-            headers show to be wrong with the models stands in ``plan.problems``.
+        WeightopsError: every problem of the document's layout, parameters and tokenizers. Problems of the models that
+            their headers show are in ``plan.problems``.
     """
     weights = {name: checkpoint.source for name, checkpoint in models.items()}
     reference = config.referenced_models()[0]
@@ -116,8 +116,8 @@ def build(config: MergeConfig, models: Mapping[str, Checkpoint], options: Option
         partial(lay_out, config, known),
         partial(plan_vocabulary, config, weights, reference, trust_remote_code=options.trust_remote_code),
     )
-    found = attempt_all(tasks)
-    layout, vocabulary = cast(Layout, found[0]), cast("Vocabulary | None", found[1])
+    planned = attempt_all(tasks)
+    layout, vocabulary = cast(Layout, planned[0]), cast("Vocabulary | None", planned[1])
     lowering = _Lowering(config, models, vocabulary, options)
     jobs: list[Job] = []
     problems = [*_device_problems(options.device), *_model_problems(layout.tensors)]
@@ -129,8 +129,8 @@ def build(config: MergeConfig, models: Mapping[str, Checkpoint], options: Option
     notes = [*config.notes, *layout.notes, *(vocabulary.notes if vocabulary else ())]
     notes += _device_notes(options.device, jobs)
     for name in config.referenced_models():
-        wrong, said = misfits(models[name].source, models[name].delta.changes)
-        problems, notes = problems + wrong, notes + said
+        model_problems, model_notes = misfits(models[name].source, models[name].delta.changes)
+        problems, notes = problems + model_problems, notes + model_notes
     plan = make_plan(
         jobs,
         {"kind": "merge", "config": options.text, "document": config.name, "seed": options.seed},
@@ -150,23 +150,21 @@ def _device_problems(device: str) -> list[str]:
     try:
         torch.zeros(1, device=device).cpu()
     except (RuntimeError, AssertionError) as error:
-        return [
-            f"the device {device!r} cannot be used: {str(error).splitlines()[0]}; take the CPU, or one that is there"
-        ]
+        return [f"the device {device!r} cannot be used: {str(error).splitlines()[0]}; use the CPU or another device"]
     return []
 
 
 def _device_notes(device: str, jobs: Sequence[Job]) -> list[str]:
-    """A note where a device was named and nothing of this document computes on it."""
+    """A note when a device is named but this document computes nothing on it."""
     merges = [job.merge for job in jobs if job.merge is not None]
     if device == "cpu" or any(way(find(merge.method), dict(merge.settings)) == "whole" for merge in merges):
         return []
     users = ", ".join(method.name for method in methods() if way(method, {}) == "whole")
-    return [f"the device {device!r} is not used: this merge streams on the CPU; methods that use a device: {users}"]
+    return [f"the device {device!r} is not used: this merge runs on the CPU; methods that use a device: {users}"]
 
 
 def _model_problems(tensors: Sequence[OutputTensor]) -> list[str]:
-    """A method that looks at whole models must be given the same models for every tensor."""
+    """Problems of a method that reads whole models: it needs the same models for every tensor."""
     merged = [tensor for tensor in tensors if find(tensor.method).reads == "model"]
     first = [source.model for source in merged[0].inputs] if merged else []
     for tensor in merged:
@@ -188,7 +186,7 @@ class _Lowering:
     options: Options
 
     def job(self, tensor: OutputTensor) -> Job:
-        """One output tensor: copied, an affine combination, or a merge method's."""
+        """The job of one output tensor: a copy, an affine combination, or a merge method."""
         method = find(tensor.method)
         used = (*tensor.inputs, *((tensor.base,) if tensor.base else ()))
         stored = [self._stored(source) for source in used]
@@ -217,22 +215,22 @@ class _Lowering:
         return self.models[source.model].source.tensors[source.tensor]
 
     def _dtype(self, stored: Sequence[StoredTensor]) -> str:
-        """``out_dtype``, else ``dtype``, else that of the first input; arithmetic is fp32 whatever it is."""
-        asked = self.config.out_dtype or self.config.dtype
-        kept = stored[0].dtype
-        return dtypes.FROM_TORCH[asked] if asked and kept in dtypes.FLOATS else kept
+        """``out_dtype``, else ``dtype``, else the first input's dtype. Arithmetic is always fp32."""
+        named = self.config.out_dtype or self.config.dtype
+        first = stored[0].dtype
+        return dtypes.FROM_TORCH[named] if named and first in dtypes.FLOATS else first
 
     def _lines(self, tensor: OutputTensor, method: Operator) -> float:
-        """The factor of ``lines:`` for this layer, on what a method of task vectors gives."""
+        """The factor of ``lines:`` for this layer; it scales the result of a method that merges task vectors."""
         lines = self.config.layer_scaling
         return lines_scale(_place(tensor), lines.alpha, lines.beta) if lines and method.takes == "deltas" else 1.0
 
     def _affine(self, tensor: OutputTensor, method: Operator, dtype: str) -> Job | None:
-        """The methods whose coefficients are known beforehand, for the streaming kernel."""
+        """A job for the streaming kernel, or ``None`` if the method's coefficients depend on the tensors' values."""
         coefficients = method.affine_coefficients(tensor.settings, len(tensor.inputs))
         if coefficients is None:
             return None
-        if method.models == (1, 1) and method.takes == "models" and coefficients == [1.0]:  # every bit stays
+        if method.models == (1, 1) and method.takes == "models" and coefficients == [1.0]:  # copied bit for bit
             copied = lower(self.models[tensor.inputs[0].model], tensor.inputs[0].tensor)
             return replace(copied, name=tensor.name, dtype=dtype)
         coefficients = [c * self._lines(tensor, method) for c in coefficients]
@@ -242,7 +240,7 @@ class _Lowering:
             job = lower(self.models[source.model], source.tensor)
             terms.append(Term(coefficient, job.anchor or self._stored(source), base))
             terms += [replace(term, coefficient=coefficient * term.coefficient) for term in job.terms]
-        if tensor.base:  # a base with an adapter of its own is taken off each model and added once
+        if tensor.base:  # the base's adapter is subtracted from each model and added once
             updates = lower(self.models[tensor.base.model], tensor.base.tensor).terms
             share = 1.0 - sum(coefficients)
             terms += [replace(term, coefficient=share * term.coefficient) for term in updates]
@@ -252,27 +250,27 @@ class _Lowering:
         job = lower(self.models[source.model], source.tensor)
         if rows is not None and job.terms:
             raise WeightopsError(
-                f"{source.model} has an adapter on it and another vocabulary than the output; "
-                "write the adapted model first (a document of its own with passthrough), then merge that"
+                f"{source.model} has an adapter and a vocabulary that differs from the output's; "
+                "write the adapted model first (in a document with merge_method: passthrough), then merge the result"
             )
         return Input(job.anchor or self._stored(source), job.terms, rows)
 
     def _name_in(self, model: str, name: str) -> str:
-        """What a tensor with a row a token is called in a model: a tied head is the embedding."""
+        """The name, in one model, of a tensor with a row for each token: a tied head is the embedding."""
         known = self.models[model].source.tensors
         return name if name in known else embedding_of(known) or name
 
     def _rows(
         self, tensor: OutputTensor, used: Sequence[Source], stored: Sequence[StoredTensor]
     ) -> dict[str, AlignedRows]:
-        """For a tensor with a row a token, when vocabularies are aligned: each model's rows; else nothing."""
+        """Each model's rows, if the tensor has a row for each token and vocabularies are aligned; otherwise empty."""
         if self.vocabulary is None or self.vocabulary.unchanged:
             return {}
         if not all(source.tensor in token_tensors(self.models[source.model].source) for source in used):
             return {}
         base = tensor.base.model if tensor.base else self.config.base_model
         among = self.vocabulary.alignment.among(tuple(source.model for source in used), base)
-        tensors = {source.model: one for source, one in zip(used, stored, strict=True)}
+        tensors = {source.model: tensor for source, tensor in zip(used, stored, strict=True)}
         for model in among.fallback.models:
             tensors.setdefault(model, self._stored(Source(model, self._name_in(model, tensor.name))))
         return {source.model: AlignedRows(source.model, among, tensors) for source in used}
@@ -286,13 +284,13 @@ def _tensors(checkpoint: Checkpoint) -> ModelTensors:
     config = checkpoint.source.config
     shapes = {name: tensor.shape for name, tensor in checkpoint.source.tensors.items()}
     tied = ties_embeddings(config)
-    if tied is None:  # left to the default of its class, which its tensors show
+    if tied is None:  # the config leaves it to its class's default, which the tensors show
         tied = not any(map(is_head, shapes))
     return ModelTensors(shapes, layer_count(config), tied)
 
 
 def _overlaid(changed: Mapping[str, Any], update: Mapping[str, Any], before: Mapping[str, Any]) -> dict[str, Any]:
-    """Keys that layers changed, and keys that the vocabulary changed, also where both speak inside ``text_config``."""
+    """Config keys changed by the layers and by the vocabulary, also when both change keys inside ``text_config``."""
     both = dict(changed)
     for key, value in update.items():
         if isinstance(value, Mapping) and isinstance(changed.get(key), Mapping):
@@ -310,7 +308,7 @@ def _package(
     vocabulary: Vocabulary | None,
     options: Options,
 ) -> Package:
-    """The reference's configuration and tokenizer, changed as layers and vocabulary ask."""
+    """The reference's configuration and tokenizer, changed to fit the output's layers and vocabulary."""
     reference = models[layout.reference].source
     changed: dict[str, Any] = {}
     if layout.source_layers and reference.config:

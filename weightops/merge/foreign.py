@@ -1,4 +1,4 @@
-"""What is not native runs through the mergekit package, as it is there."""
+"""Runs merge files that weightops does not support through the mergekit package, unchanged."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ from .config.reading import ELSEWHERE
 def run_mergekit(
     config: Path, out: Path, *, seed: int = 0, overwrite: bool = False, trust_remote_code: bool = False
 ) -> None:
-    """Run a file through ``mergekit-yaml``, or ``mergekit-moe`` where it is one for that.
+    """Run a file through ``mergekit-yaml``, or through ``mergekit-moe`` if it is written for that.
 
-    Modules that lie in the current folder are not run, and nothing can be asked on a terminal.
+    Python modules in the current folder are not run, and mergekit cannot prompt on the terminal.
 
     Args:
-        trust_remote_code: Let mergekit run the Python code in the folders of models, where their files ask for it.
+        trust_remote_code: Let mergekit run the Python code in the folders of models that need it.
 
     Raises:
         WeightopsError: mergekit is not installed, the output exists or is being written, or the run failed.
@@ -46,7 +46,7 @@ def run_mergekit(
 
 
 def _run(config: Path, module: str, to: Path, options: list[str]) -> None:
-    shutil.rmtree(to, ignore_errors=True)  # of a run that was killed
+    shutil.rmtree(to, ignore_errors=True)  # left by a killed run
     command = [sys.executable, "-m", module, str(config.absolute()), str(to), *options]
     done = subprocess.run(command, check=False, stdin=subprocess.DEVNULL, env=_environment())
     if done.returncode:
@@ -58,8 +58,8 @@ def _run(config: Path, module: str, to: Path, options: list[str]) -> None:
 def _environment() -> dict[str, str]:
     """The user's environment, with module search paths that do not depend on the current folder.
 
-    Relative entries of ``PYTHONPATH``, an empty one among them, stand for the current folder or lie in it; they are
-    left out. Python's isolated mode would also leave out packages that a user has installed for himself.
+    Relative entries of ``PYTHONPATH``, including an empty one, depend on the current folder, so they are left out.
+    Python's isolated mode would also leave out the packages in the user's site-packages.
     """
     entries = os.environ.get("PYTHONPATH", "").split(os.pathsep)
     absolute = os.pathsep.join(entry for entry in entries if os.path.isabs(entry))

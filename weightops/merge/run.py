@@ -1,4 +1,4 @@
-"""A merge file from its text to finished folders: documents in their order, what they make kept until it is used."""
+"""Runs a merge file: its documents in order, with the results of earlier ones kept until the output is complete."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class Recipe:
     """A merge file, read.
 
     Attributes:
-        documents: In the order to run.
+        documents: The documents in the order they run.
         text: The file's text.
     """
 
@@ -40,7 +40,7 @@ class Recipe:
 
     @property
     def steps(self) -> tuple[MergeConfig, ...]:
-        """The documents before the last, whose results are only used by others."""
+        """The documents before the last one; only other documents use their results."""
         return self.documents[:-1]
 
 
@@ -48,20 +48,20 @@ def read(path: Path) -> Recipe:
     """Read a merge file.
 
     Raises:
-        WeightopsError: everything that is wrong with it.
+        WeightopsError: all problems of the file.
     """
     text = read_text(path)
     return Recipe(in_order(parse(text, str(path))), text)
 
 
-def plan(recipe: Recipe, options: Options, made: Mapping[str, Path] | None = None) -> Built:
-    """Plan the last document; the results of earlier ones must be there.
+def plan(recipe: Recipe, options: Options, results: Mapping[str, Path] | None = None) -> Built:
+    """Plan the last document; the results of earlier ones must exist.
 
     Args:
-        made: Folder of each earlier document, by name.
+        results: Folder of each earlier document, by name.
     """
     config = recipe.documents[-1]
-    return build(config, open_models(config, made or {}, Opener()), replace(options, text=recipe.text))
+    return build(config, open_models(config, results or {}, Opener()), replace(options, text=recipe.text))
 
 
 def merge(
@@ -77,27 +77,27 @@ def merge(
 ) -> Saved:
     """Run every document in order; the last one's result is ``out``.
 
-    The results of the others are kept in a hidden folder beside ``out`` until it is finished; a run that was killed
-    finds them again, one that met an error leaves nothing. A second run to the same ``out`` is refused meanwhile.
+    The results of the others are kept in a hidden folder beside ``out`` until ``out`` is complete. The next run after
+    a killed one uses them again; a run that fails deletes them. Meanwhile a second run to the same ``out`` is refused.
 
     Args:
-        tell: Called with each note.
+        tell: Called with the text of each note.
 
     Raises:
         WeightopsError: as :func:`weightops.merge.build.build` and :func:`weightops.output.save.save`.
     """
     opener = Opener()
     states = _check_first(recipe, out, opener, overwrite=overwrite)
-    made: dict[str, Path] = {}
+    results: dict[str, Path] = {}
     with _steps_folder(recipe, out) as (steps, lock):
         for config in recipe.documents:
             _refuse_changed(states)
-            built = build(config, open_models(config, made, opener), replace(options, text=recipe.text))
+            built = build(config, open_models(config, results, opener), replace(options, text=recipe.text))
             for note in built.plan.notes:
                 tell(note)
             last = config is recipe.documents[-1]
             place = out if last else steps / str(config.name)
-            if last or not _is_made(place, built):
+            if last or not _is_complete(place, built):
                 with _one_torch_thread():
                     saved = save(
                         built.plan,
@@ -109,15 +109,15 @@ def merge(
                         progress=progress,
                         lock=lock if last else None,
                     )
-            made[str(config.name)] = place
+            results[str(config.name)] = place
     return saved
 
 
 @contextmanager
 def _steps_folder(recipe: Recipe, out: Path) -> Iterator[tuple[Path, OutputLock | None]]:
-    """Where the results of earlier documents are kept, under the output's lock; deleted once the output is finished.
+    """The folder for the results of earlier documents, and the output's lock; deleted once the output is complete.
 
-    With a single document there are none, and writing it takes the lock.
+    A file with a single document needs neither: no folder is made, and saving takes the lock.
     """
     steps = out.absolute().parent / f".{out.name}.steps"
     if not recipe.steps:
@@ -137,7 +137,7 @@ def _steps_folder(recipe: Recipe, out: Path) -> Iterator[tuple[Path, OutputLock 
 
 @contextmanager
 def _one_torch_thread() -> Iterator[None]:
-    """The threads are ours, a tensor each; how many torch adds would show in the last bits of a matrix method."""
+    """Each of our threads works on one tensor. Torch's own threads would change the last bits of matrix methods."""
     import torch
 
     before = torch.get_num_threads()
@@ -149,10 +149,10 @@ def _one_torch_thread() -> Iterator[None]:
 
 
 def _check_first(recipe: Recipe, out: Path, opener: Opener, *, overwrite: bool) -> dict[Path, tuple[int, int]]:
-    """Find what a later document would run into after the earlier ones have done their work.
+    """Before any document runs, find the problems that would only stop a later one.
 
     Returns:
-        The size and time of change of every file of a model, as it was opened.
+        Size and modification time of every file of the models, when they were opened.
     """
     problems = output_problems(out, (), 0, overwrite=overwrite)
     steps = names_of(recipe.steps)
@@ -177,29 +177,29 @@ def _state(file: Path) -> tuple[int, int]:
 
 
 def _refuse_changed(states: Mapping[Path, tuple[int, int]]) -> None:
-    """Headers are read once, so a model must stay as it is until the last document is done."""
+    """Raise if a model's file changed: headers are read once, so files must not change until the last document ends."""
     changed = [file for file, state in states.items() if not file.exists() or _state(file) != state]
     if changed:
-        raise WeightopsError(*(f"{file}: changed while the merge ran; run it again" for file in changed))
+        raise WeightopsError(*(f"{file}: changed while the merge ran; run the merge again" for file in changed))
 
 
-def open_models(config: MergeConfig, made: Mapping[str, Path], opener: Opener) -> dict[str, Checkpoint]:
-    """Every model that a document names, opened; earlier documents by the folder of their result.
+def open_models(config: MergeConfig, results: Mapping[str, Path], opener: Opener) -> dict[str, Checkpoint]:
+    """Open every model that a document names; the name of an earlier document opens the folder of its result.
 
     Args:
-        made: Folder of each earlier document, by name.
-        opener: Keeps what it has opened, so that no header is read twice in a run.
+        results: Folder of each earlier document, by name.
+        opener: Remembers the models it has opened, so that no header is read twice in a run.
 
     Raises:
-        WeightopsError: the problems of all of them together.
+        WeightopsError: the problems of all models.
     """
     names = named_models(config)
-    opened = attempt_all(partial(_open, name, config, made, opener) for name in names)
+    opened = attempt_all(partial(_open, name, config, results, opener) for name in names)
     return dict(zip(names, opened, strict=True))
 
 
 def named_models(config: MergeConfig) -> tuple[str, ...]:
-    """Every model that a document names, each once: those merged, and one that only lends its tokenizer."""
+    """Every model that a document names, each once: the merged ones, and one that only gives its tokenizer."""
     names = list(config.referenced_models())
     if config.tokenizer is not None and config.tokenizer.source not in ("union", "base"):
         names += [config.tokenizer.source] * (not _only_tokenizer(config.tokenizer.source))
@@ -207,22 +207,22 @@ def named_models(config: MergeConfig) -> tuple[str, ...]:
 
 
 def missing_steps(recipe: Recipe) -> tuple[str, ...]:
-    """The earlier documents that the last one needs: what a dry run cannot see through."""
+    """The earlier documents that the last one needs; a dry run does not have their results."""
     return dependencies(recipe.documents[-1], names_of(recipe.steps))
 
 
 def _only_tokenizer(source: str) -> bool:
-    """Whether it is a local folder without weights: the vocabulary's planner reads that itself."""
+    """Whether the source is a local folder without weights; :mod:`.tokens.planning` reads such a folder itself."""
     folder = Path(source).expanduser()
     return folder.is_dir() and not any(folder.glob("*.safetensors")) and not any(folder.glob("*.bin"))
 
 
-def _open(name: str, config: MergeConfig, made: Mapping[str, Path], opener: Opener) -> Checkpoint:
+def _open(name: str, config: MergeConfig, results: Mapping[str, Path], opener: Opener) -> Checkpoint:
     base, _, adapter = name.partition("+")
     try:
-        if base not in made:
+        if base not in results:
             return opener.open(name)
-        opened = opener.open(f"{made[base]}+{adapter}" if adapter else made[base])
+        opened = opener.open(f"{results[base]}+{adapter}" if adapter else results[base])
     except WeightopsError as error:
         raise WeightopsError(*(config.at(_line_of(name, config), problem) for problem in error.problems)) from error
     return replace(opened, source=replace(opened.source, spec=name))
@@ -235,8 +235,8 @@ def _line_of(name: str, config: MergeConfig) -> int:
     return min(lines, default=config.tokenizer.line if config.tokenizer else config.line)
 
 
-def _is_made(place: Path, built: Built) -> bool:
-    """Whether an earlier, killed run has finished this step from the same recipe and the files as they are now."""
+def _is_complete(place: Path, built: Built) -> bool:
+    """Whether an earlier, killed run completed this step with the same recipe and unchanged input files."""
     if not place.exists() or read_json(place / RECORD).get("recipe") != dict(built.plan.recipe):
         return False
     written = (place / RECORD).stat().st_mtime_ns

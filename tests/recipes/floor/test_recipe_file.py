@@ -89,7 +89,7 @@ def test_files_and_folders_that_are_not_there_are_said_when_asked_for(tmp_path):
     found = problems(tmp_path, text, f"base={tmp_path}/none", f"teacher={tmp_path}/empty", sources=True)
     assert found == [
         f"4: data.files[1]: {tmp_path}/none.jsonl: no such file; set data.files to your files",
-        f"set base={tmp_path}/none: base: {tmp_path}/none: no such folder; a hub model is written org/name",
+        f"set base={tmp_path}/none: base: {tmp_path}/none: no such folder; write org/name for a hub model",
         f"set teacher={tmp_path}/empty: teacher: {tmp_path}/empty does not have a config.json; name a model's folder",
     ]
     read(tmp_path, text)  # without being asked, nothing is looked for

@@ -39,7 +39,7 @@ def test_ties_in_the_algebra_is_the_reference_on_the_task_vectors_rounded_once(m
 
 def test_a_scaled_task_vector_is_refused_with_what_to_do(models):
     base, a, b = models
-    with pytest.raises(wo.WeightopsError, match="save what you scaled"):
+    with pytest.raises(wo.WeightopsError, match="save the scaled or added models first"):
         wo.ties([0.5 * (a - base), b - base]).on(base).plan()
 
 
@@ -58,7 +58,7 @@ def test_one_difference_without_a_list_and_a_base_that_is_not_open_are_refused(m
     base, a, _ = models
     with pytest.raises(wo.WeightopsError, match=r"write ties\(\[a - base, b - base\]\)\.on\(base\)"):
         wo.ties(a - base)
-    with pytest.raises(wo.WeightopsError, match=r"ties is put on a checkpoint, not on str; open it"):
+    with pytest.raises(wo.WeightopsError, match=r"ties\(\.\.\.\)\.on needs a checkpoint, not str; open the model"):
         wo.ties([a - base]).on("base")
 
 

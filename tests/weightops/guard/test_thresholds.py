@@ -78,7 +78,7 @@ def test_an_evaluation_is_read_by_its_last_or_its_greatest_probability(tmp_path)
     assert read_evaluation(file) == [Judged(True, 0.2), Judged(False, 0.2)]
     assert read_evaluation(file, streaming=True) == [Judged(True, 0.9), Judged(False, 0.9)]
     file.write_text(report(prefix_characters=0))
-    with pytest.raises(WeightopsError, match="without prefixes"):
+    with pytest.raises(WeightopsError, match="whole texts only; evaluate the guard on prefixes first"):
         read_evaluation(file, streaming=True)
 
 

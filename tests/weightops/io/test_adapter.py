@@ -279,7 +279,7 @@ def test_an_adapter_alone_goes_on_the_base_that_its_own_configuration_names(base
 @pytest.mark.parametrize("name", [None, "", 3, "/no/such/folder", "a b", "\0", "../gone"])
 def test_an_adapter_without_a_base_that_can_be_found_says_how_to_name_it(name, base, tmp_path):
     folder, _ = adapter(base, tmp_path / "lora", r=2, target_modules=["q_proj"])
-    with pytest.raises(WeightopsError, match=rf"a LoRA adapter, not a model, and its .*name it BASE\+{folder}"):
+    with pytest.raises(WeightopsError, match=rf"a LoRA adapter, not a model, and its .*write BASE\+{folder}"):
         wo.open(rename_base(folder, base_model_name_or_path=name))
 
 
@@ -291,7 +291,7 @@ def test_the_base_of_an_adapter_is_no_adapter(base, tmp_path):
 
 def test_after_the_plus_stands_an_adapter(base, tmp_path):
     folder, _ = adapter(base, tmp_path / "lora", r=2, target_modules=["q_proj"])
-    with pytest.raises(WeightopsError, match="no adapter_config.json; after the \\+ stands a PEFT adapter folder"):
+    with pytest.raises(WeightopsError, match="no adapter_config.json; name a PEFT adapter folder after the \\+"):
         wo.open(f"{base}+{base}")
     (folder / "adapter_model.safetensors").unlink()
     with pytest.raises(WeightopsError, match="adapter_model.safetensors is missing"):

@@ -278,7 +278,7 @@ def test_a_model_that_changes_between_two_documents_ends_the_run(tmp_path, monke
         return saved
 
     monkeypatch.setattr(run, "save", saving)
-    with pytest.raises(WeightopsError, match=r"b/model.safetensors: changed while the merge ran; run it again"):
+    with pytest.raises(WeightopsError, match=r"b/model.safetensors: changed while the merge ran; run the merge again"):
         merge(STEPS.format(**models), tmp_path / "out")
     assert {path.name for path in tmp_path.iterdir()} == {"models", "out.yml"}
 
@@ -370,5 +370,5 @@ def test_an_output_that_may_not_be_replaced_is_said_before_any_step_runs(tmp_pat
     monkeypatch.setattr(run, "save", lambda *given, **more: pytest.fail("a step ran"))
     with pytest.raises(WeightopsError, match=r"notes\.md"):
         run.merge(run.read(file), tmp_path / "out", Options(), overwrite=True, progress=False)
-    with pytest.raises(WeightopsError, match="in or over the input"):
+    with pytest.raises(WeightopsError, match="would be inside the input"):
         run.merge(run.read(file), models["a"] / "merged", Options(), progress=False)

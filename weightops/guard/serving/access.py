@@ -1,4 +1,4 @@
-"""Who may ask: requests that name this server as their host, and, where there are keys, that bring one.
+"""Decides which requests are answered: they must name this server as their host and, if keys are set, send one.
 
 A web page can make its visitor's browser send requests to the visitor's own machine. Such a request names the page's
 host, either as ``Host`` (after a DNS name was pointed at this machine) or as ``Origin``; both are refused.
@@ -30,12 +30,13 @@ _OPEN_PATHS = ("/health",)
 
 @dataclass(frozen=True)
 class Access:
-    """Who may ask.
+    """Which clients may use the server.
 
     Attributes:
-        keys: One of these must come as ``Authorization: Bearer KEY``; without any, everybody may ask.
-        names: What clients may call this server beside the address it listens on; also the sites whose pages may ask.
-        insecure: Whether other machines may reach it although there are no keys.
+        keys: A request must send one of these as ``Authorization: Bearer KEY``; if empty, every client is allowed.
+        names: Further host names of this server, besides the address it listens on; web pages of these sites are
+            allowed too.
+        insecure: Whether other machines may reach the server although there are no keys.
     """
 
     keys: tuple[str, ...] = ()
@@ -44,23 +45,23 @@ class Access:
 
     def __post_init__(self) -> None:
         if not all(map(_KEY.fullmatch, self.keys)):
-            raise WeightopsError("an API key is not 8 to 512 printable ASCII characters without spaces")
+            raise WeightopsError("an API key must be 8 to 512 printable ASCII characters without spaces")
 
     def __repr__(self) -> str:  # a traceback or a log shows no key
         return f"Access({len(self.keys)} keys, names={self.names}, insecure={self.insecure})"
 
     def allows(self, key: str) -> bool:
-        """Whether a key is one of ours; takes the same time whatever the key."""
+        """Whether a key is valid; takes the same time for every key."""
         given = hashlib.sha256(key.encode("utf-8", "replace")).digest()
         same = [hmac.compare_digest(given, hashlib.sha256(known.encode()).digest()) for known in self.keys]
         return any(same)
 
 
 def read_keys(file: Path) -> tuple[str, ...]:
-    """The keys in a file, one a line; empty lines and lines that begin with # do not count.
+    """The keys in a file, one on each line; empty lines and lines that begin with # are ignored.
 
     Raises:
-        WeightopsError: the file cannot be read, or holds no key, or what cannot be one.
+        WeightopsError: the file cannot be read, has no key, or has a line that is not a valid key.
     """
     try:
         with file.open("rb") as opened:
@@ -70,20 +71,20 @@ def read_keys(file: Path) -> tuple[str, ...]:
         reason = error.strerror if isinstance(error, OSError) else "not ASCII"
         raise WeightopsError(f"{file}: cannot be read as a list of API keys ({reason})") from error
     if len(data) > 1 << 20:
-        raise WeightopsError(f"{file}: more than 1 MiB, which is no list of API keys")
+        raise WeightopsError(f"{file}: larger than 1 MiB, so it is not a list of API keys")
     for number, line in enumerate(lines, 1):
         if line and not line.startswith("#") and not _KEY.fullmatch(line):
             raise WeightopsError(
-                f"{file}, line {number}: not an API key, which is 8 to 512 printable characters without spaces"
+                f"{file}, line {number}: not an API key; a key has 8 to 512 printable characters without spaces"
             )
     keys = tuple(line for line in lines if line and not line.startswith("#"))
     if not keys:
-        raise WeightopsError(f"{file}: holds no API key; write one a line")
+        raise WeightopsError(f"{file}: contains no API key; write one on each line")
     return keys
 
 
 def is_loopback(address: str) -> bool:
-    """Whether only this machine reaches an address."""
+    """Whether an address can only be reached from this machine."""
     ip = _address(address)
     return ip is not None and ip.is_loopback
 
@@ -103,9 +104,9 @@ class Guarded:
         """Wrap an application.
 
         Args:
-            app: Answers what is let through.
-            access: Who may ask.
-            listens_on: The address that is listened on, and the host name or address it was given as.
+            app: Answers the allowed requests.
+            access: Which clients may use the server.
+            listens_on: The address the server listens on, and the host name or address the user gave.
         """
         self.app, self.access, self.bound = app, access, _address(listens_on[0])
         self.sites = {name.lower().rstrip(".") for name in access.names}
@@ -127,8 +128,10 @@ class Guarded:
         if host and not self._is_ours(host):
             raise RefusedError(403, "the header Host names another server; allow this name where the server is started")
         origin = headers.get(b"origin")
-        if origin is not None and not self._is_own_page(origin.lower(), host):
-            raise RefusedError(403, "the header Origin names another site; web pages elsewhere may not ask this server")
+        if origin is not None and not self._is_our_page(origin.lower(), host):
+            raise RefusedError(
+                403, "the header Origin names another site; web pages of other sites may not use this server"
+            )
         if self.access.keys and path not in _OPEN_PATHS:
             scheme, _, key = headers.get(b"authorization", "").partition(" ")
             if scheme.lower() != "bearer" or not self.access.allows(key.strip()):
@@ -147,7 +150,7 @@ class Guarded:
             return name == "localhost" and here
         return bound is not None and (bound.is_unspecified or ip == bound or (ip.is_loopback and bound.is_loopback))
 
-    def _is_own_page(self, origin: str, host: str) -> bool:
+    def _is_our_page(self, origin: str, host: str) -> bool:
         authority = origin.partition("://")[2]
         matched = _AUTHORITY.fullmatch(authority)
         return matched is not None and (authority == host or matched[1] in self.sites)

@@ -1,9 +1,9 @@
-"""The guard's answers, as an ASGI application.
+"""The guard as an ASGI application.
 
-    POST /v1/moderations          {"input": "text" or ["text", ...]}; a result each, in the shape of OpenAI's
-    POST /v1/moderations/stream   body: UTF-8 as it comes (chunked); answer: server-sent events, one a chunk, meanwhile
+    POST /v1/moderations          {"input": "text" or ["text", ...]}; one result for each, in OpenAI's format
+    POST /v1/moderations/stream   body: UTF-8 in chunks; answer: a server-sent event for each, at once
     GET  /v1/models               the guard
-    GET  /health, GET /metrics    whether it works; Prometheus' text
+    GET  /health, GET /metrics    whether the guard works; metrics for Prometheus
 
 The stream needs a client that reads while it writes, such as ``curl -NT - URL``.
 """
@@ -46,14 +46,14 @@ def application(
     """The ASGI application.
 
     Args:
-        batcher: Judges; stopped by the caller.
-        name: What the model is called in answers.
-        limits: What a client may ask for.
-        counts: Told of every answer.
-        access: Who may ask.
-        listens_on: The address that is listened on, and the host name or address it was given as.
+        batcher: Judges the texts; the caller stops it.
+        name: The model's name in answers.
+        limits: Limits for requests.
+        counts: Counts every answer.
+        access: Which clients may use the server.
+        listens_on: The address the server listens on, and the host name or address the user gave.
         stopping: Set when open streams should end.
-        openapi: Whether there are /openapi.json and /docs; the latter loads scripts from elsewhere.
+        openapi: Whether to serve /openapi.json and /docs; /docs loads scripts from other sites.
     """
     schema = "/openapi.json" if openapi else None  # without it there is no /docs either
     app = FastAPI(title="weightops guard", openapi_url=schema, redoc_url=None)
@@ -72,12 +72,12 @@ def _answer_errors(app: FastAPI) -> None:
 
     @app.exception_handler(HTTPException)
     async def unknown(request: Request, error: HTTPException) -> JSONResponse:
-        message = f"{request.method} {request.url.path}: {error.detail}; there is POST /v1/moderations"
+        message = f"{request.method} {request.url.path}: {error.detail}; use POST /v1/moderations"
         return JSONResponse(error_body(error.status_code, message), error.status_code, error.headers)
 
     @app.exception_handler(Exception)
     async def broken(_: Request, error: Exception) -> JSONResponse:
-        return JSONResponse(error_body(500, f"{type(error).__name__} while judging; the server's log says more"), 500)
+        return JSONResponse(error_body(500, f"{type(error).__name__} while judging; see the server's log"), 500)
 
 
 def _add_moderations(
@@ -103,7 +103,7 @@ def _add_moderations(
     async def stream() -> Response:
         """Judge a text while it arrives."""
         if counts.streams >= limits.streams:
-            raise RefusedError(503, f"{counts.streams} streams are open, which is the most; try again in a moment")
+            raise RefusedError(503, f"{counts.streams} streams are open, which is the limit; try again in a moment")
         return EventStream(batcher, counts, limits, stopping)
 
 
@@ -115,11 +115,11 @@ def _add_pages(app: FastAPI, batcher: Batcher, name: str, counts: Counts) -> Non
         """The guard, as a list of models."""
         return JSONResponse({"object": "list", "data": [model]})
 
-    @app.get("/v1/models/{wanted:path}")
-    async def one_model(wanted: str) -> JSONResponse:
+    @app.get("/v1/models/{model_id:path}")
+    async def one_model(model_id: str) -> JSONResponse:
         """The guard, by its name."""
-        if wanted != name:
-            raise RefusedError(404, "no such model; GET /v1/models lists the one there is", "model_not_found")
+        if model_id != name:
+            raise RefusedError(404, "no such model; GET /v1/models shows the model's name", "model_not_found")
         return JSONResponse(model)
 
     @app.get("/health")
@@ -149,18 +149,18 @@ async def _json(request: Request, limits: Limits) -> Any:
     """The body, decoded, if it is not too long and not too slow."""
     declared = request.headers.get("content-length", "")
     if declared.isdigit() and int(declared) > limits.body_bytes:
-        raise RefusedError(413, f"a body of {declared} bytes; at most {limits.body_bytes}")
+        raise RefusedError(413, f"the body has {declared} bytes; the limit is {limits.body_bytes}")
     body = bytearray()
     try:
         async with asyncio.timeout(limits.request_seconds):
             async for chunk in request.stream():
                 body += chunk
                 if len(body) > limits.body_bytes:
-                    raise RefusedError(413, f"a body of more than {limits.body_bytes} bytes")
+                    raise RefusedError(413, f"the body has more than {limits.body_bytes} bytes")
     except TimeoutError as error:
         raise RefusedError(408, f"the body did not arrive within {limits.request_seconds:g} s") from error
     except ClientDisconnect as error:
-        raise RefusedError(400, "the body is broken, or ended before its end") from error
+        raise RefusedError(400, "the body is invalid, or ended too early") from error
     try:
         return json.loads(body)
     except (ValueError, RecursionError) as error:
@@ -168,7 +168,7 @@ async def _json(request: Request, limits: Limits) -> Any:
 
 
 def _inputs(body: Any, limits: Limits) -> list[str]:
-    """The texts of a request; a list of parts is one text, as at OpenAI."""
+    """The texts of a request; a list of parts is one text, as in OpenAI's API."""
     given = body.get("input") if isinstance(body, dict) else None
     if isinstance(given, str):
         texts = [given]
@@ -178,12 +178,12 @@ def _inputs(body: Any, limits: Limits) -> list[str]:
         texts = ["\n".join(item["text"] for item in given)]
     else:
         raise RefusedError(
-            400, "input must be a text, or a list of texts or of parts {type: text, text: ...}, not empty"
+            400, "input must be a text, or a non-empty list of texts or of parts {type: text, text: ...}"
         )
     if len(texts) > limits.texts:
-        raise RefusedError(400, f"{len(texts)} texts; at most {limits.texts} in a request")
+        raise RefusedError(400, f"the request has {len(texts)} texts; the limit is {limits.texts}")
     if (longest := max(map(len, texts))) > limits.text_characters:
-        raise RefusedError(400, f"a text of {longest} characters; at most {limits.text_characters}")
+        raise RefusedError(400, f"a text has {longest} characters; the limit is {limits.text_characters}")
     return texts
 
 

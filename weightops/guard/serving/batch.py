@@ -1,4 +1,4 @@
-"""One thread that asks the guard for everyone: whatever waits is judged in one forward pass."""
+"""Runs the guard in one thread for all clients: all waiting texts are judged in one forward pass."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from ..streaming.stream import Crossing, Stream, Streams
 
 
 class BusyError(Exception):
-    """More waits than the server takes on."""
+    """The server has too much waiting work."""
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """What the guard says of a text so far."""
+    """The guard's judgement of a text so far."""
 
     probability: float
     characters: int
@@ -33,7 +33,7 @@ class Verdict:
 
 @dataclass(eq=False)
 class Session:
-    """A text that a client sends; its stream is made and used by the guard's thread alone."""
+    """A text that a client sends; only the guard's thread creates and uses its stream."""
 
     stream: Stream | None = None
 
@@ -47,7 +47,7 @@ class _Job:
     answer: asyncio.Future[Verdict]
 
     def done(self, result: Verdict | Exception) -> None:
-        """Give the answer to whoever waits for it, if they still do."""
+        """Give the answer to the waiting caller, if it still waits."""
         try:
             self.loop.call_soon_threadsafe(self._settle, result)
         except RuntimeError:  # the server has stopped
@@ -64,7 +64,7 @@ class _Job:
 
 @dataclass
 class WorkCounts:
-    """What the guard's thread has done."""
+    """Counts of the work of the guard's thread."""
 
     passes: int = 0
     chunks: int = 0
@@ -72,21 +72,21 @@ class WorkCounts:
 
 
 class Batcher:
-    """Judges what clients send, many together.
+    """Judges the clients' texts in batches.
 
     Attributes:
         waiting: How many chunks wait or are being judged.
-        tally: What was done so far.
+        tally: Counts of the work done so far.
     """
 
     def __init__(self, guard: Guard, batch: int = 16, most_waiting: int = 256, kept_bytes: int = 2 << 30) -> None:
         """Start the thread.
 
         Args:
-            guard: Who is asked; nobody else may ask it meanwhile.
+            guard: The guard; nothing else may use it meanwhile.
             batch: Most chunks in one forward pass.
-            most_waiting: Chunks that may wait; one more is refused.
-            kept_bytes: Memory for what is kept of open texts; over it, the next chunk is refused and its text let go.
+            most_waiting: Most chunks that may wait; further ones are refused.
+            kept_bytes: Most memory kept for open texts; beyond it, the next chunk is refused and its text dropped.
         """
         self.guard, self.tally, self.waiting = guard, WorkCounts(), 0
         self._batch, self._most, self._kept_bytes = batch, most_waiting, kept_bytes
@@ -99,17 +99,17 @@ class Batcher:
 
     @property
     def alive(self) -> bool:
-        """Whether the thread still runs."""
+        """Whether the thread is still running."""
         return self._thread.is_alive()
 
     @property
     def kept(self) -> int:
-        """Bytes kept of open texts."""
+        """Bytes kept for open texts."""
         with self._lock:
             return sum(stream.kept_bytes for stream in self._open)
 
     def stop(self) -> None:
-        """End the thread after what it is doing."""
+        """End the thread after its current work."""
         self._queue.put(None)
         self._thread.join(10)
 
@@ -118,15 +118,15 @@ class Batcher:
 
         Args:
             session: The text so far.
-            chunk: What is new of it.
-            last: Whether the text ends here.
+            chunk: The new part of the text.
+            last: Whether this chunk ends the text.
 
         Raises:
-            BusyError: too much waits already.
+            BusyError: too many chunks are waiting.
             WeightopsError: the text is longer than the model reads.
         """
         if self.waiting >= self._most:
-            raise BusyError(f"{self.waiting} texts wait to be judged; try again in a moment")
+            raise BusyError(f"{self.waiting} texts are waiting to be judged; try again in a moment")
         loop = asyncio.get_running_loop()
         job = _Job(session, chunk, last, loop, loop.create_future())
         self.waiting += 1
@@ -155,7 +155,7 @@ class Batcher:
         start = time.perf_counter()
         try:
             self._feed(jobs)
-        except Exception as error:  # the thread must outlive whatever one pass does
+        except Exception as error:  # the thread must survive a failed pass
             for job in jobs:
                 job.done(error)
         finally:
@@ -168,7 +168,7 @@ class Batcher:
         news: dict[Stream, str | bytes] = {}
         for job in jobs:
             news[self._stream_of(job.session)] = job.chunk
-        with suppress(WeightopsError):  # each stream knows its own
+        with suppress(WeightopsError):  # each stream keeps its own problem
             self._streams.feed(news)
         for job in jobs:
             stream = job.session.stream
@@ -188,7 +188,7 @@ class Batcher:
         return session.stream
 
     def _room_for(self, job: _Job) -> bool:
-        """Whether there is memory left; if not, the job is refused and its text let go."""
+        """Whether there is memory for the job; if not, it is refused and its text dropped."""
         kept = self.kept
         if kept <= self._kept_bytes:
             return True
@@ -196,7 +196,7 @@ class Batcher:
             with self._lock:
                 self._open.discard(job.session.stream)
             job.session.stream = None
-        job.done(BusyError(f"open texts keep {kept} bytes, which is the most; try again in a moment"))
+        job.done(BusyError(f"open texts use {kept} bytes, which is the limit; try again in a moment"))
         return False
 
 
@@ -207,7 +207,7 @@ def _verdict(stream: Stream) -> Verdict:
 
 @dataclass
 class Counts:
-    """What clients asked for and got, for the metrics page."""
+    """Counts of requests and answers, for the metrics page."""
 
     requests: dict[tuple[str, int], int] = field(default_factory=dict)
     texts: int = 0
@@ -227,7 +227,7 @@ class Counts:
         self.characters += verdict.characters
 
     def page(self, batcher: Batcher) -> str:
-        """Everything in Prometheus' text format."""
+        """All counts in Prometheus' text format."""
         lines = [
             "# HELP weightops_requests_total Answers; path none: refused before there was a valid request.",
             "# TYPE weightops_requests_total counter",
@@ -243,7 +243,7 @@ class Counts:
             ("characters_total", "counter", "Characters of the texts judged to their end.", self.characters),
             ("streams_open", "gauge", "Texts that are arriving.", self.streams),
             ("connections_open", "gauge", "Connections of clients.", self.connections),
-            ("kept_bytes", "gauge", "Memory of what is kept of texts that are arriving.", batcher.kept),
+            ("kept_bytes", "gauge", "Memory kept for texts that are arriving.", batcher.kept),
             ("chunks_waiting", "gauge", "Chunks that wait or are being judged.", batcher.waiting),
             ("chunks_judged_total", "counter", "Chunks judged.", tally.chunks),
             ("passes_total", "counter", "Rounds of judging; chunks per round is the batching.", tally.passes),

@@ -1,4 +1,4 @@
-"""How many connections are open, and whose: nobody holds so many that no room is left for the others."""
+"""Limits the open connections, in all and for each client, so that no client takes every place."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ class Seat:
     """One open connection.
 
     Attributes:
-        client: Whose it is, see :func:`client_of`.
+        client: Its client, see :func:`client_of`.
         close: Ends it at once.
-        waiting_since: Since when it has no whole request, in seconds; None while a request is answered.
+        waiting_since: The time in seconds since when it waits for a complete request; None while one is answered.
     """
 
     client: str
@@ -28,11 +28,12 @@ class Seat:
 
 
 class Connections:
-    """The open connections, at most so many in all and from each client.
+    """The open connections, with a limit for all together and for each client.
 
-    Who comes when all places are taken gets the place of the connection that has been waiting longest for a whole
-    request, of the same client if that one is at its limit, else of the client with the most. So half-sent requests
-    and idle connections never keep anybody out. A newcomer is refused only where every such place is being answered.
+    When all places are taken, a new connection replaces the one that has waited longest for a complete request: one
+    of the same client if that client is at its limit, else one of the client with the most connections. So half-sent
+    requests and idle connections never keep anyone out. A new connection is refused only if all of these are being
+    answered.
     """
 
     def __init__(self, most: int, most_each: int) -> None:
@@ -50,20 +51,22 @@ class Connections:
             close: Ends the connection at once.
 
         Raises:
-            RefusedError: 429, the client has too many; 503, all have.
+            RefusedError: 429, the client has too many connections; 503, all clients together have too many.
         """
         client = client_of(address)
         theirs = self._places.get(client, {})
         if len(theirs) >= self._most_each and not self._end_longest_waiting(theirs):
-            raise RefusedError(429, f"{len(theirs)} connections from {client} are open, the most for one client")
+            raise RefusedError(
+                429, f"{len(theirs)} connections from {client} are open, which is the limit for one client"
+            )
         if len(self) >= self._most and not self._make_room():
-            raise RefusedError(503, f"{len(self)} connections are open, the most for all; try again in a moment")
+            raise RefusedError(503, f"{len(self)} connections are open, which is the limit; try again in a moment")
         place = Seat(client, close)
         self._places.setdefault(client, {})[place] = None
         return place
 
     def leave(self, place: Seat) -> None:
-        """Give a place back; twice is once."""
+        """Free a place; freeing it again has no effect."""
         theirs = self._places.get(place.client, {})
         theirs.pop(place, None)
         if not theirs:
@@ -91,7 +94,7 @@ class Connections:
 
 
 def client_of(address: str) -> str:
-    """Who is counted as one client: an IPv4 address, or the /64 network that an IPv6 client usually has to itself.
+    """The client of an address: the IPv4 address, or the /64 network that an IPv6 client usually has to itself.
 
     >>> client_of("2001:db8::1:2"), client_of("::ffff:10.0.0.1"), client_of("::1")
     ('2001:db8::/64', '10.0.0.1', '::1')

@@ -1,4 +1,4 @@
-"""A text judged while it arrives: the answer of /v1/moderations/stream."""
+"""The answer of /v1/moderations/stream: a text is judged while it arrives."""
 
 from __future__ import annotations
 
@@ -27,10 +27,10 @@ class EventStream(Response):
         """Prepare.
 
         Args:
-            batcher: Judges.
-            counts: Told of the stream and its text.
-            limits: What a client may send.
-            stopping: Set when the server ends; the stream then ends with an event that says so.
+            batcher: Judges the text.
+            counts: Counts the stream and its text.
+            limits: Limits for the request.
+            stopping: Set when the server stops; the stream then ends with an event that says so.
         """
         super().__init__(
             media_type="text/event-stream", headers={"cache-control": "no-store", "x-accel-buffering": "no"}
@@ -59,7 +59,7 @@ class EventStream(Response):
                     continue
                 verdict = await self._unless_stopping(self.batcher.judge(session, chunk, not more))
                 if verdict.characters > self.limits.text_characters:
-                    raise RefusedError(413, f"a text of more than {self.limits.text_characters} characters")
+                    raise RefusedError(413, f"the text has more than {self.limits.text_characters} characters")
             except (RefusedError, BusyError, WeightopsError) as error:
                 await _event(send, "error", _refusal(error).body())
                 return
@@ -72,7 +72,7 @@ class EventStream(Response):
         self.counts.text(verdict)
 
     async def _chunk(self, receive: Receive) -> tuple[bytes | None, bool]:
-        """What arrives next, and whether more can follow; None when the client has left."""
+        """The next chunk, and whether more can follow; None if the client has disconnected."""
         try:
             message = await self._unless_stopping(asyncio.wait_for(receive(), self.limits.idle_seconds))
         except TimeoutError:
@@ -82,17 +82,17 @@ class EventStream(Response):
         return message.get("body", b""), message.get("more_body", False)
 
     async def _unless_stopping(self, work: Coroutine[Any, Any, T]) -> T:
-        """The result of some work, unless the server is told to stop first."""
-        working, told = asyncio.ensure_future(work), asyncio.ensure_future(self.stopping.wait())
+        """The result of some work, unless the server stops first."""
+        working, stop = asyncio.ensure_future(work), asyncio.ensure_future(self.stopping.wait())
         try:
-            await asyncio.wait((working, told), return_when=asyncio.FIRST_COMPLETED)
+            await asyncio.wait((working, stop), return_when=asyncio.FIRST_COMPLETED)
             if not working.done():
-                raise RefusedError(503, "the server is stopping; send the text again elsewhere or later", "stopping")
+                raise RefusedError(503, "the server is stopping; send the text again later", "stopping")
             return working.result()
         finally:
             working.cancel()
-            told.cancel()
-            await asyncio.wait((working, told))  # so that nothing still reads from the client
+            stop.cancel()
+            await asyncio.wait((working, stop))  # so that nothing still reads from the client
 
 
 def _refusal(error: RefusedError | BusyError | WeightopsError) -> RefusedError:

@@ -2,7 +2,7 @@
 
 Ours rather than uvicorn's, because uvicorn has no public means to limit connections by client, to bound the time for a
 request's head, or to answer a client that has closed its side for writing. One task serves one connection, and reads
-only while somebody wants what it reads, so a client that sends faster is slowed down by TCP.
+only while the data is needed, so TCP slows down a client that sends faster.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ __all__ = ["HttpServer"]
 _LOG = logging.getLogger(__name__)
 _READ = 1 << 16
 _LINGER_SECONDS, _LINGER_BYTES, _LINGERING = 1.0, 1 << 20, 64
-"""How long and how far an ended connection is still read, so that the client sees the answer; and how many at once."""
+"""How long and how much of an ended connection is still read, so that the client sees the answer; and most at once."""
 
 
 class HttpServer:
@@ -41,8 +41,8 @@ class HttpServer:
 
         Args:
             app: Answers requests.
-            limits: What a client may ask for.
-            counts: Told of connections, and of answers that the application did not give.
+            limits: Limits for connections and requests.
+            counts: Counts connections, and answers that the application did not give.
             tls: Certificate and key, for HTTPS.
         """
         self.app, self.limits, self.counts, self.tls = app, limits, counts, tls
@@ -52,11 +52,11 @@ class HttpServer:
         self._turned_away = 0
 
     async def run(self, listening: socket, stop: asyncio.Event) -> None:
-        """Serve until told to stop; then let requests in progress end, for some seconds.
+        """Serve until ``stop`` is set; then wait some seconds for requests in progress.
 
         Args:
-            listening: Bound; it is closed in the end.
-            stop: Set from this loop.
+            listening: Bound socket; it is closed at the end.
+            stop: Event that stops the server; set from this loop.
         """
         server = await asyncio.start_server(self._client, sock=listening, limit=_READ)
         await stop.wait()
@@ -76,7 +76,7 @@ class HttpServer:
         self._tasks.add(task)
         address = (writer.get_extra_info("peername") or ("",))[0]
         try:
-            # TLS must begin before anything else is awaited, lest bytes of the handshake are read as plain text.
+            # TLS must begin before anything else is awaited, or bytes of the handshake would be read as plain text.
             place = self.connections.enter(address, lambda: writer.transport.abort())
         except RefusedError as error:
             await self._turn_away(reader, writer, error)
@@ -84,7 +84,7 @@ class HttpServer:
             await self._serve(reader, writer, place)
         finally:
             self._tasks.discard(task)
-            writer.transport.abort()  # what was closed in order is not touched by it
+            writer.transport.abort()  # has no effect on a connection that is closed already
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, place: Seat) -> None:
         self.counts.connections += 1
@@ -92,14 +92,14 @@ class HttpServer:
             if self.tls is not None:
                 await writer.start_tls(self.tls, ssl_handshake_timeout=self.limits.request_seconds)
             await _Connection(self, reader, writer, place).run()
-        except (OSError, TimeoutError, asyncio.CancelledError):  # the client is gone, or takes nothing any more
+        except (OSError, TimeoutError, asyncio.CancelledError):  # the client is gone, or no longer reads
             return
         finally:
             self.counts.connections -= 1
             self.connections.leave(place)
 
     async def _turn_away(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, error: RefusedError) -> None:
-        """Answer a client for whom there is no place; over TLS, or where too many are turned away, only hang up."""
+        """Answer a client for whom there is no place; over TLS, or if too many are turned away, only disconnect."""
         self.counts.request("none", error.status)
         if self.tls is not None or self._turned_away >= _LINGERING:
             return
@@ -115,14 +115,14 @@ class HttpServer:
 
 
 class _Connection:
-    """Request after request of one client."""
+    """One client's connection and its requests, one after another."""
 
     def __init__(
         self, server: HttpServer, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, place: Seat
     ) -> None:
         self.server, self.limits, self.reader, self.writer, self.place = server, server.limits, reader, writer, place
         self.http = h11.Connection(h11.SERVER, max_incomplete_event_size=self.limits.head_bytes)
-        self.head, self.body, self.told_end = False, b"", False
+        self.head, self.body, self.end_sent = False, b"", False
         self.answered = asyncio.Event()
 
     async def run(self) -> None:
@@ -138,7 +138,7 @@ class _Connection:
         await _linger(self.reader, self.writer)
 
     async def _request(self) -> h11.Request | None:
-        """The next request's head; None when the client has ended, is too slow or does not speak HTTP."""
+        """The next request's head; None if the client has ended the connection or does not speak HTTP."""
         try:
             async with asyncio.timeout(self.limits.request_seconds):
                 while True:
@@ -158,7 +158,7 @@ class _Connection:
             return None
 
     async def _answer(self, request: h11.Request) -> None:
-        self.head, self.body, self.told_end = request.method == b"HEAD", b"", False
+        self.head, self.body, self.end_sent = request.method == b"HEAD", b"", False
         self.answered = asyncio.Event()
         self._take_body()
         try:
@@ -169,7 +169,7 @@ class _Connection:
             _LOG.exception("a request failed")
         if self.http.our_state in (h11.IDLE, h11.SEND_RESPONSE):
             self.server.counts.request("none", 500)
-            self.writer.write(_error_bytes(self.http, RefusedError(500, "the server failed; its log says more")))
+            self.writer.write(_error_bytes(self.http, RefusedError(500, "the server failed; see the server's log")))
         self.answered.set()
 
     def _scope(self, request: h11.Request) -> Scope:
@@ -190,8 +190,8 @@ class _Connection:
         }
 
     async def _receive(self) -> Message:
-        """What has arrived of the body since the last call, or the end of it."""
-        if not self.told_end:
+        """The part of the body that has arrived since the last call, or its end."""
+        if not self.end_sent:
             while not (self.body or self.http.their_state is not h11.SEND_BODY):
                 if self.http.they_are_waiting_for_100_continue:
                     self.writer.write(self.http.send(h11.InformationalResponse(status_code=100, headers=[])) or b"")
@@ -199,14 +199,14 @@ class _Connection:
                 self._take_body()
             if self.http.their_state is not h11.ERROR:
                 body, self.body = self.body, b""
-                self.told_end = self.http.their_state is not h11.SEND_BODY
-                return {"type": "http.request", "body": body, "more_body": not self.told_end}
+                self.end_sent = self.http.their_state is not h11.SEND_BODY
+                return {"type": "http.request", "body": body, "more_body": not self.end_sent}
         elif self.http.their_state is not h11.ERROR:
             await self.answered.wait()
         return {"type": "http.disconnect"}
 
     def _take_body(self) -> None:
-        """Keep what is here of the body; afterwards h11's state says whether that is all, or broken."""
+        """Take the received part of the body; afterwards h11's state says whether the body is complete or invalid."""
         parts = [self.body]
         try:
             while self.http.their_state is h11.SEND_BODY and isinstance(event := self.http.next_event(), h11.Data):
@@ -216,7 +216,7 @@ class _Connection:
         self.body = b"".join(parts)
 
     async def _send(self, message: Message) -> None:
-        """Write a part of the answer, and wait while the client has too much of it still to take."""
+        """Write a part of the answer, and wait while the client still has too much to read."""
         if message["type"] == "http.response.start":
             headers = [*message["headers"], (b"date", formatdate(usegmt=True).encode())]
             if message["status"] >= 400 and self.http.their_state is h11.SEND_BODY:
@@ -242,7 +242,7 @@ def _response(status: int, headers: list[tuple[bytes, bytes]]) -> h11.Response:
 
 
 def _error_bytes(http: h11.Connection, error: RefusedError) -> bytes:
-    """A whole answer that ends the connection."""
+    """A complete answer that ends the connection."""
     body = json.dumps(error.body()).encode()
     headers = {"content-type": "application/json", "content-length": str(len(body)), "connection": "close"}
     headers |= {"date": formatdate(usegmt=True), **error.headers()}
@@ -257,9 +257,9 @@ async def _linger(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) ->
             await writer.drain()
             if writer.can_write_eof():
                 writer.write_eof()
-                left = _LINGER_BYTES
-                while left > 0 and (data := await reader.read(_READ)):
-                    left -= len(data)
+                remaining = _LINGER_BYTES
+                while remaining > 0 and (data := await reader.read(_READ)):
+                    remaining -= len(data)
             writer.close()
             await writer.wait_closed()
     except (OSError, TimeoutError):

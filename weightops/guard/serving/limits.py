@@ -1,4 +1,4 @@
-"""What a client may ask of the server, and how a refusal reads."""
+"""The server's limits for clients, and the form of a refusal."""
 
 from __future__ import annotations
 
@@ -10,21 +10,21 @@ __all__ = ["Limits", "RefusedError", "error_body"]
 
 @dataclass(frozen=True)
 class Limits:
-    """What a client may ask for.
+    """The most that clients may use.
 
     Attributes:
-        connections: Open at once, of all clients together.
-        connections_per_client: Open at once from one address (an IPv6 client is its /64 network).
-        head_bytes: Of a request's first line and headers.
-        body_bytes: Of a request to /v1/moderations.
-        text_characters: Of one text.
-        texts: In one request.
-        streams: Open at once.
-        waiting: Chunks that may wait to be judged.
-        kept_bytes: Memory for what is kept of open texts.
-        request_seconds: For a TLS handshake, for the head of a request to arrive, and again for its body.
-        idle_seconds: Between two chunks of a stream, and for a client to take what is sent to it.
-        stop_seconds: For requests in progress when the server is told to stop.
+        connections: Open connections of all clients together.
+        connections_per_client: Open connections of one address (an IPv6 client is its /64 network).
+        head_bytes: Bytes of a request's first line and headers.
+        body_bytes: Bytes of the body of a request to /v1/moderations.
+        text_characters: Characters of one text.
+        texts: Texts in one request.
+        streams: Open streams.
+        waiting: Chunks waiting to be judged.
+        kept_bytes: Memory kept for open texts.
+        request_seconds: Time for a TLS handshake, for the head of a request to arrive, and again for its body.
+        idle_seconds: Time between two chunks of a stream, and for a client to read what is sent to it.
+        stop_seconds: Time for requests in progress when the server stops.
         batch: Chunks in one forward pass.
     """
 
@@ -43,7 +43,7 @@ class Limits:
     batch: int = 16
 
 
-#: What OpenAI's clients read beside the status; every other status has no code.
+#: The error codes that OpenAI's clients read; other statuses have no code.
 _CODES = {401: "invalid_api_key", 403: "forbidden", 429: "rate_limit_exceeded", 503: "overloaded"}
 
 
@@ -51,8 +51,8 @@ class RefusedError(Exception):
     """A request that is answered with an error.
 
     Attributes:
-        status: Of HTTP.
-        code: What a program may tell it by; the status has one of its own where none is given.
+        status: HTTP status.
+        code: Error code for programs; by default that of the status.
     """
 
     def __init__(self, status: int, message: str, code: str | None = None) -> None:
@@ -60,7 +60,7 @@ class RefusedError(Exception):
         self.status, self.message, self.code = status, message, code
 
     def headers(self) -> dict[str, str]:
-        """What goes with the answer: when to come again, or how to say who asks."""
+        """The headers of the answer: when to try again, or how to authenticate."""
         if self.status in (429, 503):
             return {"retry-after": "1"}
         return {"www-authenticate": "Bearer"} if self.status == 401 else {}

@@ -1,4 +1,4 @@
-"""Listens, serves a guard over HTTP or HTTPS, and ends in order."""
+"""Serves a guard over HTTP or HTTPS, and stops cleanly."""
 
 from __future__ import annotations
 
@@ -24,11 +24,11 @@ __all__ = ["Listener", "bind", "serve"]
 
 @dataclass(frozen=True)
 class Listener:
-    """An address taken for a server, see :func:`bind`.
+    """An address reserved for a server, see :func:`bind`.
 
     Attributes:
-        socket: Bound; :func:`serve` listens on it and closes it.
-        host: The name or address it was asked for by.
+        socket: Bound socket; :func:`serve` listens on it and closes it.
+        host: The name or address that the user gave.
         tls: Certificate and key, for HTTPS.
     """
 
@@ -48,7 +48,7 @@ class Listener:
 
     @property
     def url(self) -> str:
-        """What clients on this machine call."""
+        """The URL for clients on this machine."""
         host = f"[{self.host}]" if ":" in self.host else self.host
         return f"http{'s' if self.tls else ''}://{host}:{self.socket.getsockname()[1]}"
 
@@ -56,16 +56,16 @@ class Listener:
 def bind(
     host: str = "127.0.0.1", port: int = 8080, certificate: Path | None = None, key: Path | None = None
 ) -> Listener:
-    """Take an address, before a model is loaded for it.
+    """Reserve an address before the model is loaded.
 
     Args:
         host: Name or address to listen on.
-        port: 0 is any that is free.
+        port: Port number; 0 chooses any free port.
         certificate: PEM file with the certificate chain, for HTTPS.
-        key: PEM file with its private key, where it is not in the same file.
+        key: PEM file with its private key, if it is in another file.
 
     Raises:
-        WeightopsError: the address cannot be taken, or the certificate cannot be used.
+        WeightopsError: the address or the certificate cannot be used.
     """
     tls = _tls(certificate, key)
     try:
@@ -91,19 +91,19 @@ def serve(
     openapi: bool = False,
     ready: Callable[[str], None] = lambda url: None,
 ) -> None:
-    """Answer until SIGINT or SIGTERM.
+    """Answer requests until SIGINT or SIGTERM.
 
     Args:
-        guard: Who judges; nobody else may ask it meanwhile.
-        name: What the model is called in answers.
-        listener: Where to listen; it is closed in the end.
-        limits: What a client may ask for.
-        access: Who may ask.
+        guard: The guard; nothing else may use it meanwhile.
+        name: The model's name in answers.
+        listener: Where to listen; it is closed at the end.
+        limits: Limits for clients.
+        access: Which clients may use the server.
         openapi: Whether to describe the API at /openapi.json and /docs.
-        ready: Told the URL once it is listened on.
+        ready: Called with the URL once the server listens.
 
     Raises:
-        WeightopsError: the address cannot be listened on, or other machines would reach it without a key.
+        WeightopsError: the server cannot listen on the address, or other machines could reach it without a key.
     """
     limits, access, counts = limits or Limits(), access or Access(), Counts()
     with listener.socket as listening:
@@ -118,25 +118,25 @@ def serve(
             stopping, listens_on = asyncio.Event(), (listener.bound, listener.host)
             app = application(batcher, name, limits, counts, access, listens_on, stopping, openapi)
             server = HttpServer(app, limits, counts, listener.tls)
-            asyncio.run(_until_told(server, listening, stopping, lambda: ready(listener.url)))
+            asyncio.run(_until_stopped(server, listening, stopping, lambda: ready(listener.url)))
         finally:
             batcher.stop()
 
 
-async def _until_told(
+async def _until_stopped(
     server: HttpServer, listening: socket.socket, stopping: asyncio.Event, ready: Callable[[], None]
 ) -> None:
     """Serve until a signal; a second one does not wait for requests in progress."""
     serving = asyncio.ensure_future(server.run(listening, stopping))
 
-    def told() -> None:
+    def on_signal() -> None:
         if stopping.is_set():
             serving.cancel()
         stopping.set()
 
     if threading.current_thread() is threading.main_thread():
         for number in (signal.SIGINT, signal.SIGTERM):
-            asyncio.get_running_loop().add_signal_handler(number, told)
+            asyncio.get_running_loop().add_signal_handler(number, on_signal)
     ready()
     await asyncio.wait([serving])
     if not serving.cancelled():
@@ -145,20 +145,20 @@ async def _until_told(
 
 def _cannot_listen(where: str, error: OSError) -> WeightopsError:
     reason = error.strerror or error
-    return WeightopsError(f"{where}: cannot be listened on ({reason}); choose another address or port")
+    return WeightopsError(f"{where}: the server cannot listen on it ({reason}); choose another address or port")
 
 
 def _tls(certificate: Path | None, key: Path | None) -> ssl.SSLContext | None:
     if certificate is None:
         if key is not None:
-            raise WeightopsError(f"{key}: a private key needs a certificate; name that file as well")
+            raise WeightopsError(f"{key}: a private key needs a certificate; name the certificate file too")
         return None
     context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
     try:
-        context.load_cert_chain(certificate, key, password=lambda: "")  # nobody is asked for a password
+        context.load_cert_chain(certificate, key, password=lambda: "")  # never prompt for a password
     except (OSError, ValueError) as error:  # SSLError is an OSError
         files = " and ".join(str(file) for file in (certificate, key) if file is not None)
-        reason = "no PEM files that belong together" if isinstance(error, ssl.SSLError) else error
+        reason = "not PEM files that belong together" if isinstance(error, ssl.SSLError) else error
         raise WeightopsError(
             f"{files}: cannot be used for HTTPS ({reason}); give a certificate and its unencrypted key, in PEM"
         ) from error

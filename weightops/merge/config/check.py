@@ -1,4 +1,4 @@
-"""A document against its merge method: inputs, base, and every parameter's name, kind and range."""
+"""Checks a document against its merge method: inputs, base, and every parameter's name, kind and range."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from ...ops.registry import Operator, nearest
 from ...ops.signature import Parameter
 from .schema import Condition, Group, InputModel, MergeConfig, Parameters
 
-#: Keys that mergekit's methods know and that change nothing here: how it stores a mask.
+#: Parameters of mergekit's methods that have no effect here: how it stores a mask.
 WITHOUT_EFFECT = frozenset(("int8_mask",))
 
 
 def check(config: MergeConfig, faults: Faults) -> MergeConfig:
-    """Add what is wrong with a document to ``faults``; return it with notes on what has no effect."""
+    """Add a document's problems to ``faults``; return the document with notes on what has no effect."""
     _check_tokenizer(config, faults)
     if not config.merge_method:
         return config
@@ -31,20 +31,20 @@ def check(config: MergeConfig, faults: Faults) -> MergeConfig:
 
 
 def inputs_of(method: Operator, group: Group) -> tuple[InputModel, ...]:
-    """The models a method merges in a group: without the base where the method is given it separately.
+    """The models that a method merges in a group, without the base if the method takes the base separately.
 
-    A method that needs a base and takes plain ``models`` gets the base as the first of them.
+    A method that needs a base and takes plain ``models`` gets the base as the first model.
     """
     if not uses_base(method) or group.base is None:
         return group.inputs
     base = tuple(source for source in group.inputs if source.model == group.base)
     others = tuple(source for source in group.inputs if source.model != group.base)
-    given_apart = method.takes == "deltas" or "base" in method.fills
-    return others if given_apart else (*base, *others)
+    base_separate = method.takes == "deltas" or "base" in method.fills
+    return others if base_separate else (*base, *others)
 
 
 def uses_base(method: Operator) -> bool:
-    """Whether a named base model plays its own part; for other methods it is one more input, as in mergekit."""
+    """Whether the method uses the base model as a base; for other methods it is one more input, as in mergekit."""
     return method.needs_base or method.takes == "deltas" or "base" in method.fills
 
 
@@ -53,7 +53,7 @@ def _check_group(config: MergeConfig, method: Operator, group: Group, faults: Fa
     models = [source.model for source in group.inputs]
     for twice in sorted({model for model in models if models.count(model) > 1}):
         source = [source for source in group.inputs if source.model == twice][1]
-        faults.add(source.line or line, f"model {twice!r} stands twice among the inputs")
+        faults.add(source.line or line, f"model {twice!r} is listed twice; remove one entry")
     if method.needs_base and group.base is None:
         faults.add(config.line_of("merge_method"), f"{method.name} needs a base model; name it with base_model")
         return
@@ -68,14 +68,14 @@ def _check_group(config: MergeConfig, method: Operator, group: Group, faults: Fa
 def _check_lengths(group: Group, line: int, faults: Faults) -> None:
     lengths = [s.layer_range[1] - s.layer_range[0] for s in group.sources if s.layer_range]
     if len(set(lengths)) > 1:
-        said = ", ".join(f"{s.model} {list(s.layer_range)}" for s in group.sources if s.layer_range)
-        faults.add(line, f"the sources of a slice need equally many layers: {said}")
+        ranges = ", ".join(f"{s.model} {list(s.layer_range)}" for s in group.sources if s.layer_range)
+        faults.add(line, f"the sources of a slice must have the same number of layers: {ranges}")
 
 
 def _check_count(config: MergeConfig, method: Operator, group: Group, line: int, faults: Faults) -> None:
     least, most = method.models
     count = sum(source.model != group.base or not uses_base(method) for source in inputs_of(method, group))
-    beside = " beside the base" if uses_base(method) and group.base else ""
+    beside = " besides the base" if uses_base(method) and group.base else ""
     if count < least:
         faults.add(line, f"{method.name} merges at least {least} models{beside}; {count} given")
     if most is not None and count > most:
@@ -83,14 +83,14 @@ def _check_count(config: MergeConfig, method: Operator, group: Group, line: int,
 
 
 def _check_silent_base(config: MergeConfig, method: Operator, group: Group, faults: Faults) -> None:
-    """A base that a method has no use for joins as an input; refuse it where nothing says how much of it."""
+    """A method that does not use a base merges it as one more input; refuse that if its weight is not set."""
     if uses_base(method) or group.inputs == group.sources:
         return
     shared = [config.parameters] + ([group.module.parameters] if group.module else [])
     unset = [p.name for p in method.parameters if p.per_model and not any(p.name in level for level in shared)]
     if "weight" in unset:
-        said = f"{method.name} has no base, so {group.base!r} would be one more input, and nothing sets its weight"
-        faults.add(config.line_of("base_model"), f"{said}; list it under models with a weight, or leave base_model out")
+        problem = f"{method.name} uses no base, so {group.base!r} would be one more input, and its weight is not set"
+        faults.add(config.line_of("base_model"), f"{problem}; list it under models with a weight, or remove base_model")
 
 
 # --- parameters ------------------------------------------------------------------------------------------------------
@@ -99,9 +99,9 @@ def _check_silent_base(config: MergeConfig, method: Operator, group: Group, faul
 def _check_parameters(config: MergeConfig, method: Operator, faults: Faults) -> list[str]:
     shared = [config.parameters, *(module.parameters for module in config.modules.values())]
     shared += [group.slice.parameters for group in config.groups() if group.slice]
-    own = [source.parameters for group in config.groups() for source in group.sources]
+    per_input = [source.parameters for group in config.groups() for source in group.sources]
     notes = [note for level in shared for note in _check_level(config, method, level, False, faults)]
-    return notes + [note for level in own for note in _check_level(config, method, level, True, faults)]
+    return notes + [note for level in per_input for note in _check_level(config, method, level, True, faults)]
 
 
 def _check_level(config: MergeConfig, method: Operator, level: Parameters, of_input: bool, faults: Faults) -> list[str]:
@@ -116,7 +116,9 @@ def _check_level(config: MergeConfig, method: Operator, level: Parameters, of_in
             hint = nearest(name, (*known, *elsewhere)) or f"; it takes {', '.join(known) or 'none'}"
             faults.add(line, f"unknown parameter {name!r} of {method.name}{hint}")
         elif of_input and not parameter.per_model:
-            notes.append(config.at(line, f"{name!r} has no effect on one model: {method.name} has one for all of them"))
+            notes.append(
+                config.at(line, f"{name!r} has no effect on one model: {method.name} has one value for all models")
+            )
         else:
             for condition in level.settings.get(name, ()):
                 _check_values(condition, parameter, faults)

@@ -1,4 +1,4 @@
-"""Several documents in one file: who uses whom, and the order to run them in."""
+"""Several documents in one file: which document uses which, and the order to run them in."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ def dependencies(config: MergeConfig, names: frozenset[str]) -> tuple[str, ...]:
 
 
 def in_order(configs: Sequence[MergeConfig]) -> tuple[MergeConfig, ...]:
-    """The documents so that each comes after those it uses; otherwise in file order, the unnamed one last.
+    """Sort the documents so that each follows those it uses; otherwise in file order, the unnamed one last.
 
     Raises:
-        WeightopsError: two documents of one name, two without, or a circle.
+        WeightopsError: two documents with one name, two without a name, or documents that use each other.
     """
     faults = Faults(configs[0].where if configs else "config")
     check_documents(configs, faults)
@@ -42,18 +42,18 @@ def final(configs: Sequence[MergeConfig]) -> MergeConfig:
 
 
 def names_of(configs: Sequence[MergeConfig]) -> frozenset[str]:
-    """The names that documents give themselves."""
+    """The names of the documents that have one."""
     return frozenset(config.name for config in configs if config.name)
 
 
 def check_documents(configs: Sequence[MergeConfig], faults: Faults) -> None:
-    """Add what is wrong between the documents of a file: doubled names, several without one, circles."""
+    """Add problems between the documents of a file: repeated names, several without a name, circles."""
     first: dict[str | None, MergeConfig] = {}
     for config in configs:
         if config.name in first:
             line = first[config.name].line
-            said = f"name {config.name!r} is taken" if config.name else "only one document may do without a name"
-            faults.add(config.line_of("name"), f"{said} (first on line {line})")
+            problem = f"name {config.name!r} is used twice" if config.name else "only one document may have no name"
+            faults.add(config.line_of("name"), f"{problem} (first on line {line})")
         first.setdefault(config.name, config)
     uses = {name: dependencies(config, names_of(configs)) for name, config in first.items() if name}
     for circle in _circles(uses):
@@ -61,15 +61,15 @@ def check_documents(configs: Sequence[MergeConfig], faults: Faults) -> None:
 
 
 def _circles(uses: dict[str, tuple[str, ...]]) -> list[tuple[str, ...]]:
-    """One path through each knot of documents that use each other, from the first of them back to itself."""
-    found: list[tuple[str, ...]] = []
+    """For each set of documents that use each other, a path from the first of them back to itself."""
+    circles: list[tuple[str, ...]] = []
     seen: set[str] = set()
     for start in uses:
         path = _way_back(start, uses) if start not in seen else None
         if path:
-            found.append(path)
+            circles.append(path)
             seen.update(path)
-    return found
+    return circles
 
 
 def _way_back(start: str, uses: dict[str, tuple[str, ...]]) -> tuple[str, ...] | None:

@@ -1,4 +1,4 @@
-"""Single values of a merge file: each reader takes a node, and notes what is wrong with it."""
+"""Readers of single values of a merge file: each takes a node and adds its problems to ``faults``."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ T = TypeVar("T")
 def read_key(
     entries: Mapping[str, Entry], key: str, read: Callable[[Node, Faults], T | None], faults: Faults
 ) -> T | None:
-    """The value of a key; an absent key and an explicit null are the same."""
+    """The value of a key; an explicit null counts as an absent key."""
     if key not in entries or entries[key].node.value is None:
         return None
     return read(entries[key].node, faults)
 
 
-#: Entries of one list: models, slices, sources, filters, points of a gradient. A merge of 100 models is a large one.
+#: Most entries of one list: models, slices, sources, filters, gradient points. A merge of 100 models is large.
 MOST_ENTRIES = 1_000
 
 
@@ -35,22 +35,22 @@ def items(node: Node, what: str, read: Callable[[Node, Faults], T | None], fault
         return ()
     if too_many(node, what, faults):
         return ()
-    found = (read(item, faults) for item in node.value)
-    return tuple(item for item in found if item is not None)
+    values = (read(item, faults) for item in node.value)
+    return tuple(value for value in values if value is not None)
 
 
 def too_many(node: Node, what: str, faults: Faults, most: int = MOST_ENTRIES) -> bool:
-    """Whether a list or mapping has more entries than are read; noted as a fault."""
+    """Whether a list or mapping has too many entries; if so, adds a fault."""
     if len(node.value) <= most:
         return False
-    faults.add(node.line, f"{what} has {len(node.value):,} entries, at most {most:,} are read")
+    faults.add(node.line, f"{what} has {len(node.value):,} entries, the limit is {most:,}")
     return True
 
 
 def mapping(node: Node, what: str, faults: Faults) -> dict[str, Entry] | None:
     if isinstance(node.value, dict):
         return node.value
-    faults.add(node.line, f"{what} is written as keys and values")
+    faults.add(node.line, f"{what} must be keys with values")
     return None
 
 
@@ -68,22 +68,22 @@ def text(node: Node, faults: Faults) -> str | None:
     return None
 
 
-#: UTF-8 bytes of a document's name; a step's folder and its staging folder are called by it.
+#: Most UTF-8 bytes of a document's name; a step's folder and its staging folder use it.
 MOST_NAME = 100
 
 
 def document_name(node: Node, faults: Faults) -> str | None:
-    """A name that can be a folder's name as it is. None with a dot in front: they are our own hidden folders' names."""
+    """A name that can be a folder's name. It must not start with a dot, as our own hidden folders do."""
     name = text(node, faults)
     if name is None:
         return None
     shown = repr(name[:40])
     if any(mark in name for mark in "@+"):
-        faults.add(node.line, f"name {shown} must not contain @ or +, which set off a revision and an adapter")
+        faults.add(node.line, f"name {shown} must not contain @ or +, which mark a revision and an adapter")
     elif not name.isprintable() or any(mark in name for mark in "/\\") or name[0] == "." or name != name.strip():
         faults.add(
             node.line,
-            f"name {shown} is used as a folder's name; take out /, \\, control characters, a first dot, outer spaces",
+            f"name {shown} is used as a folder's name; remove /, \\, control characters, a leading dot, outer spaces",
         )
     elif len(name.encode()) > MOST_NAME:
         faults.add(node.line, f"name {shown} has {len(name.encode())} bytes; shorten it to at most {MOST_NAME}")
@@ -138,14 +138,14 @@ def chat_template(node: Node, faults: Faults) -> str | None:
     return template
 
 
-#: fp32, in which merges compute, ends soon above.
+#: Merges compute in fp32, whose largest number is slightly above this.
 MOST_NUMBER = 1e38
 
 
 def number(node: Node, faults: Faults) -> float | None:
     if type(node.value) in (int, float) and abs(node.value) < MOST_NUMBER:
         return float(node.value)
-    faults.add(node.line, f"{_shown(node)} must be a number, and a finite one")
+    faults.add(node.line, f"{_shown(node)} must be a finite number")
     return None
 
 
@@ -163,7 +163,7 @@ def index(node: Node, faults: Faults) -> int | None:
     return None
 
 
-#: Rows that ``pad_to_multiple_of`` may ask for; GPUs gain from multiples of up to 512.
+#: Largest ``pad_to_multiple_of``; GPUs gain from multiples of up to 512.
 MOST_PADDING = 1 << 16
 
 

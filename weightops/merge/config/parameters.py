@@ -1,8 +1,8 @@
-"""The value of a parameter for one tensor: which level speaks, which filter covers, where on the gradient.
+"""Finds the value of a parameter for one tensor: the level that sets it, the matching filter, the gradient's point.
 
 Levels, nearest first: the input (model or slice source), the output slice, the module, the file, the method's default.
-A level whose filters cover nothing passes the question on. What mergekit does, so that its files mean here what they
-mean there; tested against its own resolver.
+If no filter of a level matches the tensor, the next level decides. mergekit does the same, so its files have the same
+meaning here; tests compare with mergekit's resolver.
 """
 
 from __future__ import annotations
@@ -36,19 +36,19 @@ def value_at(condition: Condition, t: float | None, parameter: Parameter) -> Any
 
 
 def levels(config: MergeConfig, group: Group, model: str | None = None) -> tuple[Parameters, ...]:
-    """The ``parameters`` that hold in a group, nearest first; an input's own only when ``model`` names it."""
-    found: list[Parameters] = []
+    """The ``parameters`` that apply to a group, nearest first; those of an input only when ``model`` names it."""
+    nearest: list[Parameters] = []
     if model is not None:
-        found += [source.parameters for source in group.inputs if source.model == model]
+        nearest += [source.parameters for source in group.inputs if source.model == model]
     if group.slice is not None:
-        found.append(group.slice.parameters)
+        nearest.append(group.slice.parameters)
     if group.module is not None:
-        found.append(group.module.parameters)
-    return (*found, config.parameters)
+        nearest.append(group.module.parameters)
+    return (*nearest, config.parameters)
 
 
 def deciding(parameter: Parameter, where: Sequence[Parameters], name: str) -> Condition | None:
-    """The condition that decides a parameter for a tensor, or ``None`` where the default holds."""
+    """The condition that sets a parameter for a tensor, or ``None`` if the default applies."""
     settings = (level.settings[parameter.name] for level in where if parameter.name in level)
     covering = (condition for setting in settings for condition in setting if condition.covers(name))
     return next(covering, None)
@@ -59,10 +59,10 @@ class Resolved:
     """A method's parameters for one output tensor, and the conditions they came from.
 
     Attributes:
-        values: By parameter: a value, or a list with one for each input. Parameters nobody set are left out, so that
-            the method's own default holds.
-        conditions: What decided, for those who ask where a value comes from.
-        missing: Parameters without a default that nobody set, each with the model it is missing for.
+        values: For each parameter that is set, a value, or a list with one value for each input. Other parameters
+            are left out, so the method's default applies.
+        conditions: The conditions that set the values; they tell the lines in the file.
+        missing: Parameters that have no default and are not set, each with the model it is missing for.
     """
 
     values: dict[str, Any]
@@ -73,12 +73,12 @@ class Resolved:
 def resolve(
     method: Operator, config: MergeConfig, group: Group, output: str, inputs: Sequence[tuple[str, str]], t: float | None
 ) -> Resolved:
-    """Every parameter of a method for one output tensor.
+    """Find the value of every parameter of a method for one output tensor.
 
     Args:
         method: The merge method.
         config: The document.
-        group: The models or slice that the tensor is made in.
+        group: The models or slice that the tensor is merged from.
         output: The output tensor's name, which filters of global parameters are compared with.
         inputs: (model, tensor name) of each input in order; filters of per-model parameters are compared with the
             input's own name, which differs from the output's where layers move.
@@ -91,13 +91,14 @@ def resolve(
     used: list[Condition] = []
     missing: list[tuple[str, str | None]] = []
     for parameter in method.parameters:
-        asked: list[tuple[str | None, str]] = list(inputs) if parameter.per_model else [(None, output)]
-        found = [deciding(parameter, levels(config, group, model), name) for model, name in asked]
-        used += [condition for condition in found if condition is not None]
+        targets: list[tuple[str | None, str]] = list(inputs) if parameter.per_model else [(None, output)]
+        conditions = [deciding(parameter, levels(config, group, model), name) for model, name in targets]
+        used += [condition for condition in conditions if condition is not None]
         if parameter.required:
-            missing += [(parameter.name, model) for (model, _), one in zip(asked, found, strict=True) if one is None]
-        if any(condition is not None for condition in found):
-            read = [_value_or_default(condition, t, parameter, config) for condition in found]
+            pairs = zip(targets, conditions, strict=True)
+            missing += [(parameter.name, model) for (model, _), condition in pairs if condition is None]
+        if any(condition is not None for condition in conditions):
+            read = [_value_or_default(condition, t, parameter, config) for condition in conditions]
             values[parameter.name] = read if parameter.per_model else read[0]
     return Resolved(values, tuple(dict.fromkeys(used)), tuple(missing))
 
@@ -108,7 +109,7 @@ def settings_for(
     """The keyword arguments of a method for one output tensor; see :func:`resolve`.
 
     Raises:
-        WeightopsError: a value of the wrong kind or range, or a parameter without default that nobody set.
+        WeightopsError: a value of the wrong kind or range, or a parameter that has no default and is not set.
     """
     resolved = resolve(method, config, group, output, inputs, t)
     if resolved.missing:
@@ -119,7 +120,7 @@ def settings_for(
 
 
 def missing_setting(method: Operator, config: MergeConfig, name: str, model: str | None, output: str) -> str:
-    """The message for a parameter that has no default and that nobody set."""
+    """The message for a parameter that has no default and is not set."""
     of = f" of {model}" if model else ""
     line = config.line_of("merge_method")
     return config.at(line, f"{method.name} needs {name!r}{of} (first missing for {output}); set it under parameters")

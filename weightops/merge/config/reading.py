@@ -1,7 +1,7 @@
-"""Read a merge file: mergekit's YAML as it is, every fault at once, each with its line.
+"""Reads a merge file: mergekit's YAML, unchanged. All faults are reported at once, each with its line.
 
 A file may hold several documents; one with a ``name`` can be used as a model by the others (see :mod:`.documents`).
-Keys that mergekit does not know are faults here, where mergekit passes over them in silence.
+Keys that mergekit does not know are faults here; mergekit ignores them silently.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ from .schema import (
     TokenSource,
 )
 
-#: Keys that only a file for another of mergekit's tools has, and that tool.
+#: Keys that only occur in files for mergekit's other tools, and that tool.
 ELSEWHERE = {
     "experts": "mergekit-moe",
     "gate_mode": "mergekit-moe",
@@ -57,7 +57,7 @@ ELSEWHERE = {
 
 MOST_DOCUMENTS = 100
 MOST_MODULES = 100
-#: Layers of one document's output, all slices together. The deepest models in use have some 200.
+#: Most layers of one document's output, all slices together. The deepest models in use have about 200.
 MOST_LAYERS = 2_000
 
 _SOURCES = ("models", "slices", "modules")
@@ -73,13 +73,13 @@ def load(source: str | os.PathLike[str], where: str | None = None) -> tuple[Merg
 
     Args:
         source: Path of the file, or the YAML itself.
-        where: What to call it in messages; the path by default, ``config`` for text.
+        where: Name of the file in messages; by default the path, or ``config`` for text.
 
     Returns:
         The documents in file order; :func:`.documents.in_order` puts them in the order to run.
 
     Raises:
-        WeightopsError: everything that is wrong with the file, one problem a line, with its line number.
+        WeightopsError: all problems of the file, each on a line of its own with its line number.
     """
     if isinstance(source, str) and "\n" in source:
         return parse(source, where or "config")
@@ -103,12 +103,12 @@ def parse(text: str, where: str = "config") -> tuple[MergeConfig, ...]:
     """Read the text of a merge file; see :func:`load`.
 
     Raises:
-        WeightopsError: everything that is wrong with it.
+        WeightopsError: all problems of the text.
     """
     faults = Faults(where)
     nodes = documents(text, faults)
     if len(nodes) > MOST_DOCUMENTS:
-        faults.add(nodes[MOST_DOCUMENTS].line, f"{len(nodes):,} documents, at most {MOST_DOCUMENTS} are read")
+        faults.add(nodes[MOST_DOCUMENTS].line, f"{len(nodes):,} documents, the limit is {MOST_DOCUMENTS}")
         faults.raise_any()
     read = [_document(node, faults) for node in nodes]
     configs = [config for config in read if config is not None]
@@ -169,7 +169,7 @@ def _slices(node: Node, faults: Faults) -> tuple[Slice, ...]:
     spans = [one.sources[0].layer_range or (0, 0) for one in read if one.sources]
     layers = sum(end - start for start, end in spans)
     if layers > MOST_LAYERS:
-        faults.add(node.line, f"the slices have {short(layers)} layers together, at most {MOST_LAYERS:,} are made")
+        faults.add(node.line, f"the slices have {short(layers)} layers together, the limit is {MOST_LAYERS:,}")
         return ()
     return read
 
@@ -249,10 +249,10 @@ def _input(node: Node, entries: Mapping[str, Entry], span: tuple[int, int] | Non
 def _layer_range(node: Node, faults: Faults) -> tuple[int, int] | None:
     ends = [item.value for item in node.value] if isinstance(node.value, tuple) else []
     if len(ends) != 2 or not all(type(end) is int for end in ends):
-        faults.add(node.line, "layer_range needs two whole numbers, [start, end], the end not included")
+        faults.add(node.line, "layer_range needs two whole numbers, [start, end], where end is not included")
         return None
     if not 0 <= ends[0] <= ends[1]:
-        faults.add(node.line, f"layer_range {ends} must not be negative or run backwards")
+        faults.add(node.line, f"layer_range {ends} must not be negative, and its end must not be before its start")
         return None
     return ends[0], ends[1]
 
@@ -289,7 +289,7 @@ def _conditions(nodes: Iterable[Node], faults: Faults) -> Setting:
 
 def _condition(node: Node, faults: Faults) -> Condition | None:
     if not isinstance(node.value, dict):
-        faults.add(node.line, "a list of parameters holds either plain values or {filter, value} entries, not both")
+        faults.add(node.line, "a list must have either plain values or {filter, value} entries, not both")
         return None
     entries: Mapping[str, Entry] = node.value
     refuse_unknown(entries, ("filter", "value"), faults)
@@ -315,7 +315,7 @@ def _value(key: str, node: Node, faults: Faults) -> Scalar | tuple[Scalar, ...] 
 
 
 def _lines(node: Node, faults: Faults) -> Lines | None:
-    """``lines: {alpha: 0.5, beta: 0.5}``: LiNeS on top of any method of task vectors."""
+    """``lines: {alpha: 0.5, beta: 0.5}``: LiNeS, for any method that merges task vectors."""
     entries = mapping(node, "lines", faults)
     if entries is None:
         return None
@@ -327,7 +327,7 @@ def _lines(node: Node, faults: Faults) -> Lines | None:
 def _tokenizer(entries: Mapping[str, Entry], faults: Faults) -> TokenizerConfig | None:
     old, new = entries.get("tokenizer_source"), entries.get("tokenizer")
     if old and new and old.node.value is not None and new.node.value is not None:
-        faults.add(max(old.line, new.line), "tokenizer_source and tokenizer exclude each other")
+        faults.add(max(old.line, new.line), "tokenizer_source and tokenizer are both set; remove one of them")
     if old and old.node.value is not None:
         source = model_name(old.node, faults)
         return TokenizerConfig(source, line=old.line) if source else None
@@ -366,7 +366,7 @@ def _token_of_kind(node: Node, force: bool, faults: Faults) -> TokenSource:
         refuse_unknown(node.value, ("kind",), faults)
         return TokenSource("zero", force=force, line=node.line)
     if kind != "model_token":
-        faults.add(node.line, f"kind {kind!r} is unknown; it is zero or model_token")
+        faults.add(node.line, f"kind {kind!r} is unknown; use zero or model_token")
         return TokenSource(force=force, line=node.line)
     refuse_unknown(node.value, ("kind", "model", "token", "token_id"), faults)
     token = read_key(node.value, "token", text, faults)

@@ -1,4 +1,4 @@
-"""What a merge file says, as frozen values. mergekit's schema; see :mod:`.reading` for how it is read."""
+"""The contents of a merge file as frozen dataclasses: mergekit's schema. :mod:`.reading` reads them."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ Scalar = bool | int | float | str
 
 @dataclass(frozen=True)
 class Condition:
-    """A value, or a gradient over the layers, for the tensors whose name contains ``filter``.
+    """A value, or a gradient over the layers, for tensors whose name contains ``filter``.
 
     Attributes:
         value: A scalar, or a tuple of scalars: the points of a gradient.
         filter: Part of a tensor's name; ``None`` and ``*`` stand for every tensor.
-        line: Where it stands in the file.
+        line: Its line in the file.
     """
 
     value: Scalar | tuple[Scalar, ...]
@@ -30,11 +30,11 @@ class Condition:
         return isinstance(self.value, tuple)
 
     def covers(self, name: str) -> bool:
-        """Whether it speaks about the tensor of that name."""
+        """Whether the condition applies to the tensor of that name."""
         return self.filter is None or self.filter == "*" or self.filter in name
 
 
-#: The first condition that covers a tensor decides.
+#: The first condition that covers a tensor sets its value.
 Setting = tuple[Condition, ...]
 
 
@@ -61,7 +61,7 @@ class InputModel:
 
 @dataclass(frozen=True)
 class Slice:
-    """A run of output layers and the layers it is made from, as many from each source."""
+    """Consecutive output layers and the layers they are merged from; each source gives the same number of layers."""
 
     sources: tuple[InputModel, ...]
     base_model: str | None = None
@@ -86,7 +86,7 @@ class TokenSource:
     Attributes:
         kind: ``model`` (that model's row of the same token), ``model_token`` (another row of that model), ``zero``,
             or ``default`` (the rule for tokens without an entry).
-        force: Use it also for models that have the token.
+        force: Use this row also for models that have the token.
     """
 
     kind: str = "default"
@@ -99,7 +99,7 @@ class TokenSource:
 
 @dataclass(frozen=True)
 class TokenizerConfig:
-    """``tokenizer_source`` or ``tokenizer``: ``union``, ``base`` or a model, and what to do with single tokens."""
+    """``tokenizer_source`` or ``tokenizer``: ``union``, ``base`` or a model, and the entries for single tokens."""
 
     source: str = "union"
     tokens: Mapping[str, TokenSource] = field(default_factory=dict)
@@ -109,10 +109,11 @@ class TokenizerConfig:
 
 @dataclass(frozen=True)
 class Lines:
-    """Layer-wise scaling of what a method of task vectors gives (LiNeS): alpha in the first layer, more in each next.
+    """Layer-wise scaling of the result of a method that merges task vectors (LiNeS); it grows from layer to layer.
 
     Attributes:
-        beta: What the last layer gets beyond alpha.
+        alpha: Scale of the first layer.
+        beta: The last layer's scale is alpha + beta.
     """
 
     alpha: float = 0.5
@@ -121,11 +122,11 @@ class Lines:
 
 @dataclass(frozen=True)
 class MergeConfig:
-    """One document of a merge file. Models are the strings the user wrote; :func:`reference` takes them apart.
+    """One document of a merge file. Models are the strings the user wrote; :func:`reference` parses them.
 
     Attributes:
         name: What later documents call the result; ``None`` for the final one.
-        notes: What the reader of the output should know though it is no fault (keys without effect).
+        notes: What the user should know although it is not a fault, such as keys without effect.
     """
 
     merge_method: str
@@ -146,7 +147,7 @@ class MergeConfig:
     notes: tuple[str, ...] = ()
 
     def line_of(self, key: str) -> int:
-        """The line of a top-level key, or the document's."""
+        """The line of a top-level key, or of the document if the key is absent."""
         return self.lines.get(key, self.line)
 
     def at(self, line: int, problem: str) -> str:
@@ -164,10 +165,10 @@ class MergeConfig:
 
     def referenced_models(self) -> tuple[str, ...]:
         """Every model whose weights are read, the base first, each once."""
-        found = [self.base_model] if self.base_model else []
+        models = [self.base_model] if self.base_model else []
         for group in self.groups():
-            found += [source.model for source in group.sources]
-        return tuple(dict.fromkeys(found))
+            models += [source.model for source in group.sources]
+        return tuple(dict.fromkeys(models))
 
 
 @dataclass(frozen=True)
@@ -175,10 +176,10 @@ class Group:
     """Inputs that are merged together: a module's models, or one output slice.
 
     Attributes:
-        module_name: Key under ``modules``; empty where the file has no modules.
+        module_name: Key under ``modules``; empty if the file has no modules.
         module: That module, for its parameters.
         slice: The output slice, or ``None`` for the form with ``models``.
-        base: The base model that holds here.
+        base: The base model of the group.
     """
 
     module_name: str
@@ -189,7 +190,7 @@ class Group:
 
     @property
     def inputs(self) -> tuple[InputModel, ...]:
-        """The sources; with ``models`` a base that is not listed joins them at the end, as in mergekit."""
+        """The sources; in the form with ``models``, a base that is not listed is added at the end, as in mergekit."""
         if self.slice is None and self.base and self.base not in [source.model for source in self.sources]:
             return (*self.sources, InputModel(self.base))
         return self.sources
@@ -206,7 +207,7 @@ class ModelReference:
 
 
 def reference(text: str) -> ModelReference:
-    """Take ``org/name@revision+adapter@revision`` apart.
+    """Parse ``org/name@revision+adapter@revision``.
 
     Raises:
         WeightopsError: more than one ``+``, more than one ``@`` in a part, or an empty part.
@@ -217,7 +218,7 @@ def reference(text: str) -> ModelReference:
     parts = text.split("+")
     pairs = [part.split("@") for part in parts]
     if len(parts) > 2 or any(len(pair) > 2 or not all(word.strip() for word in pair) for pair in pairs):
-        raise WeightopsError(f"cannot read the model {text!r}; it is written MODEL, MODEL@REVISION or MODEL+ADAPTER")
+        raise WeightopsError(f"cannot read the model {text!r}; write MODEL, MODEL@REVISION or MODEL+ADAPTER")
     model, revision = (*pairs[0], None)[:2]
     adapter, adapter_revision = (*pairs[1], None)[:2] if len(pairs) == 2 else (None, None)
     assert model is not None

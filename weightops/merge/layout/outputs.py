@@ -1,7 +1,7 @@
-"""From a document and the tensor names of its models to the output: each tensor, what it is made from, and how.
+"""Lays out the output of a document: each tensor, the tensors it is merged from, and how.
 
-Nothing is opened here and no architecture is listed: layers are found in the names
-(:mod:`weightops.anatomy.layers`), and where each tensor stands follows mergekit's rules (:mod:`.placing`).
+This module opens no file and lists no architectures. Tensor names tell the layers
+(:mod:`weightops.anatomy.layers`), and each tensor's position follows mergekit's rules (:mod:`.placing`).
 """
 
 from __future__ import annotations
@@ -38,12 +38,12 @@ class OutputTensor:
 
     Attributes:
         name: Its name in the output.
-        inputs: What the method merges, in order.
+        inputs: The tensors that the method merges, in order.
         base: The base model's tensor, for methods that have a base.
         t: Position in the layers of its slice, ``None`` outside the layers.
         layer: Its layer in the output, of ``layers`` in its stack.
         method: Name of the merge method.
-        settings: Keyword arguments of the method; what is left out has the method's own default.
+        settings: Keyword arguments of the method; for others the method's default applies.
     """
 
     name: str
@@ -64,7 +64,7 @@ class Layout:
         reference: The model whose config, files and tensor names the output follows: the base, else the first.
         source_layers: For each text layer of the output, where its entries in the config come from;
             see :func:`weightops.anatomy.layers_config.relayer_config`.
-        notes: What is no fault but should be known.
+        notes: What the user should know although it is not a fault.
     """
 
     reference: str
@@ -82,7 +82,7 @@ def lay_out(config: MergeConfig, models: Mapping[str, ModelTensors]) -> Layout:
 
     Raises:
         WeightopsError: every problem of the layout, with file and line: layers that a model does not have, tensors
-            missing in an input, gradients that meet no layer, parameters without a value.
+            missing in an input, gradients that cover no layer, parameters without a value.
     """
     faults = Faults(config.where)
     divided = parts(config, models, faults)
@@ -98,7 +98,7 @@ def lay_out(config: MergeConfig, models: Mapping[str, ModelTensors]) -> Layout:
 
 
 def _text_layers(divided: Sequence[Part], config: MergeConfig) -> tuple[LayerSource, ...]:
-    return next((found for part in divided if (found := source_layers(part, config))), ())
+    return next((layers for part in divided if (layers := source_layers(part, config))), ())
 
 
 # --- names -----------------------------------------------------------------------------------------------------------
@@ -107,8 +107,8 @@ def _text_layers(divided: Sequence[Part], config: MergeConfig) -> tuple[LayerSou
 def _named(
     spots: Sequence[Spot], config: MergeConfig, models: Mapping[str, ModelTensors], faults: Faults
 ) -> list[tuple[Spot, dict[str, str]]]:
-    """Each spot with the tensor of each input that is read for it; one fault for each input that lacks some."""
-    found: list[tuple[Spot, dict[str, str]]] = []
+    """Each spot with the tensor of each input that it reads; one fault for each input that lacks tensors."""
+    complete: list[tuple[Spot, dict[str, str]]] = []
     lacking: dict[tuple[str, int], list[str]] = {}
     for spot in spots:
         read = {model: _find(models[model], name) for model, name in spot.names.items()}
@@ -116,15 +116,15 @@ def _named(
             if name is None and spot.group is not None:
                 lacking.setdefault((model, line_of(spot.group, config)), []).append(spot.names[model])
         if None not in read.values():
-            found.append((spot, {model: name for model, name in read.items() if name is not None}))
+            complete.append((spot, {model: name for model, name in read.items() if name is not None}))
     for (model, line), names in lacking.items():
         others = f" and {len(names) - 1} more" if len(names) > 1 else ""
         faults.add(line, f"{model} has no tensor {names[0]}{others}; the inputs must share one architecture")
-    return found
+    return complete
 
 
 def _find(known: ModelTensors, name: str) -> str | None:
-    """A model's tensor of that name; where it ties its head, the embedding is its head."""
+    """The model's tensor of that name; for the head of a model that ties it, the embedding."""
     if name in known.shapes:
         return name
     return embedding_of(known.shapes) if known.tied and is_head(name) else None
@@ -133,8 +133,8 @@ def _find(known: ModelTensors, name: str) -> str | None:
 def _check_extra(
     spots: Sequence[Spot], config: MergeConfig, models: Mapping[str, ModelTensors], faults: Faults
 ) -> None:
-    """A weight that only some inputs have in a layer that is merged would be lost without a word."""
-    merged: dict[tuple[int, str], set[str]] = {}  # (line of the group, model) to the tensors that are read
+    """Add a fault if only some inputs have a weight of a merged layer; it would be lost silently."""
+    merged: dict[tuple[int, str], set[str]] = {}  # for each (line of the group, model), the tensors that are read
     for spot in spots:
         line = line_of(spot.group, config) if spot.group is not None else 0
         for model, name in spot.names.items() if spot.group is not None else ():
@@ -155,7 +155,7 @@ _Settled = tuple[_Named, Resolved | None]
 
 
 def _resolved(named: Sequence[_Named], method: Operator, config: MergeConfig, faults: Faults) -> list[_Settled]:
-    """Each spot with its method's parameters; ``None`` for a tensor that is only copied."""
+    """Each spot with its method's parameters; ``None`` for a copied tensor."""
     settled: list[_Settled] = []
     missing: dict[tuple[str, str | None], str] = {}
     problems: dict[str, None] = {}
@@ -163,15 +163,15 @@ def _resolved(named: Sequence[_Named], method: Operator, config: MergeConfig, fa
         if spot.group is None:
             settled.append(((spot, names), None))
             continue
-        # filters speak of the weight's own name, also where an input's embedding stands in for its head
-        asked = [(source.model, spot.names[source.model]) for source in inputs_of(method, spot.group)]
+        # filters are matched with the head's name, even if an input's embedding replaces its head
+        named_inputs = [(source.model, spot.names[source.model]) for source in inputs_of(method, spot.group)]
         try:
-            found = resolve(method, config, spot.group, spot.name, asked, spot.t)
+            resolved = resolve(method, config, spot.group, spot.name, named_inputs, spot.t)
         except WeightopsError as error:
             problems.update(dict.fromkeys(error.problems))
             continue
-        settled.append(((spot, names), found))
-        for parameter in found.missing:
+        settled.append(((spot, names), resolved))
+        for parameter in resolved.missing:
             missing.setdefault(parameter, spot.name)
     problems.update(dict.fromkeys(missing_setting(method, config, *key, name) for key, name in missing.items()))
     if problems:
@@ -180,15 +180,15 @@ def _resolved(named: Sequence[_Named], method: Operator, config: MergeConfig, fa
 
 
 def _check_gradients(settled: Sequence[_Settled], faults: Faults) -> None:
-    """A gradient whose filter picks only tensors outside the layers has nothing to run over.
+    """Add a fault for each gradient whose filter matches only tensors outside the layers; it would have no effect.
 
-    One that meets both is fine: outside the layers it gives its first point, as in mergekit.
+    A gradient that covers both is allowed: outside the layers its first point applies, as in mergekit.
     """
     outside: dict[Condition, str] = {}
     inside: set[Condition] = set()
     layered = any(spot.t is not None for (spot, _), _ in settled)
-    for (spot, _), found in settled:
-        for condition in found.conditions if found is not None else ():
+    for (spot, _), resolved in settled:
+        for condition in resolved.conditions if resolved is not None else ():
             if spot.t is None:
                 outside.setdefault(condition, spot.name)
             else:
@@ -196,18 +196,18 @@ def _check_gradients(settled: Sequence[_Settled], faults: Faults) -> None:
     for condition, name in outside.items():
         chosen = condition.filter is not None or not layered
         if isinstance(condition.value, tuple) and len(condition.value) > 1 and chosen and condition not in inside:
-            said = f"a list of {len(condition.value)} values over the layers meets only tensors outside them"
-            faults.add(condition.line, f"{said} (first: {name}); give one value")
+            problem = f"a list of {len(condition.value)} values over the layers applies only to tensors outside them"
+            faults.add(condition.line, f"{problem} (first: {name}); give one value")
 
 
-def _output(named: _Named, method: Operator, found: Resolved | None) -> OutputTensor:
+def _output(named: _Named, method: Operator, resolved: Resolved | None) -> OutputTensor:
     spot, names = named
-    if spot.group is None or found is None:
+    if spot.group is None or resolved is None:
         copied = tuple(Source(model, name) for model, name in names.items())
         return OutputTensor(spot.name, copied, None, spot.t, spot.layer, spot.layers, "passthrough")
     inputs = tuple(Source(source.model, names[source.model]) for source in inputs_of(method, spot.group))
     base = _base(method, spot.group, names)
-    return OutputTensor(spot.name, inputs, base, spot.t, spot.layer, spot.layers, method.name, found.values)
+    return OutputTensor(spot.name, inputs, base, spot.t, spot.layer, spot.layers, method.name, resolved.values)
 
 
 def _base(method: Operator, group: Group, names: Mapping[str, str]) -> Source | None:
@@ -224,21 +224,23 @@ def _notes(config: MergeConfig, models: Mapping[str, ModelTensors], spots: Seque
     notes = list(config.notes)
     copied = sum(spot.group is None for spot in spots)
     if copied:
-        notes.append(f"{copied} tensors that no module names are copied from {reference}")
+        notes.append(f"{copied} tensors belong to no listed module and are copied from {reference}")
     read = {model: {spot.names[model] for spot in spots if model in spot.names} for model in models}
     for model, known in models.items():
         ours = models[reference].shapes
-        left = [
+        unused = [
             name for name in known.shapes if name not in read[model] and name not in ours and layer_of(name) is None
         ]
-        if left and read[model] and model != reference:
-            of = "ties its head" if all(is_head(name) for name in left) and models[reference].tied else "lacks them"
-            notes.append(f"{model}: left out, as {reference} {of}: {', '.join(left[:5])}{' ...' * (len(left) > 5)}")
+        if unused and read[model] and model != reference:
+            of = "ties its head" if all(is_head(name) for name in unused) and models[reference].tied else "lacks them"
+            notes.append(
+                f"{model}: left out, because {reference} {of}: {', '.join(unused[:5])}{' ...' * (len(unused) > 5)}"
+            )
     return (*notes, *_idle_filters(config, spots))
 
 
 def _idle_filters(config: MergeConfig, spots: Sequence[Spot]) -> Iterator[str]:
-    """Filters that are part of no tensor's name, most likely a slip of the pen."""
+    """Notes on filters that match no tensor's name; they are most likely typing errors."""
     names = {name for spot in spots for name in (spot.name, *spot.names.values())}
     levels = [config.parameters, *(module.parameters for module in config.modules.values())]
     levels += [group.slice.parameters for group in config.groups() if group.slice]
@@ -246,4 +248,4 @@ def _idle_filters(config: MergeConfig, spots: Sequence[Spot]) -> Iterator[str]:
     conditions = dict.fromkeys(c for level in levels for setting in level.settings.values() for c in setting)
     for condition in conditions:
         if not any(condition.covers(name) for name in names):
-            yield config.at(condition.line, f"filter {condition.filter!r} is part of no tensor's name")
+            yield config.at(condition.line, f"filter {condition.filter!r} matches no tensor's name")

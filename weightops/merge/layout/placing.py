@@ -1,7 +1,7 @@
-"""Where every output tensor stands, and what it is called in each input. Names and numbers only, no methods.
+"""The position of every output tensor, and its name in each input. No merge methods here.
 
-mergekit's rules: an output slice of n layers runs from t = 0 to t = 1 (one layer alone stands at 1); what stands in
-front of the layers is made from the inputs of the first slice, what stands behind them from those of the last.
+mergekit's rules: in an output slice of n layers, t goes from 0 to 1 (a single layer has t = 1); tensors before the
+layers are merged from the inputs of the first slice, tensors after them from the inputs of the last slice.
 """
 
 from __future__ import annotations
@@ -18,11 +18,11 @@ from ..config.schema import Group, InputModel, MergeConfig
 
 @dataclass(frozen=True)
 class ModelTensors:
-    """What the layout needs to know of a model.
+    """What the layout needs to know about a model.
 
     Attributes:
         shapes: Tensor name to shape.
-        layers: ``num_hidden_layers`` of its (text) config, where known.
+        layers: ``num_hidden_layers`` of its (text) config, if known.
         tied: Whether its config ties the head to the embedding.
     """
 
@@ -33,11 +33,11 @@ class ModelTensors:
 
 @dataclass(frozen=True)
 class Spot:
-    """An output tensor before it is known how it is merged.
+    """An output tensor whose merge method and settings are not known yet.
 
     Attributes:
-        group: The inputs it is made from; ``None`` for a tensor copied from the reference model.
-        names: What it is called in each input.
+        group: The inputs it is merged from; ``None`` for a tensor copied from the reference model.
+        names: Its name in each input.
         t: Position in the layers of its slice, ``None`` outside the layers.
         layer: Its layer in the output, of ``layers`` in its stack.
     """
@@ -60,7 +60,7 @@ class LayerSource:
 
 @dataclass(frozen=True)
 class Stack:
-    """The layers of a model that ``layer_range`` counts in."""
+    """The layers of a model that ``layer_range`` refers to."""
 
     prefix: str
     length: int
@@ -76,7 +76,7 @@ class Part:
 
     @property
     def lengths(self) -> dict[str, int]:
-        """Layers in each stack of the part, the sliced one and the others."""
+        """The number of layers in each stack of the part, including stacks that are not sliced."""
         return stacks(self.names)
 
 
@@ -86,7 +86,7 @@ def reference_model(config: MergeConfig) -> str:
 
 
 def parts(config: MergeConfig, models: Mapping[str, ModelTensors], faults: Faults) -> list[Part]:
-    """The model as one part, or a part for each module and one without groups for what no module names."""
+    """The model as one part; or a part for each module, and one without groups for tensors of no listed module."""
     reference = reference_model(config)
     names = models[reference].shapes
     if not config.modules:
@@ -95,7 +95,7 @@ def parts(config: MergeConfig, models: Mapping[str, ModelTensors], faults: Fault
     for key, module in config.modules.items():
         if not shares[key]:
             hint = nearest(key, {word for name in names for word in name.split(".")[:-1]})
-            faults.add(module.line, f"module {key!r} speaks about no tensor of {reference}{hint}")
+            faults.add(module.line, f"module {key!r} matches no tensor of {reference}{hint}")
     groups = tuple(config.groups())
     return [
         _part(share, tuple(group for group in groups if group.module_name == key), config, models)
@@ -110,12 +110,12 @@ def _part(
     names = tuple(names)
     users = dict.fromkeys([reference_model(config), *(source.model for group in groups for source in group.inputs)])
     kinds = {kind_of(name) for name in names}
-    found: dict[str, Stack | None] = {}
+    sliced: dict[str, Stack | None] = {}
     for model in users:
         known = models[model]
-        mine = names if model == reference_model(config) else [n for n in known.shapes if kind_of(n) in kinds]
-        found[model] = _stack(mine, known.layers)
-    return Part(names, groups, found)
+        tensors = names if model == reference_model(config) else [n for n in known.shapes if kind_of(n) in kinds]
+        sliced[model] = _stack(tensors, known.layers)
+    return Part(names, groups, sliced)
 
 
 def _stack(names: Sequence[str], layers: int | None) -> Stack | None:
@@ -123,7 +123,7 @@ def _stack(names: Sequence[str], layers: int | None) -> Stack | None:
     if prefix is None:
         return None
     length = stacks(names)[prefix]
-    # a block beyond num_hidden_layers predicts further tokens; it is not one of the layers
+    # a block after num_hidden_layers predicts further tokens; it does not count as a layer
     return Stack(prefix, min(length, layers or length) if kind_of(prefix) == "text" else length)
 
 
@@ -139,23 +139,23 @@ def place(part: Part, config: MergeConfig, models: Mapping[str, ModelTensors], f
 
 def source_layers(part: Part, config: MergeConfig) -> tuple[LayerSource, ...]:
     """For each layer of a part's output, where its entries in the config come from; empty without layers."""
-    own = part.stacks[reference_model(config)]
-    if own is None or kind_of(own.prefix) != "text":
+    stack = part.stacks[reference_model(config)]
+    if stack is None or kind_of(stack.prefix) != "text":
         return ()
     if not part.groups or _is_whole(part, config):
-        return tuple(LayerSource(reference_model(config), layer) for layer in range(own.length))
+        return tuple(LayerSource(reference_model(config), layer) for layer in range(stack.length))
     leads = [next(s for s in group.inputs if s.model == lead_of(group)) for group in part.groups]
     return tuple(LayerSource(lead.model, layer) for lead in leads for layer in range(*_span(lead, part)))
 
 
 def lead_of(group: Group) -> str:
-    """The input whose layer says which weights there are and which config entry fits: the base, else the first."""
+    """The input whose layers give the weights' names and the config entries: the base, else the first."""
     models = [source.model for source in group.inputs]
     return group.base if group.base is not None and group.base in models else models[0]
 
 
 def line_of(group: Group, config: MergeConfig) -> int:
-    """The line where a group stands."""
+    """The line of a group in the file."""
     if group.slice is not None:
         return group.slice.line
     return group.module.line if group.module is not None else config.line_of("models")
@@ -165,12 +165,12 @@ def line_of(group: Group, config: MergeConfig) -> int:
 
 
 def _is_whole(part: Part, config: MergeConfig) -> bool:
-    """Whether the one group takes every layer of each input: then tensors meet by name, whatever their names are."""
+    """Whether there is one group and it takes every layer of each input; then tensors are matched by name."""
     inputs = part.groups[0].inputs
     spans = [(source.layer_range, _length(part, source.model)) for source in inputs]
     if len(part.groups) > 1 or any(span is not None and span != (0, length) for span, length in spans):
         return False
-    # a base that only lends its config may be of another depth
+    # a base that only gives its config may have another number of layers
     return inputs[0].layer_range is None or _length(part, reference_model(config)) == spans[0][1]
 
 
@@ -178,8 +178,8 @@ def _by_name(part: Part, faults: Faults, config: MergeConfig) -> Iterator[Spot]:
     group = part.groups[0]
     depths = {source.model: _length(part, source.model) for source in group.inputs}
     if len(set(depths.values())) > 1:
-        said = ", ".join(f"{model} has {depth}" for model, depth in depths.items())
-        faults.add(line_of(group, config), f"the inputs need equally many layers: {said}")
+        counts = ", ".join(f"{model} has {depth}" for model, depth in depths.items())
+        faults.add(line_of(group, config), f"the inputs must have the same number of layers: {counts}")
         return
     lengths = part.lengths
     for name in part.names:
@@ -193,12 +193,12 @@ def _length(part: Part, model: str) -> int:
 
 def _unmoved(name: str, group: Group, lengths: Mapping[str, int]) -> Spot:
     """A tensor that keeps its name, with its position in its own stack if it has one."""
-    where = {source.model: name for source in group.inputs}
-    found = layer_of(name)
-    if found is None:
-        return Spot(name, group, where)
-    count = max(lengths[found.stack], found.index + 1)
-    return Spot(name, group, where, position(found.index, count), found.index, count)
+    names = {source.model: name for source in group.inputs}
+    layer = layer_of(name)
+    if layer is None:
+        return Spot(name, group, names)
+    count = max(lengths[layer.stack], layer.index + 1)
+    return Spot(name, group, names, position(layer.index, count), layer.index, count)
 
 
 def position(step: int, count: int) -> float:
@@ -214,12 +214,12 @@ def position(step: int, count: int) -> float:
 
 
 def _can_restack(part: Part, config: MergeConfig, faults: Faults) -> bool:
-    found = [_wrong_range(source, group, part, config) for group in part.groups for source in group.inputs]
-    found.append(_wrong_part(part, config))
-    for problem in found:
+    problems = [_wrong_range(source, group, part, config) for group in part.groups for source in group.inputs]
+    problems.append(_wrong_part(part, config))
+    for problem in problems:
         if problem is not None:
             faults.add(*problem)
-    return not any(found)
+    return not any(problems)
 
 
 def _wrong_range(source: InputModel, group: Group, part: Part, config: MergeConfig) -> tuple[int, str] | None:
@@ -227,33 +227,33 @@ def _wrong_range(source: InputModel, group: Group, part: Part, config: MergeConf
     if stack is None:
         return line, f"{source.model} has no single stack of layers to slice; name its parts under modules"
     if source.layer_range and source.layer_range[1] > stack.length:
-        said = f"{source.model} has {stack.length} layers"
-        return line, f"{said}; layer_range {list(source.layer_range)} goes beyond them"
+        problem = f"{source.model} has {stack.length} layers"
+        return line, f"{problem}; layer_range {list(source.layer_range)} goes beyond them"
     return None
 
 
 def _wrong_part(part: Part, config: MergeConfig) -> tuple[int, str] | None:
-    own, line = part.stacks[reference_model(config)], line_of(part.groups[0], config)
-    if own is None:
-        return None  # said once for each source
-    if kind_of(own.prefix) != "text":
-        return line, f"only text layers can be restacked, and {own.prefix[:-1]} is not text"
+    stack, line = part.stacks[reference_model(config)], line_of(part.groups[0], config)
+    if stack is None:
+        return None  # reported for each source
+    if kind_of(stack.prefix) != "text":
+        return line, f"only text layers can be restacked, and {stack.prefix[:-1]} is not text"
     for name in part.names:
-        found = layer_of(name)
-        beyond = found is not None and found.stack == own.prefix and found.index >= own.length
+        layer = layer_of(name)
+        beyond = layer is not None and layer.stack == stack.prefix and layer.index >= stack.length
         if beyond or kind_of(name) == "draft":
-            said = f"{name} belongs to a block that predicts further tokens, which fits only its own layers"
-            return line, f"{said}; merge the model whole, or leave the block out first"
+            problem = f"{name} belongs to a block that predicts further tokens and only fits the original layers"
+            return line, f"{problem}; merge the model without slices, or remove the block first"
     return None
 
 
 def _restacked(part: Part, config: MergeConfig, models: Mapping[str, ModelTensors]) -> Iterator[Spot]:
-    own = part.stacks[reference_model(config)]
-    assert own is not None
-    outside = [name for name in part.names if (found := layer_of(name)) is None or found.stack != own.prefix]
+    stack = part.stacks[reference_model(config)]
+    assert stack is not None
+    outside = [name for name in part.names if (layer := layer_of(name)) is None or layer.stack != stack.prefix]
     lengths = stacks(outside)
     yield from (_unmoved(name, part.groups[0], lengths) for name in outside if before_layers(name))
-    yield from _layers(own.prefix, part, models)
+    yield from _layers(stack.prefix, part, models)
     yield from (_unmoved(name, part.groups[-1], lengths) for name in outside if not before_layers(name))
 
 

@@ -1,4 +1,4 @@
-"""The chat template of an output: one that the models have, one by name, or the config's own Jinja."""
+"""Chooses the output's chat template: one of the models', a named one, or Jinja text from the config."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from ...io.weights import Weights
 
 _MARKER = re.compile(r"<\|[\w ]+?\|>|\[\|[\w ]+?\|\]")
 
-#: mergekit's names, written anew from each format's description.
+#: Templates by mergekit's names; the text is ours, written from each format's description.
 TEMPLATES = {
     "chatml": """\
 {%- for message in messages -%}
@@ -77,10 +77,10 @@ TEMPLATES = {
 
 
 def template_of(source: Weights) -> str | None:
-    """A model's chat template, the default one where it has several by name.
+    """A model's chat template; the one named ``default`` if it has several.
 
     Raises:
-        WeightopsError: a file that should hold it is not valid.
+        WeightopsError: the file with the template is not valid.
     """
     folder = source.folder
     if folder is None:
@@ -88,12 +88,12 @@ def template_of(source: Weights) -> str | None:
     if (folder / TEMPLATE).exists():
         return _text(folder / TEMPLATE)
     for file in (SETTINGS, OLDER_TEMPLATE):
-        found = read_json(folder / file).get("chat_template")
-        if isinstance(found, list):
-            named = {entry.get("name"): entry.get("template") for entry in found if isinstance(entry, dict)}
-            found = named.get("default")
-        if isinstance(found, str):
-            return found
+        template = read_json(folder / file).get("chat_template")
+        if isinstance(template, list):
+            named = {entry.get("name"): entry.get("template") for entry in template if isinstance(entry, dict)}
+            template = named.get("default")
+        if isinstance(template, str):
+            return template
     return None
 
 
@@ -104,31 +104,31 @@ def _text(file: Path) -> str:
         raise WeightopsError(f"{file}: cannot be read as text; restore or download the file again") from error
 
 
-def choose_template(asked: str, models: Mapping[str, Weights], order: Sequence[str]) -> tuple[str | None, str]:
-    """The template that a config asks for, and a note on where it is from.
+def choose_template(choice: str, models: Mapping[str, Weights], order: Sequence[str]) -> tuple[str | None, str]:
+    """The template that a config names, and a note on where it comes from.
 
     Args:
-        asked: ``auto`` (what most models have; among equals the first model's), a name, or Jinja.
+        choice: ``auto`` (the template most models have, and on a tie the first model's), a name, or Jinja.
         order: The models to look at.
     """
-    if asked != "auto":
-        text = TEMPLATES.get(asked, asked)
-        return text, f"chat template: {asked if asked in TEMPLATES else 'as the config writes it'}"
-    found = {model: theirs.strip() for model in order if (theirs := template_of(models[model]))}
-    if not found:
+    if choice != "auto":
+        text = TEMPLATES.get(choice, choice)
+        return text, f"chat template: {choice if choice in TEMPLATES else 'from the config'}"
+    templates = {model: template.strip() for model in order if (template := template_of(models[model]))}
+    if not templates:
         return None, "chat_template: auto: none of the models has one"
-    most, count = Counter(found.values()).most_common(1)[0]
-    first = next(model for model, theirs in found.items() if theirs == most)
+    most, count = Counter(templates.values()).most_common(1)[0]
+    first = next(model for model, template in templates.items() if template == most)
     return most, f"chat template: that of {first} ({count} of {len(order)} models have it)"
 
 
 def unknown_markers(template: str, tokens: Mapping[str, Any]) -> list[str]:
-    """Markers such as ``<|im_end|>`` that a template writes and that are no tokens, so they fall into pieces."""
+    """Markers such as ``<|im_end|>`` in a template that are not tokens, so the tokenizer splits them."""
     return [marker for marker in dict.fromkeys(_MARKER.findall(template)) if marker not in tokens]
 
 
 def with_template(files: Mapping[str, bytes], template: str) -> dict[str, bytes]:
-    """Tokenizer files that hold this template and no other."""
+    """The tokenizer files with this chat template and no other."""
     kept = {
         name: data
         for name, data in files.items()

@@ -1,4 +1,4 @@
-"""The tokens of the models of a merge: read once for each different tokenizer, every missing one reported together."""
+"""Reads the tokens of a merge's models, each distinct tokenizer once; all missing tokenizers are reported together."""
 
 from __future__ import annotations
 
@@ -21,16 +21,16 @@ if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
 
-#: Rows of an embedding, and numbers of tokens. The largest vocabularies in use have about 260,000.
+#: Most rows of an embedding, and largest token number. The largest vocabularies in use have about 260,000.
 MOST_TOKENS = 1 << 24
 
 
 @dataclass(frozen=True, eq=False)
 class ModelTokens:
-    """A model's tokenizer, seen from its embedding.
+    """A model's tokenizer and the number of rows of its embedding.
 
     Attributes:
-        model: How the config names the model.
+        model: The model's name in the config.
         rows: Rows of its embedding; ``None`` for a tokenizer without a model.
         ids: Each token's number, in order of number.
     """
@@ -42,31 +42,31 @@ class ModelTokens:
     ids: Mapping[str, int]
 
     @cached_property
-    def held(self) -> Mapping[str, int]:
-        """The tokens with a row. A tokenizer may know more, to which the model has no embedding."""
+    def with_row(self) -> Mapping[str, int]:
+        """The tokens that have a row. A tokenizer may know more tokens than the embedding has rows."""
         rows = self.rows
         return self.ids if rows is None else {token: number for token, number in self.ids.items() if number < rows}
 
     @cached_property
     def document(self) -> dict[str, Any]:
-        """``tokenizer.json`` as the library writes it. Not to be changed."""
+        """``tokenizer.json`` as the library writes it. Do not change the value."""
         written: dict[str, Any] = json.loads(self.tokenizer.to_str())
         return written
 
     @cached_property
     def added(self) -> Mapping[str, Mapping[str, Any]]:
-        """The flags of the tokens that stand beside the vocabulary, special ones among them, in order of number."""
+        """The flags of the added tokens, including special ones, in order of number."""
         entries = sorted(self.document["added_tokens"], key=lambda entry: int(entry["id"]))
         return {entry["content"]: {flag: entry[flag] for flag in TOKEN_FLAGS} for entry in entries}
 
 
 def embedding_rows(source: Weights) -> int | None:
-    """The rows of a model's embedding, by its tensors, else by its config."""
+    """The number of rows of a model's embedding, from its tensors, else from its config."""
     return next((tensor.shape[0] for tensor in vocabulary_tensors(source)), vocabulary_size(source.config))
 
 
 def fingerprint(source: Weights) -> bytes | None:
-    """The same for two models whose tokenizers are the same files; ``None`` without ``tokenizer.json``."""
+    """A hash of the tokenizer files, equal for models with the same files; ``None`` without ``tokenizer.json``."""
     if source.folder is None or not (source.folder / TOKENIZER).exists():
         return None
     names = [name for name in (TOKENIZER, SETTINGS) if (source.folder / name).exists()]
@@ -76,19 +76,19 @@ def fingerprint(source: Weights) -> bytes | None:
 def read_tokens(
     models: Mapping[str, Weights], needed: Iterable[str], *, trust_remote_code: bool = False
 ) -> dict[str, ModelTokens]:
-    """The tokens of each needed model, and of each other one that has a tokenizer.
+    """The tokens of each needed model, and of each other model that has a tokenizer.
 
     Args:
         trust_remote_code: As for :func:`weightops.io.tokenizer.tokenizer_of`.
 
     Raises:
-        WeightopsError: a needed tokenizer is missing, or one that is there cannot be read; all of them together.
+        WeightopsError: a needed tokenizer is missing, or a tokenizer cannot be read; all problems together.
     """
     needed = set(needed)
     read: dict[bytes | str, tuple[Tokenizer, Mapping[str, int]]] = {}
-    wanted = [(model, source) for model, source in models.items() if model in needed or has_tokenizer(source)]
-    found = attempt_all(partial(_read, model, source, read, trust_remote_code) for model, source in wanted)
-    return {tokens.model: tokens for tokens in found}
+    selected = [(model, source) for model, source in models.items() if model in needed or has_tokenizer(source)]
+    all_tokens = attempt_all(partial(_read, model, source, read, trust_remote_code) for model, source in selected)
+    return {tokens.model: tokens for tokens in all_tokens}
 
 
 def _read(
@@ -106,12 +106,14 @@ def _read(
         read[key] = tokenizer, dict(ids)
     rows, (_, numbers) = embedding_rows(source), read[key]
     if max(rows or 0, max(numbers.values(), default=0)) > MOST_TOKENS:
-        raise WeightopsError(f"{source.spec}: its vocabulary has numbers above {MOST_TOKENS}; restore its tokenizer")
+        raise WeightopsError(
+            f"{source.spec}: its vocabulary has token numbers above {MOST_TOKENS}; restore its tokenizer"
+        )
     return ModelTokens(model, source, rows, *read[key])
 
 
 def tokenizer_only(spec: str) -> Weights:
-    """A folder that is named as ``tokenizer_source`` and is none of the merged models.
+    """The folder that ``tokenizer_source`` names, if it is not one of the merged models.
 
     Raises:
         WeightopsError: there is no such folder.

@@ -1,4 +1,4 @@
-"""The files and config keys that go out with a vocabulary: tokenizer, special tokens, their numbers."""
+"""The files and config keys written with a vocabulary: the tokenizer, and the numbers of special tokens."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ from .union import OutputTokens
 
 GENERATION = "generation_config.json"
 
-#: The numbers that are a convention of a tokenizer, not of an architecture.
+#: Config keys whose token numbers belong to the tokenizer, not to the architecture.
 _MARKS = ("bos_token_id", "eos_token_id", "pad_token_id")
 _NUMBER = re.compile(r"token_(id|ids|index)$")
 
 
 def files_of(output: OutputTokens) -> dict[str, bytes]:
-    """The tokenizer's files, by name; with tokens added, only those that know of them."""
+    """The tokenizer's files, by name; if tokens were added, only files that include them."""
     files = tokenizer_files(output.home.source.folder)
     if output.document is None:
         return files
@@ -38,11 +38,11 @@ def files_of(output: OutputTokens) -> dict[str, bytes]:
 
 
 class Numbers:
-    """Token numbers of the reference's configs as the output counts them.
+    """The token numbers in the reference's configs, translated to the output's vocabulary.
 
     Args:
         output: The output's tokenizer.
-        before: The reference's tokens, where it has a tokenizer.
+        before: The reference's tokens, if it has a tokenizer.
     """
 
     def __init__(self, output: OutputTokens, before: ModelTokens | None) -> None:
@@ -58,7 +58,7 @@ class Numbers:
         return {**renumbered, **resized}
 
     def generation(self, reference: Weights) -> dict[str, bytes]:
-        """``generation_config.json`` where numbers in it change."""
+        """``generation_config.json``, if token numbers in it change."""
         if reference.folder is None:
             return {}
         config = read_json(reference.folder / GENERATION)
@@ -88,8 +88,8 @@ class Numbers:
             if named is not None:
                 return named
         if isinstance(value, list):
-            found = [self._translated(one) for one in value]
-            return [one for one in found if one is not None]
+            numbers = [self._translated(number) for number in value]
+            return [number for number in numbers if number is not None]
         return self._translated(value)
 
     def _translated(self, number: Any) -> Any:
@@ -99,7 +99,7 @@ class Numbers:
         return self.ids.get(token)
 
     def _named(self, key: str) -> int | None:
-        """What the tokenizer's own settings call by that name."""
+        """The number of the token that the tokenizer's settings give for a key such as ``bos_token_id``."""
         if self.home.folder is None:
             return None
         named = read_json(self.home.folder / SETTINGS).get(key.removesuffix("_id"))

@@ -1,12 +1,12 @@
-"""A tokenizer with tokens added to it, as ``tokenizer.json``.
+"""Adds tokens to a tokenizer and writes it as ``tokenizer.json``.
 
-Numbers follow mergekit: the tokens that are there keep theirs; then, model by model, the tokens that a model adds to
-the vocabulary, in order of their number there; then the added and special tokens of the models in the same way; then
-tokens that only the config names. (mergekit takes a model's tokens in the order of a hash table, another one each run.)
+Numbers follow mergekit: existing tokens keep theirs; then, model by model, the tokens that a model adds to the
+vocabulary, in the order of their numbers in that model; then the added and special tokens of the models in the same
+way; then tokens that only the config names. (mergekit takes a model's tokens in hash order, which differs every run.)
 
-mergekit makes an *added* token of everything new, which is cut out of a text before it is split into words: with "he"
-from another vocabulary, "the" falls apart. Here a vocabulary's token goes into the vocabulary, with the merges that
-lead to it, so the tokens that the output had before are split as before wherever no new token applies.
+mergekit makes every new token an *added* token. Added tokens are cut out of a text before it is split into words:
+with "he" from another vocabulary, "the" is split. Here a vocabulary's token goes into the vocabulary, together with
+the merges that lead to it, so texts are split as before wherever no new token applies.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from .model_tokens import ModelTokens
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
-#: A token that only the config names: taken as a whole, wherever it stands.
+#: Flags of a token that only the config names: it is matched anywhere in a text.
 _NAMED = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False, "special": False}
 
 
@@ -31,10 +31,10 @@ class OutputTokens:
     """The tokenizer of an output.
 
     Attributes:
-        home: The model whose tokenizer it is, or was before tokens were added.
+        home: The model whose tokenizer it is, before tokens were added.
         ids: Each token's number, in order of number.
-        document: ``tokenizer.json``; ``None`` where home's own files stand.
-        added: Added tokens by number, with their flags; empty where home's own files stand.
+        document: ``tokenizer.json``; ``None`` if home's own files are used.
+        added: Added tokens by number, with their flags; ``None`` if home's own files are used.
     """
 
     home: ModelTokens
@@ -45,29 +45,29 @@ class OutputTokens:
 
 
 def extend(home: ModelTokens, others: Sequence[ModelTokens], named: Sequence[str]) -> OutputTokens:
-    """A tokenizer with the tokens of other models, and some by name.
+    """Add the tokens of other models, and named tokens, to a tokenizer.
 
     Args:
         home: The tokenizer to add to.
-        others: Models all of whose tokens come in.
+        others: Models whose tokens are all added.
         named: Further tokens.
 
     Raises:
-        WeightopsError: the tokenizer cannot take them.
+        WeightopsError: the tokens cannot be added to the tokenizer.
     """
     others = [other for other in others if other.tokenizer is not home.tokenizer]
     if not others and all(token in home.ids for token in named):
         return OutputTokens(home, home.ids)
-    dropped = set(home.ids) - set(home.held) if others else set()
+    dropped = set(home.ids) - set(home.with_row) if others else set()
     added = {token: flags for token, flags in home.added.items() if token not in dropped}
     for other in others:
         for token, flags in other.added.items():
-            if token in other.held:
+            if token in other.with_row:
                 added.setdefault(token, flags)
     ids = {token: number for token, number in home.ids.items() if token not in dropped}
     plain: dict[str, ModelTokens] = {}
     for other in others:
-        for token in other.held:
+        for token in other.with_row:
             if token not in ids and token not in added:
                 plain.setdefault(token, other)
     extra = {token: _NAMED for token in named if token not in ids and token not in plain and token not in added}
@@ -95,7 +95,7 @@ def _written(
     if kind == "Unigram":
         model["vocab"] = _pieces(home, ids, plain)
     else:
-        # added tokens too: on loading, those outside the vocabulary are numbered from its length on
+        # include added tokens: on loading, those outside the vocabulary would be numbered from its length on
         model["vocab"] = {token: ids[token] for token in ids}
     if kind == "BPE":
         kept = [pair for pair in model["merges"] if not dropped & {*pair, _joined(pair, model)}] if dropped else None
@@ -107,15 +107,15 @@ def _written(
 
 
 def _merges(model: Mapping[str, Any], ids: Mapping[str, int], plain: Mapping[str, ModelTokens]) -> list[list[str]]:
-    """The merges that make a new token, from the model that brought it; those before them stay ahead."""
-    found = []
+    """The merges that make the new tokens, from the models that have them; existing merges stay before them."""
+    merges = []
     for other in dict.fromkeys(plain.values()):
         theirs = other.document["model"]
         for pair in theirs.get("merges", ()):
             new = _joined(pair, theirs)
             if plain.get(new) is other and pair[0] in ids and pair[1] in ids and _joined(pair, model) == new:
-                found.append(list(pair))
-    return found
+                merges.append(list(pair))
+    return merges
 
 
 def _joined(pair: Sequence[str], model: Mapping[str, Any]) -> str:
@@ -124,7 +124,7 @@ def _joined(pair: Sequence[str], model: Mapping[str, Any]) -> str:
 
 
 def _pieces(home: ModelTokens, ids: Mapping[str, int], plain: Mapping[str, ModelTokens]) -> list[list[Any]]:
-    """A unigram vocabulary is a list whose places are the numbers, so added tokens need their place in it as well."""
+    """The vocabulary of a unigram model: a list indexed by token number, so it must include added tokens."""
     scores = dict(home.document["model"]["vocab"])
     lowest = min(scores.values(), default=0.0)
     for other in dict.fromkeys(plain.values()):
@@ -141,7 +141,7 @@ def _pieces(home: ModelTokens, ids: Mapping[str, int], plain: Mapping[str, Model
 
 
 def _unreachable(kind: str, plain: Mapping[str, ModelTokens]) -> list[str]:
-    """New tokens that no text is split into: the other tokenizer has no merges to bring along."""
+    """Notes on new tokens that no text is split into, because their tokenizer has no merges to add."""
     if kind != "BPE":
         return []
     counts: dict[str, int] = {}
@@ -149,20 +149,20 @@ def _unreachable(kind: str, plain: Mapping[str, ModelTokens]) -> list[str]:
         if other.document["model"]["type"] != "BPE":
             counts[other.model] = counts.get(other.model, 0) + 1
     return [
-        f"{count} tokens of {model} have a row in the output, but text is not split into them: its tokenizer is no BPE"
+        f"{count} tokens of {model} have a row in the output, but no text is split into them: its tokenizer is not BPE"
         for model, count in counts.items()
     ]
 
 
 def _check(home: ModelTokens, data: bytes, ids: Mapping[str, int]) -> None:
-    """Whether the library reads the numbers that were planned."""
+    """Check that the library reads the planned numbers from the new tokenizer."""
     from tokenizers import Tokenizer
 
-    said = f"{home.model}: its tokenizer cannot take further tokens"
+    problem = f"{home.model}: tokens cannot be added to its tokenizer"
     try:
         read: Tokenizer = Tokenizer.from_str(data.decode())
     except Exception as error:  # the tokenizers library raises bare Exception
-        raise WeightopsError(f"{said} ({error}); use tokenizer_source: base") from error
+        raise WeightopsError(f"{problem} ({error}); use tokenizer_source: base") from error
     vocabulary = read.get_vocab(with_added_tokens=True)
     if any(vocabulary.get(token) != number for token, number in ids.items()):
-        raise WeightopsError(f"{said}; use tokenizer_source: base")
+        raise WeightopsError(f"{problem}; use tokenizer_source: base")

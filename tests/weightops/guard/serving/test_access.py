@@ -151,8 +151,8 @@ def test_a_key_is_accepted_exactly_when_it_is_one_of_the_keys(given, key):
 
 @pytest.mark.parametrize(
     ("content", "problem"),
-    [(b"", "holds no API key"), (b"# none\n", "holds no API key"), (b"short\n", "line 1: not an API key"), (b"\xff" * 9, "not ASCII"),
-     (b"\nwith a space\n", "line 2: not an API key"), (b"a" * (2 << 20), "more than 1 MiB")],
+    [(b"", "contains no API key"), (b"# none\n", "contains no API key"), (b"short\n", "line 1: not an API key"), (b"\xff" * 9, "not ASCII"),
+     (b"\nwith a space\n", "line 2: not an API key"), (b"a" * (2 << 20), "larger than 1 MiB")],
 )  # fmt: skip
 def test_a_file_that_holds_no_keys_is_refused_without_showing_it(tmp_path, content, problem):
     file = tmp_path / "keys.txt"

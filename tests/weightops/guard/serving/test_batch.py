@@ -64,9 +64,9 @@ def test_memory_is_bounded_by_letting_go_of_who_comes_next(guard):
     try:
         asyncio.run(batcher.judge(first, "is this"))
         assert batcher.kept == first.stream.kept_bytes > 1
-        with pytest.raises(BusyError, match="open texts keep"):
+        with pytest.raises(BusyError, match="open texts use"):
             asyncio.run(batcher.judge(second, "a"))
-        with pytest.raises(BusyError, match="open texts keep"):
+        with pytest.raises(BusyError, match="open texts use"):
             asyncio.run(batcher.judge(first, " safe"))
         assert first.stream is None  # so there is room again
         verdict = asyncio.run(batcher.judge(second, "a", last=True))

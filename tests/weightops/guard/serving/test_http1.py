@@ -99,7 +99,7 @@ def test_a_body_that_ends_before_its_end_is_said_to(url):
         connection.shutdown(socket.SHUT_WR)
         answer = read_all(connection)
     assert answer.startswith(b"HTTP/1.1 400 ")
-    assert "ended before its end" in json_of(answer)["error"]["message"]
+    assert "ended too early" in json_of(answer)["error"]["message"]
 
 
 # The limits on connections have a server of their own: 12 in all, 5 of a client.

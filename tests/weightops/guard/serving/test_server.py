@@ -56,8 +56,8 @@ def test_openais_own_client_reads_the_answer(url, guard):
         (b'{"input": []}', "input must be"),
         (b'{"input": ["a", 1]}', "input must be"),
         (b'{"input": [{"type": "image_url", "image_url": {"url": "x"}}]}', "input must be"),
-        (json.dumps({"input": ["a"] * 65}).encode(), "65 texts; at most 64"),
-        (json.dumps({"input": "a" * (CHARS + 1)}).encode(), "401 characters; at most 400"),
+        (json.dumps({"input": ["a"] * 65}).encode(), "65 texts; the limit is 64"),
+        (json.dumps({"input": "a" * (CHARS + 1)}).encode(), "401 characters; the limit is 400"),
         (json.dumps({"input": "日" * 200}).encode(), "the model reads 600"),
     ],
 )
@@ -202,5 +202,8 @@ def test_health_and_metrics_tell_what_happened(url, model):
 
 
 def test_a_port_that_is_taken_is_one_line():
-    with socket.create_server(("127.0.0.1", 0)) as taken, pytest.raises(WeightopsError, match="cannot be listened on"):
+    with (
+        socket.create_server(("127.0.0.1", 0)) as taken,
+        pytest.raises(WeightopsError, match="the server cannot listen on it"),
+    ):
         bind(port=taken.getsockname()[1])

@@ -225,9 +225,9 @@ def test_circles_and_doubled_names():
     ]
     assert problems(MULTI.replace("name: second", "name: first")) == [
         "c.yml:4: documents use each other in a circle: first -> first",
-        "c.yml:8: name 'first' is taken (first on line 4)",
+        "c.yml:8: name 'first' is used twice (first on line 4)",
     ]
-    assert problems(LINEAR + "---\n" + LINEAR) == ["c.yml:8: only one document may do without a name (first on line 1)"]
+    assert problems(LINEAR + "---\n" + LINEAR) == ["c.yml:8: only one document may have no name (first on line 1)"]
 
 
 # --- faults ----------------------------------------------------------------------------------------------------------
@@ -264,10 +264,10 @@ FAULTS = {
     "not finite": ("weight: 0.7", "weight: .nan", "6: weight must be a number, not nan"),
     "null": ("weight: 0.7", "weight: null", "6: 'weight' needs a number, text"),
     "empty list": ("weight: 0.7", "weight: []", "6: 'weight' needs a number, text"),
-    "mixed list": ("weight: 0.7", "weight: [1, {value: 2}]", "6: a list of parameters holds either plain values or"),
+    "mixed list": ("weight: 0.7", "weight: [1, {value: 2}]", "6: a list must have either plain values or"),
     "misspelt filter": ("{weight: 0.7}", "{weight: {fliter: a, value: 1}}", "6: unknown key 'fliter' (did you"),
     "no value": ("{weight: 0.7}", "{weight: {filter: a}}", "6: value is missing"),
-    "twice": ("org/b", "org/a", "5: model 'org/a' stands twice among the inputs"),
+    "twice": ("org/b", "org/a", "5: model 'org/a' is listed twice; remove one entry"),
     "doubled key": ("{weight: 0.7}", "{weight: 0.7, weight: 0.3}", "6: key 'weight' is listed twice (first on line 6)"),
     "python tag": ("0.7", "!!python/object/apply:os.system [ls]", "6: tag !!python/object/apply:os.system is not allowed"),
     "own tag": ("0.7", "!secret 1", "6: tag !secret is not allowed"),
@@ -320,14 +320,14 @@ def test_method_faults():
         "c.yml:1: ties needs a base model; name it with base_model"
     ]
     assert problems("merge_method: model_stock\nbase_model: a\nmodels:\n  - model: a\n  - model: b\n") == [
-        "c.yml:3: model_stock merges at least 2 models beside the base; 1 given"
+        "c.yml:3: model_stock merges at least 2 models besides the base; 1 given"
     ]
     assert problems("merge_method: slerp\nbase_model: a\nparameters: {t: 1}\nmodels: [{model: b}, {model: c}]\n") == [
-        "c.yml:4: slerp merges at most 1 models beside the base; 2 given"
+        "c.yml:4: slerp merges at most 1 models besides the base; 2 given"
     ]
     assert problems("merge_method: linear\nbase_model: a\nmodels: [{model: b, parameters: {weight: 1}}]\n") == [
-        "c.yml:2: linear has no base, so 'a' would be one more input, and nothing sets its weight; "
-        "list it under models with a weight, or leave base_model out"
+        "c.yml:2: linear uses no base, so 'a' would be one more input, and its weight is not set; "
+        "list it under models with a weight, or remove base_model"
     ]
 
 
@@ -340,13 +340,13 @@ def test_density_out_of_range(density):
 
 def test_slice_faults():
     assert problems(SLICES.replace("[8, 24]", "[8, 23]")) == [
-        "c.yml:2: the sources of a slice need equally many layers: org/a [0, 16], org/b [8, 23]"
+        "c.yml:2: the sources of a slice must have the same number of layers: org/a [0, 16], org/b [8, 23]"
     ]
     assert problems(SLICES.replace("[0, 0]", "[3, 1]")) == [
-        "c.yml:12: layer_range [3, 1] must not be negative or run backwards"
+        "c.yml:12: layer_range [3, 1] must not be negative, and its end must not be before its start"
     ]
     assert problems(SLICES.replace("[0, 16]", "[0, 1.5]")) == [
-        "c.yml:4: layer_range needs two whole numbers, [start, end], the end not included"
+        "c.yml:4: layer_range needs two whole numbers, [start, end], where end is not included"
     ]
     assert problems(SLICES.replace("linear", "ties\nbase_model: org/c")) == [
         "c.yml:2: base model 'org/c' is not among the slice's sources; add it with its layer_range",
@@ -363,7 +363,7 @@ def test_tokenizer_faults():
         "c.yml:20: token '<|im_end|>' comes from 'org/bb', which is not merged here (did you mean 'org/b'?)"
     ]
     assert problems(LINEAR + "tokenizer_source: base\ntokenizer: {source: union}\n") == [
-        "c.yml:8: tokenizer_source and tokenizer exclude each other"
+        "c.yml:8: tokenizer_source and tokenizer are both set; remove one of them"
     ]
     assert problems(SLICES.replace('token: "<s>"', "")) == [
         "c.yml:19: model_token needs a model and either token or token_id"
@@ -386,7 +386,7 @@ def test_parameters_of_other_methods_are_noted_not_refused():
     (config,) = parse(LINEAR.replace("weight: 0.3", "weight: 0.3, density: 0.5, normalize: false"), "c.yml")
     assert config.notes == (
         "c.yml:4: 'density' has no effect with linear",
-        "c.yml:4: 'normalize' has no effect on one model: linear has one for all of them",
+        "c.yml:4: 'normalize' has no effect on one model: linear has one value for all models",
     )
 
 
@@ -450,20 +450,20 @@ def test_text_that_is_no_unicode_is_refused_wherever_it_is(key):
 
 ONE = "merge_method: linear\nmodels: [{model: a, parameters: {weight: 1}}]\n"
 TOO_MUCH = {
-    "documents": ("---\n".join(f"name: d{i}\n{ONE}" for i in range(300)), "300 documents, at most 100 are read"),
-    "models": ("merge_method: linear\nmodels:\n" + "- {model: a}\n" * 1_500, "at most 1,000 are read"),
+    "documents": ("---\n".join(f"name: d{i}\n{ONE}" for i in range(300)), "300 documents, the limit is 100"),
+    "models": ("merge_method: linear\nmodels:\n" + "- {model: a}\n" * 1_500, "the limit is 1,000"),
     "slices": (
         "merge_method: passthrough\nslices:\n- &s {sources: [{model: a, layer_range: [0, 4]}]}\n" + "- *s\n" * 2_000,
-        "slices has 2,001 entries, at most 1,000 are read",
+        "slices has 2,001 entries, the limit is 1,000",
     ),
     "layers": (
         "merge_method: passthrough\nslices:\n- sources: [{model: a, layer_range: [0, 1000000000]}]\n",
-        "have 1000000000 layers together, at most 2,000 are made",
+        "have 1000000000 layers together, the limit is 2,000",
     ),
     "gradient": (ONE + f"parameters: {{weight: [{'1,' * 2_000}]}}\n", "weight has 2,000 entries"),
     "filters": (
         ONE + "parameters:\n  weight:\n" + "  - {filter: x, value: 1}\n" * 1_500,
-        "weight has 1,500 entries, at most 1,000 are read",
+        "weight has 1,500 entries, the limit is 1,000",
     ),
     "gradient in a filter": (
         ONE + f"parameters: {{weight: [{{filter: x, value: [{'1,' * 2_000}]}}]}}\n",
@@ -471,7 +471,7 @@ TOO_MUCH = {
     ),
     "modules": (
         "merge_method: linear\nmodules:\n" + "".join(f"  m{i}: {{models: [{{model: a}}]}}\n" for i in range(200)),
-        "modules has 200 entries, at most 100 are read",
+        "modules has 200 entries, the limit is 100",
     ),
 }
 
@@ -486,4 +486,4 @@ def test_more_than_any_merge_has_is_refused_before_work_is_done_for_it(case):
 
 @pytest.mark.parametrize("number", [".inf", ".nan", "1.0e+39", "1" * 60])
 def test_a_factor_that_no_layer_can_be_scaled_by_is_refused(number):
-    assert problems(ONE + f"lines: {{alpha: {number}}}\n")[0].endswith("must be a number, and a finite one")
+    assert problems(ONE + f"lines: {{alpha: {number}}}\n")[0].endswith("must be a finite number")

@@ -329,7 +329,7 @@ def test_modules_give_each_part_its_own_inputs_and_the_rest_is_copied():
     assert ([source.model for source in vision.inputs], vision.settings) == (["b", "a"], {"weight": [2.0, 2.0]})
     projector = found["multi_modal_projector.linear_1.weight"]
     assert (projector.method, projector.inputs) == ("passthrough", (Source("a", projector.name),))
-    assert layout.notes == ("1 tensors that no module names are copied from a",)
+    assert layout.notes == ("1 tensors belong to no listed module and are copied from a",)
     assert len(found) == len(vlm(3, 3).shapes)
 
 
@@ -337,7 +337,7 @@ def test_a_tied_head_is_not_written_and_an_embedding_stands_in_for_a_missing_one
     document = "merge_method: linear\nmodels: [{model: a}, {model: b}]\n"
     tied_first = lay(document, a=small(1, tied=True), b=small(1))
     assert "lm_head.weight" not in by_name(tied_first)
-    assert tied_first.notes == ("b: left out, as a ties its head: lm_head.weight",)
+    assert tied_first.notes == ("b: left out, because a ties its head: lm_head.weight",)
     head = by_name(lay(document, a=small(1), b=small(1, tied=True)))["lm_head.weight"]
     assert head.inputs == (Source("a", "lm_head.weight"), Source("b", "model.embed_tokens.weight"))
 
@@ -346,7 +346,7 @@ def test_a_gradient_that_meets_no_layer_is_refused_and_one_that_meets_both_is_no
     document = "merge_method: linear\nmodels:\n  - model: a\n    parameters:\n      weight:\n"
     only = document + "        - filter: embed_tokens\n          value: [0, 1]\n        - value: 0.5\n"
     assert problems(only, a=small(2)) == [
-        "c.yml:7: a list of 2 values over the layers meets only tensors outside them "
+        "c.yml:7: a list of 2 values over the layers applies only to tensors outside them "
         "(first: model.embed_tokens.weight); give one value"
     ]
     bare = ModelTensors({"norm.weight": (1,)})
@@ -360,7 +360,7 @@ def test_a_filter_that_is_part_of_no_name_is_noted():
     document = (
         "merge_method: linear\nmodels: [{model: a}]\nparameters:\n  weight: [{filter: mpl, value: 1}, {value: 2}]\n"
     )
-    assert lay(document, a=small(1)).notes == ("c.yml:4: filter 'mpl' is part of no tensor's name",)
+    assert lay(document, a=small(1)).notes == ("c.yml:4: filter 'mpl' matches no tensor's name",)
 
 
 def test_layout_faults_come_together():
@@ -373,7 +373,9 @@ def test_layout_faults_come_together():
         "c.yml:4: b has 2 layers; layer_range [1, 3] goes beyond them",
     ]
     two = "merge_method: linear\nmodels:\n  - model: a\n  - model: b\n"
-    assert problems(two, a=small(3), b=small(2)) == ["c.yml:2: the inputs need equally many layers: a has 3, b has 2"]
+    assert problems(two, a=small(3), b=small(2)) == [
+        "c.yml:2: the inputs must have the same number of layers: a has 3, b has 2"
+    ]
     assert problems(two, a=small(2), b=model(2, rests=("mlp", "gate"))) == [
         "c.yml:2: b has model.layers.0.gate.weight, which the other inputs lack; they must share one architecture",
         "c.yml:2: b has no tensor model.layers.0.attn.weight and 1 more; the inputs must share one architecture",
@@ -419,7 +421,7 @@ def test_an_encoder_and_a_decoder_need_modules():
 def test_a_module_that_names_nothing():
     document = "merge_method: linear\nmodules:\n  visoin_tower:\n    models: [{model: a}]\n"
     assert problems(document, a=vlm(1, 1)) == [
-        "c.yml:4: module 'visoin_tower' speaks about no tensor of a (did you mean 'vision_tower'?)"
+        "c.yml:4: module 'visoin_tower' matches no tensor of a (did you mean 'vision_tower'?)"
     ]
 
 

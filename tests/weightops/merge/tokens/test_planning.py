@@ -58,7 +58,7 @@ def test_where_a_plan_is_asked_for_one_vocabulary_stays_unchanged(tmp_path, text
     vocabulary = plan(weights, text)
     assert vocabulary.unchanged
     assert vocabulary.size == 8
-    assert all(own.tolist() == list(range(8)) for own in vocabulary.own.values())
+    assert all(own.tolist() == list(range(8)) for own in vocabulary.rows_in.values())
 
 
 # --- laws ------------------------------------------------------------------------------------------------------------
@@ -100,7 +100,7 @@ def test_own_rows_are_just_the_models_tokens(found, text):
         theirs, rows = ids(tokenizer), tokenizer.get_vocab_size() + pad
         for row in range(vocabulary.size):
             bare = row if len(theirs) <= row < rows else -1
-            assert vocabulary.own[name][row] == (theirs.get(tokens[row], -1) if row in tokens else bare)
+            assert vocabulary.rows_in[name][row] == (theirs.get(tokens[row], -1) if row in tokens else bare)
 
 
 @settings(max_examples=25, deadline=None)
@@ -193,7 +193,7 @@ def test_new_words_come_in_the_order_of_their_number_in_the_model(tmp_path):
     }
     got = plan(weights, UNION)
     assert out_ids(got) == {"<unk>": 0, "x": 1, "<s>": 2, "m": 3, "k": 4, "z": 5, "<t>": 6}
-    assert got.own["b"].tolist() == [0, 2, -1, 1, 3, -1, -1]
+    assert got.rows_in["b"].tolist() == [0, 2, -1, 1, 3, -1, -1]
     assert got.fallback.pairs(3) == [("b", 1)]
 
 
@@ -252,8 +252,8 @@ def test_padding_stays_and_new_tokens_take_its_place(tmp_path):
     got = plan(weights, UNION)
     assert got.size == 8
     assert out_ids(got) == {"<unk>": 0, "x": 1, "k": 2, "l": 3}
-    assert got.own["a"].tolist() == [0, 1, -1, -1, 4, 5, 6, 7]
-    assert got.own["b"].tolist() == [0, -1, 1, 2, 4, 5, -1, -1]
+    assert got.rows_in["a"].tolist() == [0, 1, -1, -1, 4, 5, 6, 7]
+    assert got.rows_in["b"].tolist() == [0, -1, 1, 2, 4, 5, -1, -1]
     assert got.fallback.pairs(6) == [("a", 6)]
     assert not got.fallback.filled.any()
 
@@ -268,7 +268,7 @@ def test_without_a_setting_shorter_padding_is_brought_to_the_references(tmp_path
     tokenizer = words("<unk>", "x")
     weights = {"a": model(tmp_path / "a", tokenizer, 4), "b": model(tmp_path / "b", tokenizer, 2)}
     got = plan(weights)
-    assert (got.size, got.own["b"].tolist()) == (4, [0, 1, -1, -1])
+    assert (got.size, got.rows_in["b"].tolist()) == (4, [0, 1, -1, -1])
     assert "aligned by token to that of a" in got.notes[0]
 
 
@@ -285,10 +285,10 @@ def test_a_token_without_a_row_in_its_model_is_no_token_of_it(tmp_path):
         "b": model(tmp_path / "b", special(words("<unk>", "x"), "<pad>"), 2),
     }
     got = plan(weights, UNION)
-    assert got.own["b"].tolist() == [0, 1, -1]
+    assert got.rows_in["b"].tolist() == [0, 1, -1]
     assert out_ids(got) == theirs(weights, "union")
     turned = plan({"b": weights["b"], "a": weights["a"]}, BASE)
-    assert (turned.size, turned.own["b"].tolist(), turned.own["a"].tolist()) == (3, [0, 1, -1], [0, 1, 2])
+    assert (turned.size, turned.rows_in["b"].tolist(), turned.rows_in["a"].tolist()) == (3, [0, 1, -1], [0, 1, 2])
 
 
 def test_a_token_without_a_row_does_not_come_into_a_union(tmp_path):
@@ -320,8 +320,8 @@ def test_a_model_as_long_as_the_reference_may_lack_its_tokenizer(tmp_path):
         "c": model(tmp_path / "c", words("<unk>", "z", "x")),
     }
     got = plan(weights)
-    assert got.own["b"].tolist() == [0, 1]
-    assert got.own["c"].tolist() == [0, 2]
+    assert got.rows_in["b"].tolist() == [0, 1]
+    assert got.rows_in["c"].tolist() == [0, 2]
 
 
 def test_a_folder_with_nothing_but_a_tokenizer_can_be_the_source(tmp_path):
@@ -329,7 +329,7 @@ def test_a_folder_with_nothing_but_a_tokenizer_can_be_the_source(tmp_path):
     model(tmp_path / "t", words("<unk>", "y"))
     (tmp_path / "t" / "config.json").unlink()
     got = plan(weights, f"tokenizer_source: {tmp_path / 't'}")
-    assert (got.size, got.own["a"].tolist()) == (2, [0, 2])
+    assert (got.size, got.rows_in["a"].tolist()) == (2, [0, 2])
 
 
 def test_a_tokenizer_folder_with_the_references_tokens_keeps_its_padding(tmp_path):

@@ -35,16 +35,16 @@ def matrices(seed: int = 0, rows: int = 9, width: int = 3) -> dict[str, np.ndarr
 
 def expected_row(alignment: Alignment, model: str, row: int, data: dict[str, np.ndarray]) -> np.ndarray | None:
     """The rule of the module's first paragraph, word for word; ``None`` for a filled row."""
-    if alignment.own[model][row] >= 0 and not alignment.forced[row]:
-        return data[model][alignment.own[model][row]]
+    if alignment.rows_in[model][row] >= 0 and not alignment.forced[row]:
+        return data[model][alignment.rows_in[model][row]]
     if row in alignment.choices:
         choice = alignment.choices[row]
         return np.zeros(3) if choice is None else data[choice[0]][choice[1]]
-    having = [m for m in alignment.own if alignment.own[m][row] >= 0]
+    having = [m for m in alignment.rows_in if alignment.rows_in[m][row] >= 0]
     if not having:
         return np.zeros(3) if alignment.named[row] else None
     having = [alignment.base] if alignment.base in having else having
-    return np.mean([data[m][alignment.own[m][row]].astype(np.float64) for m in having], 0)
+    return np.mean([data[m][alignment.rows_in[m][row]].astype(np.float64) for m in having], 0)
 
 
 @given(alignments(), st.sampled_from(MODELS))
@@ -109,8 +109,10 @@ class Info:
         self.tokenizer = self
         names = {f"t{i}": i for i in range(count)}
         self.get_vocab = lambda: names
-        self.permutations = {reference(m): dict(enumerate(own[:count].tolist())) for m, own in alignment.own.items()}
-        self.original_vocabs = {reference(m): {} for m in alignment.own}
+        self.permutations = {
+            reference(m): dict(enumerate(own[:count].tolist())) for m, own in alignment.rows_in.items()
+        }
+        self.original_vocabs = {reference(m): {} for m in alignment.rows_in}
 
 
 def reference(name: str) -> ModelReference:
@@ -129,7 +131,7 @@ def test_embeddings_are_those_of_mergekit(alignment, multiple):
     """Same rows for each model, token by token, pads included; where a forced token has no source it raises there."""
     count = int(alignment.named.sum())
     size = -(-count // multiple) * multiple
-    own = {m: np.concatenate([rows[:count], np.full(size - count, -1)]) for m, rows in alignment.own.items()}
+    own = {m: np.concatenate([rows[:count], np.full(size - count, -1)]) for m, rows in alignment.rows_in.items()}
     forced = np.zeros(size, bool)
     forced[[i for i in alignment.choices if alignment.forced[i]]] = True
     alignment = Alignment(own, forced, np.arange(size) < count, alignment.choices, alignment.base)

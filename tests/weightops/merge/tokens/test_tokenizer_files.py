@@ -332,5 +332,5 @@ def test_a_token_with_a_number_that_no_vocabulary_has_is_refused_at_once(tmp_pat
     content = json.loads((folder / "tokenizer.json").read_text())
     content["model"]["vocab"]["far"] = 4_000_000_000
     (folder / "tokenizer.json").write_text(json.dumps(content))
-    with pytest.raises(WeightopsError, match="its vocabulary has numbers above 16777216"):
+    with pytest.raises(WeightopsError, match="its vocabulary has token numbers above 16777216"):
         read_tokens({"m": wo.open(folder).source}, ["m"])

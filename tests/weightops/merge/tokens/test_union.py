@@ -77,4 +77,4 @@ def test_tokens_of_another_kind_of_tokenizer_leave_the_splitting_alone_and_are_s
     tokenizer = Tokenizer.from_str(got.files["tokenizer.json"].decode())
     assert tokenizer.encode("abc").tokens == ["ab", "c"]
     assert any("2 tokens of b" in note for note in got.notes)
-    assert np.array_equal(np.flatnonzero(got.own["a"] < 0), [4, 5])
+    assert np.array_equal(np.flatnonzero(got.rows_in["a"] < 0), [4, 5])
