@@ -60,6 +60,12 @@ class Composition:
     applied: frozenset[str]
     dropped: frozenset[str]
 
+    def __repr__(self) -> str:
+        names = [self.plan.recipe[role] for role in ("target", "guard", "base")]
+        counts = f"{len(self.applied)} of {len(self.applied | self.dropped)} tensors"
+        target, guard, base = names
+        return f"<Composition: {target} + {self.plan.recipe['scale']:g} * ({guard} - {base}), {counts}>"
+
     def report(self, tally: Tally | None = None) -> list[GroupNorms]:
         """One row for each part of the model, applied or dropped; with norms if ``tally`` is given."""
         squares: dict[str, tuple[float, float]] = {}
@@ -106,7 +112,7 @@ def compose_guard(
     scale: float = 1.0,
     include: Sequence[str] = (),
     exclude: Sequence[str] = (),
-    labels: Sequence[str] = (),
+    labels: str | Sequence[str] = (),
     dtype: str = "auto",
     shard_size: int = DEFAULT_SHARD,
     allow_nonfinite: bool = False,
@@ -118,7 +124,8 @@ def compose_guard(
         scale: Strength of the guard vector.
         include: Regular expressions that replace the default choice (all tensors but embeddings, norms and head).
         exclude: Regular expressions of names to leave out.
-        labels: Label words whose embedding and head rows are copied from the guard.
+        labels: Label words whose embedding and head rows are copied from the guard, as a list or with commas between.
+            One word of the guard's ``guard.json`` stands for both.
         command: The command line, for the model card.
 
     Raises:
@@ -126,6 +133,8 @@ def compose_guard(
             headers show them, are listed in ``plan.problems``.
     """
     scope = _scope(include, exclude)
+    card = _guard_card(guard)
+    labels = _label_words(labels, card)
     common = frozenset(guard.names) & frozenset(base.names) & frozenset(target.names)
     applied = frozenset(filter(scope.applies, common))
     vector = guard - base
@@ -134,7 +143,7 @@ def compose_guard(
     measures = {name: measure for name in sorted(common) if (measure := _measure(vector, base, name))}
     only_measured = [name for name in measures if name not in applied or not jobs[name].terms]
     jobs |= {name: replace(jobs[name], measure=measures[name]) for name in measures.keys() - set(only_measured)}
-    rows = _label_rows(guard, base, target, labels, jobs)
+    rows = _label_rows(guard, base, target, card, labels, jobs)
     problems, notes = _missing(guard, base, target, scope) if common else ([], [])
     plan = make_plan(
         [*rows.jobs.values(), *(_measuring(name, measures[name]) for name in only_measured)],
@@ -176,11 +185,14 @@ class _LabelRows:
 
 
 def _label_rows(
-    guard: Checkpoint, base: Checkpoint, target: Checkpoint, words: Sequence[str], jobs: Mapping[str, Job]
+    guard: Checkpoint,
+    base: Checkpoint,
+    target: Checkpoint,
+    card: GuardCard | None,
+    words: Sequence[str],
+    jobs: Mapping[str, Job],
 ) -> _LabelRows:
     """Copy label rows if the user asks for it; else note which ones are dropped with the embeddings and the head."""
-    folder = card_folder(guard)
-    card = None if folder is None else GuardCard.read(folder)
     named = list(words) or list(card.labels if card else ())
     if not named:
         return _LabelRows(jobs, (_unnamed_note(guard, base),) if _vocabulary_moved(guard, base) else (), {}, {})
@@ -200,6 +212,25 @@ def _label_rows(
     grown = any(changed[name].shape != jobs[name].shape for name in changed)
     config = with_vocabulary(target.source.config, max(job.shape[0] for job in changed.values())) if grown else {}
     return _LabelRows({**jobs, **changed}, (), config, {**files, **_guard_file(card, labels)})
+
+
+def _guard_card(guard: Checkpoint) -> GuardCard | None:
+    folder = card_folder(guard)
+    return None if folder is None else GuardCard.read(folder)
+
+
+def _label_words(labels: str | Sequence[str], card: GuardCard | None) -> list[str]:
+    """The words whose rows are copied; a guard with a card needs the rows of both of its labels."""
+    words = labels.split(",") if isinstance(labels, str) else labels
+    words = [word.strip() for word in words if word.strip()]
+    if not words or card is None:
+        return words
+    for word in words:
+        if word not in card.labels:
+            named = f"label {word!r} is not in the guard's {GUARD_CARD}, which names {card.labels[0]!r} and "
+            remedy = Remedy("copy the rows of these with {}", "labels", ",".join(card.labels))
+            raise WeightopsError(Message(f"{named}{card.labels[1]!r}", remedy))
+    return list(card.labels)
 
 
 def _patched(job: Job, rows: int, patches: tuple[Any, ...]) -> Job:
