@@ -26,8 +26,8 @@ from ..io.safetensors import StoredTensor
 from ..output.modelcard import Card, Paper, code
 from ..output.save import Package, prepare
 from .card import NAME as GUARD_CARD
-from .card import GuardCard, card_folder
-from .labels import Label, add_missing, changed_rows, find_labels, label_patches
+from .card import GuardCard, card_of
+from .labels import Label, add_missing, changed_rows, find_labels, label_patches, words_to_copy
 
 #: Left out by default, as in the paper, so that the target's vocabulary may differ.
 LEFT_OUT = ("embedding", "norm", "head")
@@ -61,9 +61,8 @@ class Composition:
     dropped: frozenset[str]
 
     def __repr__(self) -> str:
-        names = [self.plan.recipe[role] for role in ("target", "guard", "base")]
         counts = f"{len(self.applied)} of {len(self.applied | self.dropped)} tensors"
-        target, guard, base = names
+        target, guard, base = (self.plan.recipe[role] for role in ("target", "guard", "base"))
         return f"<Composition: {target} + {self.plan.recipe['scale']:g} * ({guard} - {base}), {counts}>"
 
     def report(self, tally: Tally | None = None) -> list[GroupNorms]:
@@ -133,8 +132,8 @@ def compose_guard(
             headers show them, are listed in ``plan.problems``.
     """
     scope = _scope(include, exclude)
-    card = _guard_card(guard)
-    labels = _label_words(labels, card)
+    card = card_of(guard)
+    labels = words_to_copy(labels, card)
     common = frozenset(guard.names) & frozenset(base.names) & frozenset(target.names)
     applied = frozenset(filter(scope.applies, common))
     vector = guard - base
@@ -212,25 +211,6 @@ def _label_rows(
     grown = any(changed[name].shape != jobs[name].shape for name in changed)
     config = with_vocabulary(target.source.config, max(job.shape[0] for job in changed.values())) if grown else {}
     return _LabelRows({**jobs, **changed}, (), config, {**files, **_guard_file(card, labels)})
-
-
-def _guard_card(guard: Checkpoint) -> GuardCard | None:
-    folder = card_folder(guard)
-    return None if folder is None else GuardCard.read(folder)
-
-
-def _label_words(labels: str | Sequence[str], card: GuardCard | None) -> list[str]:
-    """The words whose rows are copied; a guard with a card needs the rows of both of its labels."""
-    words = labels.split(",") if isinstance(labels, str) else labels
-    words = [word.strip() for word in words if word.strip()]
-    if not words or card is None:
-        return words
-    for word in words:
-        if word not in card.labels:
-            named = f"label {word!r} is not in the guard's {GUARD_CARD}, which names {card.labels[0]!r} and "
-            remedy = Remedy("copy the rows of these with {}", "labels", ",".join(card.labels))
-            raise WeightopsError(Message(f"{named}{card.labels[1]!r}", remedy))
-    return list(card.labels)
 
 
 def _patched(job: Job, rows: int, patches: tuple[Any, ...]) -> Job:
