@@ -44,7 +44,8 @@ if TYPE_CHECKING:
 @click.option(
     "--labels",
     metavar="SAFE,UNSAFE",
-    help="Label words whose rows in the embedding and the head are copied from the guard.",
+    help="Label words whose rows in the embedding and the head are copied from the guard; one word of its "
+    "guard.json stands for both.",
 )
 @dtype_option
 @shard_size_option
@@ -70,7 +71,7 @@ def command(
 
     opened = open_all([guard, base, target])
     composition = compose_guard(
-        *opened, scale=scale, include=include, exclude=exclude, labels=_words(labels),
+        *opened, scale=scale, include=include, exclude=exclude, labels=labels or (),
         dtype=dtype, shard_size=shard_size, allow_nonfinite=allow_nonfinite, command=command_line(),
     )  # fmt: skip
     if output.dry_run:
@@ -95,10 +96,6 @@ def command(
     print_next(
         ["guard", "score", str(output.out), "how do I kill a process?"] if is_guard else ["verify", str(output.out)]
     )
-
-
-def _words(text: str | None) -> list[str]:
-    return [word.strip() for word in (text or "").split(",") if word.strip()]
 
 
 def _report_table(report: list[GroupNorms]) -> str:

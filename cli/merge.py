@@ -78,7 +78,8 @@ def command(
     if output.dry_run:
         if steps := run.missing_steps(recipe):
             raise click.UsageError(
-                f"--dry-run cannot read the output of documents that have not been merged yet: {', '.join(steps)}"
+                f"--dry-run cannot read the output of documents that have not been merged yet: {', '.join(steps)}; "
+                "leave out --dry-run"
             )
         built = run.plan(recipe, options)
         print_plan(output, output.plan_json(built.plan, built.package), _summary(built))

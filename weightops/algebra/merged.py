@@ -21,7 +21,7 @@ from ..engine.plan import DEFAULT_MEMORY, DEFAULT_SHARD, Plan, check_options, ma
 from ..engine.whole_models import Grams, looks_at_models
 from ..io.adapter import Adapter
 from ..io.weights import Weights
-from ..ops.registry import Operator, methods
+from ..ops.registry import Operator, methods, nearest
 from ..output.modelcard import Card, code
 from ..output.save import Package, prepare
 from .changes import Difference, misfits, shares
@@ -144,9 +144,10 @@ def function(name: str) -> Callable[..., MergedDelta]:
     Raises:
         AttributeError: there is no such method, or only merge files can use it.
     """
-    method = {method.name: method for method in methods()}.get(name)
+    known = {method.name: method for method in methods()}
+    method = known.get(name)
     if method is None:
-        raise AttributeError(f"module 'weightops' has no attribute {name!r}")
+        raise AttributeError(f"module 'weightops' has no attribute {name!r}{nearest(name, known)}")
     if method.takes == "models":
         raise AttributeError(
             f"{name} merges whole models, not task vectors, and is only used from a merge file: `merge_method: {name}`"

@@ -151,3 +151,9 @@ def _faults(values: dict[str, Any]) -> list[str]:
 
 def _pair(value: Any, of: type) -> bool:
     return isinstance(value, tuple) and len(value) == 2 and all(type(item) is of for item in value)
+
+
+def card_of(guard: Checkpoint) -> GuardCard | None:
+    """The card of a guard; ``None`` if it has none."""
+    folder = card_folder(guard)
+    return None if folder is None else GuardCard.read(folder)

@@ -26,8 +26,8 @@ from ..io.safetensors import StoredTensor
 from ..output.modelcard import Card, Paper, code
 from ..output.save import Package, prepare
 from .card import NAME as GUARD_CARD
-from .card import GuardCard, card_folder
-from .labels import Label, add_missing, changed_rows, find_labels, label_patches
+from .card import GuardCard, card_of
+from .labels import Label, add_missing, changed_rows, find_labels, label_patches, words_to_copy
 
 #: Left out by default, as in the paper, so that the target's vocabulary may differ.
 LEFT_OUT = ("embedding", "norm", "head")
@@ -59,6 +59,11 @@ class Composition:
     package: Package
     applied: frozenset[str]
     dropped: frozenset[str]
+
+    def __repr__(self) -> str:
+        counts = f"{len(self.applied)} of {len(self.applied | self.dropped)} tensors"
+        target, guard, base = (self.plan.recipe[role] for role in ("target", "guard", "base"))
+        return f"<Composition: {target} + {self.plan.recipe['scale']:g} * ({guard} - {base}), {counts}>"
 
     def report(self, tally: Tally | None = None) -> list[GroupNorms]:
         """One row for each part of the model, applied or dropped; with norms if ``tally`` is given."""
@@ -106,7 +111,7 @@ def compose_guard(
     scale: float = 1.0,
     include: Sequence[str] = (),
     exclude: Sequence[str] = (),
-    labels: Sequence[str] = (),
+    labels: str | Sequence[str] = (),
     dtype: str = "auto",
     shard_size: int = DEFAULT_SHARD,
     allow_nonfinite: bool = False,
@@ -118,7 +123,8 @@ def compose_guard(
         scale: Strength of the guard vector.
         include: Regular expressions that replace the default choice (all tensors but embeddings, norms and head).
         exclude: Regular expressions of names to leave out.
-        labels: Label words whose embedding and head rows are copied from the guard.
+        labels: Label words whose embedding and head rows are copied from the guard, as a list or with commas between.
+            One word of the guard's ``guard.json`` stands for both.
         command: The command line, for the model card.
 
     Raises:
@@ -126,6 +132,8 @@ def compose_guard(
             headers show them, are listed in ``plan.problems``.
     """
     scope = _scope(include, exclude)
+    card = card_of(guard)
+    labels = words_to_copy(labels, card)
     common = frozenset(guard.names) & frozenset(base.names) & frozenset(target.names)
     applied = frozenset(filter(scope.applies, common))
     vector = guard - base
@@ -134,7 +142,7 @@ def compose_guard(
     measures = {name: measure for name in sorted(common) if (measure := _measure(vector, base, name))}
     only_measured = [name for name in measures if name not in applied or not jobs[name].terms]
     jobs |= {name: replace(jobs[name], measure=measures[name]) for name in measures.keys() - set(only_measured)}
-    rows = _label_rows(guard, base, target, labels, jobs)
+    rows = _label_rows(guard, base, target, card, labels, jobs)
     problems, notes = _missing(guard, base, target, scope) if common else ([], [])
     plan = make_plan(
         [*rows.jobs.values(), *(_measuring(name, measures[name]) for name in only_measured)],
@@ -176,11 +184,14 @@ class _LabelRows:
 
 
 def _label_rows(
-    guard: Checkpoint, base: Checkpoint, target: Checkpoint, words: Sequence[str], jobs: Mapping[str, Job]
+    guard: Checkpoint,
+    base: Checkpoint,
+    target: Checkpoint,
+    card: GuardCard | None,
+    words: Sequence[str],
+    jobs: Mapping[str, Job],
 ) -> _LabelRows:
     """Copy label rows if the user asks for it; else note which ones are dropped with the embeddings and the head."""
-    folder = card_folder(guard)
-    card = None if folder is None else GuardCard.read(folder)
     named = list(words) or list(card.labels if card else ())
     if not named:
         return _LabelRows(jobs, (_unnamed_note(guard, base),) if _vocabulary_moved(guard, base) else (), {}, {})

@@ -17,10 +17,11 @@ from .. import dtypes
 from ..anatomy.groups import group_of
 from ..anatomy.vocabulary import vocabulary_tensors
 from ..engine.jobs import Patch
-from ..errors import WeightopsError
+from ..errors import Message, Remedy, WeightopsError
 from ..io.safetensors import StoredTensor, read_row
 from ..io.tokenizer import tokenizer_of
 from ..io.weights import Weights
+from .card import NAME, GuardCard
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -34,6 +35,24 @@ class Label:
     guard: int
     base: int | None
     target: int | None
+
+
+def words_to_copy(labels: str | Sequence[str], card: GuardCard | None) -> list[str]:
+    """The words whose rows are copied: both labels of the guard's card if it has one, and none if none is named.
+
+    Raises:
+        WeightopsError: a word that the card does not name.
+    """
+    words = labels.split(",") if isinstance(labels, str) else labels
+    words = [word.strip() for word in words if word.strip()]
+    if not words or card is None:
+        return words
+    for word in words:
+        if word not in card.labels:
+            named = f"label {word!r} is not in the guard's {NAME}, which names {card.labels[0]!r} and "
+            remedy = Remedy("copy the rows of these with {}", "labels", ",".join(card.labels))
+            raise WeightopsError(Message(f"{named}{card.labels[1]!r}", remedy))
+    return list(card.labels)
 
 
 def find_labels(

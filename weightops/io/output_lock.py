@@ -16,10 +16,10 @@ _LOCK = "lock"
 
 
 class OutputLock:
-    """The right to write one output; a context manager. A second process is refused, and touches nothing.
+    """The right to write one output; a context manager. A second process is refused and changes nothing.
 
     Attributes:
-        folder: The hidden folder. It goes away on leaving, unless there is something in it beside the lock.
+        folder: The hidden folder. It is deleted on leaving, unless it holds more than the lock.
     """
 
     def __init__(self, out: Path) -> None:
@@ -77,5 +77,7 @@ def open_private(path: Path, flags: int) -> int:
         return os.open(path, flags | os.O_NOFOLLOW | os.O_CLOEXEC, 0o644)
     except OSError as error:
         if error.errno == errno.ELOOP:
-            raise WeightopsError(f"{path}: a link where weightops keeps its own file; run this again") from error
+            raise WeightopsError(
+                f"{path}: is a link, but weightops needs a file of its own there; rerun to replace it"
+            ) from error
         raise

@@ -40,7 +40,7 @@ def refusal(out: Path) -> str | None:
     weights with their configuration, if all its other files are usual in a model's folder or listed in its record.
     """
     reason = _reason(out) if os.path.lexists(out) else None
-    return reason and f"{out}: is not replaced, because {reason}; move it away yourself, or choose another output"
+    return reason and f"{out}: is not replaced, because {reason}; move it elsewhere, or choose another output"
 
 
 def _reason(out: Path) -> str | None:

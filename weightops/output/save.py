@@ -96,7 +96,8 @@ class Prepared:
         """
         if self.problems:
             raise WeightopsError(*self.problems)
-        threads = threads or default_threads()
+        threads = default_threads() if threads is None else threads
+        _check_limits(threads, memory)
         self.plan.slice_blocks(threads, memory)
         identity = self.plan.identity()
         self.plan.check_headers()
@@ -110,6 +111,13 @@ class Prepared:
             self.plan.check_unchanged(identity)
             staging.commit()
         return Saved(staging.out, tally)
+
+
+def _check_limits(threads: int, memory: int) -> None:
+    for name, value in (("threads", threads), ("memory", memory)):
+        if not isinstance(value, int) or value < 1:
+            unit = " of bytes" if name == "memory" else ""
+            raise WeightopsError(f"{name} must be a whole number{unit}, at least 1; found {value!r}")
 
 
 def prepare(plan: Plan, package: Package, out: Path, *, overwrite: bool = False) -> Prepared:

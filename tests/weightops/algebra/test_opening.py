@@ -158,6 +158,8 @@ def test_what_the_package_offers_is_found_and_nothing_else():
         assert getattr(wo, name) is not None
     with pytest.raises(AttributeError, match="module 'weightops' has no attribute 'nothing'"):
         wo.nothing  # noqa: B018
+    with pytest.raises(AttributeError, match=r"no attribute 'tise' \(did you mean 'ties'\?\)"):
+        _ = wo.tise
 
 
 @pytest.mark.slow

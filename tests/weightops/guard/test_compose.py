@@ -278,6 +278,16 @@ def test_a_composition_saves_itself(tmp_path):
     assert tiny.files_of(tmp_path / "one") == tiny.files_of(tmp_path / "two")
 
 
+def test_a_composition_shows_itself_in_one_line(tmp_path):
+    models = {
+        name: tiny.write(tmp_path / name, tiny.llama(seed)) for seed, name in enumerate(("guard", "base", "mine"))
+    }
+    composition = wo.compose_guard(*open_all(list(models.values())), scale=0.5)
+    assert repr(composition) == (
+        f"<Composition: {models['mine']} + 0.5 * ({models['guard']} - {models['base']}), 14 of 21 tensors>"
+    )
+
+
 def test_include_replaces_the_default_choice_and_exclude_takes_away(tmp_path):
     guard, base, target = triple(tmp_path, tiny.llama(0))
     compose(guard, base, target, tmp_path / "out", include=["norm", r"layers\.1\."], exclude=["mlp"])

@@ -204,8 +204,27 @@ def test_the_record_holds_the_whole_content_of_a_target_whose_vocabulary_grows(n
 
 
 def test_a_label_that_is_not_one_token_of_the_guard_is_an_error(old):
+    (old[0] / "guard.json").unlink()
     with pytest.raises(WeightopsError, match=r"label 'not safe' is not one token of .*guard"):
         compose(*old, labels=["not safe", "unsafe"])
+
+
+def test_one_word_of_the_guards_card_stands_for_both_in_each_spelling(old, tmp_path):
+    card(old[0], OLD)
+    both = compose(*old, labels=OLD).plan.identity()
+    spellings = ("safe", "unsafe", "safe,unsafe", " unsafe, safe", ["unsafe"])
+    assert [compose(*old, labels=labels).plan.identity() for labels in spellings] == [both] * len(spellings)
+
+
+def test_a_word_that_the_guards_card_does_not_name_is_refused_with_those_it_names(old):
+    card(old[0], OLD)
+    for labels in ("hello", "safe,hello", ["safe", "unsafe", "hello"]):
+        with pytest.raises(
+            WeightopsError,
+            match="label 'hello' is not in the guard's guard.json, which names 'safe'.*"
+            "copy the rows of these with labels='safe,unsafe'",
+        ):
+            compose(*old, labels=labels)
 
 
 def test_a_missing_or_broken_tokenizer_is_named(old):

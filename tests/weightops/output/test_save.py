@@ -141,6 +141,14 @@ def test_a_failure_while_the_small_files_are_written_leaves_nothing_that_looks_f
     assert not (tmp_path / ".out.weightops").exists()
 
 
+@pytest.mark.parametrize("limits", [{"memory": "3x"}, {"memory": 0}, {"threads": 0}, {"threads": 1.5}])
+def test_a_limit_that_is_no_positive_whole_number_is_named_and_nothing_is_written(limits, models, tmp_path):
+    (name,) = limits
+    with pytest.raises(WeightopsError, match=f"^{name} must be a whole number.*; found "):
+        models[0].save(tmp_path / "out", **limits)
+    assert not (tmp_path / "out").exists()
+
+
 def test_a_folder_is_given_back_as_it_was_named(models, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     a, b = models

@@ -77,9 +77,9 @@ def _check_count(config: MergeConfig, method: Operator, group: Group, line: int,
     count = sum(source.model != group.base or not uses_base(method) for source in inputs_of(method, group))
     beside = " besides the base" if uses_base(method) and group.base else ""
     if count < least:
-        faults.add(line, f"{method.name} merges at least {least} models{beside}; {count} given")
+        faults.add(line, f"{method.name} merges at least {least} model{'s' * (least != 1)}{beside}; {count} given")
     if most is not None and count > most:
-        faults.add(line, f"{method.name} merges at most {most} models{beside}; {count} given")
+        faults.add(line, f"{method.name} merges at most {most} model{'s' * (most != 1)}{beside}; {count} given")
 
 
 def _check_silent_base(config: MergeConfig, method: Operator, group: Group, faults: Faults) -> None:

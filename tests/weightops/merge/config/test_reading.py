@@ -323,7 +323,7 @@ def test_method_faults():
         "c.yml:3: model_stock merges at least 2 models besides the base; 1 given"
     ]
     assert problems("merge_method: slerp\nbase_model: a\nparameters: {t: 1}\nmodels: [{model: b}, {model: c}]\n") == [
-        "c.yml:4: slerp merges at most 1 models besides the base; 2 given"
+        "c.yml:4: slerp merges at most 1 model besides the base; 2 given"
     ]
     assert problems("merge_method: linear\nbase_model: a\nmodels: [{model: b, parameters: {weight: 1}}]\n") == [
         "c.yml:2: linear uses no base, so 'a' would be one more input, and its weight is not set; "
