@@ -21,6 +21,8 @@ from weightops.version import __version__
 COMMANDS = {
     "compose-guard": ("compose_guard", "Make a guard for TARGET: target + scale * (guard - base)."),
     "merge": ("merge", "Merge models as a mergekit file says."),
+    "adapters": ("adapters", "Merge LoRA adapters into one, or extract one from a model."),
+    "average": ("average", "Average checkpoints of one run, in place of a decay."),
     "methods": ("methods", "List the merge methods, or explain one."),
     "train": ("train", "Train as a recipe says: a guard, a target."),
     "recipes": ("recipes", "List, show, copy and check training recipes."),

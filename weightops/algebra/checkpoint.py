@@ -80,7 +80,7 @@ class Delta:
         """This delta except where the name matches."""
         return self._with(Rule("without", selector))
 
-    @property
+    @cached_property
     def names(self) -> frozenset[str]:
         """Every tensor that the delta changes."""
         return frozenset(name for change in self.changes for name in change.names())

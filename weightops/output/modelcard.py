@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import yaml
@@ -38,6 +38,7 @@ class Card:
         text: A paragraph or two, Markdown; names in it are written with :func:`code`, blocks with :func:`fenced`.
         tags: Beside ``merge`` and ``weightops``.
         command: The command line that made the output, where there was one.
+        front: Keys of the front matter that differ from a merged model's.
     """
 
     title: str
@@ -45,6 +46,7 @@ class Card:
     tags: tuple[str, ...] = ()
     papers: tuple[Paper, ...] = ()
     command: str | None = None
+    front: Mapping[str, Any] = field(default_factory=dict)
 
 
 def plain(text: str) -> str:
@@ -87,6 +89,7 @@ def render(card: Card, record: Mapping[str, Any], sources: Sequence[Weights | Ad
     front: dict[str, Any] = {"library_name": "transformers", "tags": ["merge", "weightops", *card.tags]}
     if known := list(dict.fromkeys(_hub_names(sources))):
         front |= {"base_model": known, "base_model_relation": "merge"}
+    front |= card.front
     rows = "\n".join(
         f"| {code(s['name'])} | {plain(s.get('revision', ''))} | {code(s['content'][:23])} |" for s in record["sources"]
     )
