@@ -7,6 +7,7 @@ scale and targets; one that does not change a weight adds nothing to it. What ea
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
@@ -128,7 +129,12 @@ class AdapterMerge:
         with one_thread_each():
             for _, one in in_order(lambda target: inner_products(self._read(target)), self.targets, 1):
                 gram += one
-        return tuple(combine(gram).tolist())
+        return self._finite(combine(gram).tolist())
+
+    def _finite(self, coefficients: list[float]) -> tuple[float, ...]:
+        if not all(map(math.isfinite, coefficients)):
+            raise WeightopsError(f"{self.method.name} finds no coefficients for these adapters; are they all zero?")
+        return tuple(coefficients)
 
     def update(self, target: AdapterTarget) -> Factors:
         """The merged factors of one weight, fp64.
@@ -208,7 +214,7 @@ class AdapterMerge:
     def _combined(self, gram: Tensor) -> tuple[float, ...]:
         combine = self.method.combination(dict(self.settings))
         assert combine is not None, self.method.name  # checked in merge_adapters
-        return tuple(combine(gram).tolist())
+        return self._finite(combine(gram).tolist())
 
     def _merged(self, cores: Tensor, target: AdapterTarget) -> Tensor:
         """The method on the small matrices, [adapters, k, l] to [k, l]."""

@@ -146,8 +146,10 @@ class Extraction:
         """What makes an extraction impossible."""
         if self.base.delta.changes:
             return [f"{self.base.spec}: an adapter goes on a plain model; save this one first and name its folder"]
-        if not self._compared:
-            return [f"{self.base.spec} and {self.tuned.spec} have no tensor of one name and shape in common"]
+        if not set(self.base.names) & set(self.tuned.names):
+            return [
+                f"{self.base.spec} and {self.tuned.spec} have no tensor name in common; is one tuned from the other?"
+            ]
         if not self.targets:
             what = "no matrix that an adapter can hold differs between the two"
             return [Message(what, Remedy("include the embedding and the head with {}", "include_embeddings", True))]

@@ -26,7 +26,7 @@ _NO_PRODUCT = (
 #: Initialisations that subtract their own start from the base's weights, again whenever PEFT loads the adapter.
 _MOVES_BASE = ("pissa", "corda", "olora", "loftq")
 
-#: Entries of ``alpha_pattern``, and characters of each; PEFT writes module names there.
+#: Entries of ``alpha_pattern`` that are no plain names, and characters of each entry.
 MOST_PATTERNS = 1_000
 MOST_PATTERN = 500
 #: Characters of all module names times instructions of all patterns: what RE2 needs at most, 6 ns each.
@@ -34,6 +34,8 @@ MOST_STEPS = 300_000_000
 #: Size of ``lora_alpha``; beyond it no product fits any dtype.
 MOST_ALPHA = 1e30
 
+#: A module's name as a pattern, its dots escaped.
+_PLAIN = re.compile(r"(?:\w|\\[.-])+", re.ASCII)
 _PREFIX = re.compile(r"^base_model\.model\.")
 _FACTOR = re.compile(r"^(?P<module>.+)\.lora_(?P<embedding>embedding_)?(?P<side>[AB])(?:\.weight)?$")
 
@@ -173,14 +175,26 @@ def _update(
 class _Alphas:
     """``lora_alpha``, and ``alpha_pattern`` for the modules whose names end in a match of its patterns.
 
-    The patterns are a stranger's, so an engine runs them that needs time in proportion to the name (RE2).
+    The first pattern that matches counts. Those that are plain names are looked up, because an adapter whose modules
+    all differ in rank has one for each. The others are a stranger's, so an engine runs them that needs time in
+    proportion to the name (RE2).
+
+    Attributes:
+        names: Plain ones, with their place in the order and their alpha.
+        by: The others: place, pattern, alpha.
     """
 
     default: float
-    by: tuple[tuple[Any, float], ...]
+    names: Mapping[str, tuple[int, float]]
+    by: tuple[tuple[int, Any, float], ...]
 
     def of(self, module: str) -> float:
-        return next((alpha for pattern, alpha in self.by if pattern.fullmatch(module)), self.default)
+        end = module[-MOST_PATTERN:]
+        starts = [0, *(i + 1 for i, character in enumerate(end) if character == ".")]
+        whole = starts if len(end) == len(module) else starts[1:]
+        matches = [self.names[end[start:]] for start in whole if end[start:] in self.names]
+        matches += [(place, alpha) for place, pattern, alpha in self.by if pattern.fullmatch(module)][:1]
+        return min(matches)[1] if matches else self.default
 
 
 def _alphas(config: Mapping[str, Any], file: Path, characters: int) -> _Alphas:
@@ -188,12 +202,21 @@ def _alphas(config: Mapping[str, Any], file: Path, characters: int) -> _Alphas:
     patterns = config.get("alpha_pattern") or {}
     if not isinstance(patterns, dict):
         raise WeightopsError(f"{file}: alpha_pattern must map patterns to numbers; found {short(patterns)}")
-    if len(patterns) > MOST_PATTERNS:
-        raise WeightopsError(f"{file}: {len(patterns)} entries in alpha_pattern, at most {MOST_PATTERNS} are read")
-    by = tuple((_compiled(text, file), _alpha(value, file)) for text, value in patterns.items())
-    if characters * sum(pattern.programsize for pattern, _ in by) > MOST_STEPS:
+    entries = [(place, text, _alpha(value, file)) for place, (text, value) in enumerate(patterns.items())]
+    plain = [_PLAIN.fullmatch(text) is not None and len(text) < MOST_PATTERN for _, text, _ in entries]
+    if plain.count(False) > MOST_PATTERNS:
+        raise WeightopsError(
+            f"{file}: {plain.count(False)} patterns in alpha_pattern, at most {MOST_PATTERNS} are read"
+        )
+    names: dict[str, tuple[int, float]] = {}
+    for (place, text, alpha), is_plain in zip(entries, plain, strict=True):
+        if is_plain:
+            names.setdefault(text.replace("\\", ""), (place, alpha))
+    others = [entry for entry, is_plain in zip(entries, plain, strict=True) if not is_plain]
+    by = tuple((place, _compiled(text, file), alpha) for place, text, alpha in others)
+    if characters * sum(pattern.programsize for _, pattern, _ in by) > MOST_STEPS:
         raise WeightopsError(f"{file}: alpha_pattern is too large for this many modules; write fewer, shorter patterns")
-    return _Alphas(_alpha(config.get("lora_alpha", 8), file), by)
+    return _Alphas(_alpha(config.get("lora_alpha", 8), file), names, by)
 
 
 def _compiled(text: str, file: Path) -> Any:

@@ -36,6 +36,7 @@ KINDS: dict[str, dict[str, Any]] = {
         "rank_pattern": {"down_proj": 5},
     },
     "embeddings": {"r": 2, "target_modules": ["embed_tokens", "lm_head", "q_proj"]},
+    "bias": {"r": 2, "target_modules": ["q_proj"], "bias": "all", "init_lora_weights": False},
     "whole": {"r": 2, "target_modules": ["q_proj"], "modules_to_save": ["lm_head", "norm"]},
 }
 #: Methods that merge task vectors, or sum them, without the base's weights.
@@ -302,6 +303,36 @@ def test_a_base_that_is_named_settles_what_the_adapters_call_it(make, tmp_path):
     another_base(other)
     out = wo.merge_adapters([make("plain", 1), other], base="org/base").save(tmp_path / "out", progress=False)
     assert json.loads((out / "adapter_config.json").read_text())["base_model_name_or_path"] == "org/base"
+
+
+def test_untrained_adapters_merge_to_nothing(make, tmp_path):
+    zero = tiny.copy(make("plain", 2), tmp_path / "zero")
+    tiny_adapters.change_tensors(zero, lambda name, tensor: 0 * tensor if "lora_B" in name else tensor)
+    for method, space in (("ties", "core"), ("linear", "product"), ("linear", "core")):
+        merge = wo.merge_adapters([zero, zero], method=method, space=space, rank=3)
+        out = merge.save(tmp_path / f"{method}-{space}", progress=False)
+        assert all(not product.any() for product in products(out).values())
+    with pytest.raises(WeightopsError, match="linear finds no coefficients"):
+        merge._finite([0.5, float("nan")])
+
+
+def test_an_adapter_whose_modules_all_differ_in_rank_is_read_again(tmp_path):
+    """PEFT reads a rank for each module as a pattern; a large model has thousands."""
+    modules = [f"model.layers.{i}.mlp.{part}_proj" for i in range(600) for part in ("up", "down")]
+    factors, alphas = {}, {}
+    for place, module in enumerate(modules):
+        rank = 1 + place % 3
+        alphas[module.replace(".", r"\.")] = float(rank * (1 + place))
+        factors[f"base_model.model.{module}.lora_A.weight"] = torch.ones(rank, 2)
+        factors[f"base_model.model.{module}.lora_B.weight"] = torch.ones(2, rank)
+    (tmp_path / "a").mkdir()
+    save_file(factors, tmp_path / "a/adapter_model.safetensors")
+    config = {"peft_type": "LORA", "r": 1, "lora_alpha": 7, "alpha_pattern": alphas, "base_model_name_or_path": "o/b"}
+    (tmp_path / "a/adapter_config.json").write_text(json.dumps(config))
+    out = wo.merge_adapters([tmp_path / "a"], rank=2).save(tmp_path / "out", progress=False)
+    assert_same_products(products(tmp_path / "a"), products(out))
+    scales = [wo.open_adapter(tmp_path / "a").changes[0].of.updates[f"{m}.weight"].scale for m in modules]
+    assert scales == [1 + place for place in range(len(modules))]
 
 
 def test_nan_factors_are_named(make, tmp_path):
