@@ -52,7 +52,15 @@ def bench(sizes: Sequence[str], repeats: int, place: Path, *, first: bool = True
             interleaved(steps, 1)
             timed = interleaved(steps, repeats)
             named = ["--base-model", models["base"], "--model", models["target"], "--out-path", out]
-            mergekit = [_BIN / "mergekit-extract-lora", *named, "--max-rank", str(_RANK), "--skip-undecomposable"]
+            mergekit = [
+                sys.executable,
+                "-m",
+                "mergekit.scripts.extract_lora",
+                *named,
+                "--max-rank",
+                str(_RANK),
+                "--skip-undecomposable",
+            ]
             timed["mergekit"] = [onto(out, partial(run, [*mergekit, "-i", "proj"], env=_OFFLINE))()]
         share = walls(timed["merge"]).median / walls(timed["dense"]).median
         faster = walls(timed["mergekit"]).median / walls(timed["extract"]).median
