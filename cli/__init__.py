@@ -6,14 +6,16 @@ Commands are imported when they are called, so that ``--help`` and completion an
 from __future__ import annotations
 
 import importlib
-import sys
 import traceback
 from typing import Any
 
 import click
 from click.shell_completion import CompletionItem
 
-from weightops.cli.words import RUNNING, CommandGroup, option_words
+from weightops.cli import bash_completion  # noqa: F401 (registers itself)
+from weightops.cli.groups import SuggestingGroup
+from weightops.cli.options import json_option
+from weightops.cli.words import RUNNING, option_words
 from weightops.errors import Message, Remedy, WeightopsError, worded
 from weightops.version import __version__
 
@@ -24,12 +26,37 @@ COMMANDS = {
     "adapters": ("adapters", "Merge LoRA adapters into one, or extract one from a model."),
     "average": ("average", "Average checkpoints of one run, in place of a decay."),
     "methods": ("methods", "List the merge methods, or explain one."),
-    "train": ("train", "Train as a recipe says: a guard, a target."),
+    "train": ("train", "Train a guard, or your own model, from a recipe."),
+    "disperse": ("disperse", "Disperse rows into parts, to train a sub-model on each."),
+    "disperse-merge": ("disperse_merge", "Disperse rows, train on each part, and merge."),
     "recipes": ("recipes", "List, show, copy and check training recipes."),
-    "guard": ("guard", "Ask guards: score texts, evaluate, serve."),
-    "inspect": ("inspect", "List a model's tensors, by part."),
-    "verify": ("verify", "Check an output against its weightops.json."),
+    "guard": ("guard", "Use a guard: score texts, evaluate it, serve it."),
+    "inspect": ("inspect", "List a model's tensors by part."),
+    "verify": ("verify", "Check that an output is still as weightops wrote it."),
+    "cache": ("cache", "List and clear converted models."),
 }
+
+#: Commands by what they are for, in the order of ``weightops --help``.
+SECTIONS = {
+    "Make models": ("compose-guard", "merge", "adapters", "average", "methods"),
+    "Train": ("train", "recipes", "disperse", "disperse-merge"),
+    "Use guards": ("guard",),
+    "Look at files": ("inspect", "verify", "cache"),
+}
+
+#: Commands that resume where they were interrupted.
+RESUMABLE = ("compose-guard", "merge", "average", "train", "disperse-merge")
+
+EPILOG = """\b
+Exit codes:
+  0    success
+  1    a problem, one "error: ..." line each on stderr
+  2    a wrong command line
+  130  interrupted (Ctrl-C)
+
+With --json, stdout is one JSON document, or empty if the command failed before it had one. Progress, notes and errors
+are plain lines on stderr.
+"""
 
 
 class _Failure(click.ClickException):
@@ -44,8 +71,8 @@ class _Failure(click.ClickException):
             click.echo(f"error: {problem}", err=True)
 
 
-class _Commands(CommandGroup):
-    """A group whose commands are imported when called, and whose errors are lines."""
+class _Commands(SuggestingGroup):
+    """Commands that are imported when they are called, and whose errors are printed as lines."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         return list(COMMANDS)
@@ -57,8 +84,10 @@ class _Commands(CommandGroup):
         return module.command  # type: ignore[no-any-return]
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        with formatter.section("Commands"):
-            formatter.write_dl([(name, line) for name, (_, line) in COMMANDS.items()])
+        widest = max(map(len, COMMANDS))
+        for title, names in SECTIONS.items():
+            with formatter.section(title):
+                formatter.write_dl([(name.ljust(widest), COMMANDS[name][1]) for name in names])
 
     def shell_complete(self, ctx: click.Context, incomplete: str) -> list[CompletionItem]:
         named = [CompletionItem(name, help=line) for name, (_, line) in COMMANDS.items() if name.startswith(incomplete)]
@@ -70,7 +99,8 @@ class _Commands(CommandGroup):
         except (click.ClickException, click.exceptions.Exit, click.Abort):
             raise
         except KeyboardInterrupt:
-            click.echo("Interrupted. Run the same command again to resume.", err=True)
+            resume = " Run the same command again to resume." if ctx.invoked_subcommand in RESUMABLE else ""
+            click.echo(f"Interrupted.{resume}", err=True)
             ctx.exit(130)
         except Exception as error:
             if ctx.params.get("debug"):
@@ -104,17 +134,22 @@ def _lacks_memory(error: BaseException | None) -> bool:
     return False
 
 
-@click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.group(
+    cls=_Commands,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
+    epilog=EPILOG,
+)
 @click.version_option(__version__, prog_name="weightops")
 @click.option("--debug", is_flag=True, help="Show the traceback of an error.")
-def main(debug: bool) -> None:
+@json_option
+def main(debug: bool, as_json: bool) -> None:
     """Edit language models in weight space.
 
     \b
     weightops compose-guard --guard ./guard --base org/base --target ./mine --out mine-guard
-    weightops COMMAND --help
+    weightops merge ties.yml merged
+    weightops train guard-prefix --set data.files=prompts.jsonl --out guard
+    weightops guard score mine-guard "how do I kill a process?"
+
+    --json and --quiet may stand before or after a command's name. weightops COMMAND --help shows a command's options.
     """
-
-
-if __name__ == "__main__":
-    sys.exit(main())

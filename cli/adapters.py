@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from weightops.cli.options import SourceType, command_line, human, plugin_option, print_json, table
-from weightops.cli.words import CommandGroup, in_options
+from weightops.cli.completing import MethodType
+from weightops.cli.groups import SuggestingGroup
+from weightops.cli.options import SourceType, command_line, json_option, load_plugins, plugin_option
+from weightops.cli.printing import human, print_json, print_next, table
+from weightops.cli.words import in_options
 from weightops.errors import Message, Remedy, WeightopsError
 
 if TYPE_CHECKING:
@@ -16,10 +20,10 @@ if TYPE_CHECKING:
     from weightops.adapters.extraction import Extracted
 
 
-def adapter_output(command: Any) -> Any:
+def adapter_output(command: Callable[..., Any]) -> Callable[..., Any]:
     """Where and how an adapter is written."""
     options = (
-        click.option("--out", type=click.Path(path_type=Path), required=True, help="Folder to make."),
+        click.option("--out", type=click.Path(path_type=Path), required=True, help="Folder to write."),
         click.option(
             "--dtype",
             type=click.Choice(["float32", "bfloat16", "float16"]),
@@ -29,15 +33,15 @@ def adapter_output(command: Any) -> Any:
         ),
         click.option("--threads", type=click.IntRange(min=1), help="Tensors at a time.  [default: processors]"),
         click.option("--dry-run", is_flag=True, help="Print what would be written; write nothing."),
-        click.option("--overwrite", is_flag=True, help="Replace an output that exists."),
-        click.option("--json", "as_json", is_flag=True, help="Print for a program."),
+        click.option("--overwrite", is_flag=True, help="Replace an existing output."),
+        json_option,
     )
     for option in reversed(options):
         command = option(command)
     return command
 
 
-@click.group("adapters", cls=CommandGroup)
+@click.group("adapters", cls=SuggestingGroup)
 def command() -> None:
     """Merge LoRA adapters into one, or extract one from a tuned model.
 
@@ -49,7 +53,9 @@ def command() -> None:
 
 @command.command("merge")
 @click.argument("adapters", nargs=-1, type=SourceType())
-@click.option("--method", default="linear", show_default=True, help="A method of task vectors, or linear.")
+@click.option(
+    "--method", type=MethodType(), default="linear", show_default=True, help="A method of task vectors, or linear."
+)
 @click.option(
     "--space",
     type=click.Choice(["core", "product", "factors"]),
@@ -82,10 +88,8 @@ def merge(
     weightops adapters merge ./a ./b ./c --method ties --set density=0.3 --weights 0.5,0.3,0.2 --rank 16 --out abc
     """
     from weightops.adapters.adapter_merge import merge_adapters
-    from weightops.ops.plugin import load_plugin
 
-    for file in plugin:
-        load_plugin(file)
+    load_plugins(plugin)
     if not adapters:
         raise WeightopsError(Message("no adapters to merge", Remedy("name at least one as {}", "adapters")))
     merged = merge_adapters(
@@ -98,7 +102,7 @@ def merge(
         _print_plan(plan, out, ranks, overwrite=overwrite, as_json=as_json)
         return
     _say_notes(plan)
-    folder = merged.save(out, overwrite=overwrite, threads=threads, progress=not as_json)
+    folder = merged.save(out, overwrite=overwrite, threads=threads)
     _print_written(out, folder, {"targets": len(plan.targets)}, as_json=as_json)
 
 
@@ -140,7 +144,7 @@ def extract(
         _print_plan(plan, out, most, overwrite=overwrite, as_json=as_json)
         return
     _say_notes(plan)
-    done = extraction.save(out, overwrite=overwrite, threads=threads, progress=not as_json)
+    done = extraction.save(out, overwrite=overwrite, threads=threads)
     if not as_json:
         click.echo(_shares(done))
     parts = [{**vars(part), "share": part.held / part.change} for part in done.parts]
@@ -192,8 +196,9 @@ def _print_written(out: Path, folder: Path, result: dict[str, Any], *, as_json: 
     size = (folder / "adapter_model.safetensors").stat().st_size
     if as_json:
         print_json({"out": str(folder), "bytes": size, **result})
-    else:
-        click.echo(f"wrote {out} ({human(size)})")
+        return
+    click.echo(f"wrote {out} ({human(size)})")
+    print_next(["verify", str(out)], ["inspect", f"BASE+{out}"])
 
 
 def _shares(done: Extracted) -> str:

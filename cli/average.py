@@ -11,14 +11,12 @@ from weightops.cli.options import (
     SourceType,
     command_line,
     dtype_option,
-    human,
     nonfinite_option,
     output_options,
-    print_json,
     print_plan,
     shard_size_option,
-    table,
 )
+from weightops.cli.printing import human, print_json, print_next, table
 from weightops.errors import Message, Remedy, WeightopsError
 
 
@@ -73,3 +71,4 @@ def command(
         return
     click.echo(rows)
     click.echo(f"wrote {output.out} ({human(plan.bytes_written)})")
+    print_next(["verify", str(output.out)])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
@@ -11,15 +12,13 @@ from weightops.cli.options import (
     Output,
     command_line,
     dtype_option,
-    human,
     nonfinite_option,
     output_options,
-    print_json,
     print_plan,
     shard_size_option,
     source_options,
-    table,
 )
+from weightops.cli.printing import human, print_json, print_next, table
 from weightops.cli.words import in_options
 
 if TYPE_CHECKING:
@@ -34,11 +33,18 @@ if TYPE_CHECKING:
 )
 @click.option("--scale", default=1.0, show_default=True, help="Strength of the guard vector.")
 @click.option(
-    "--include", multiple=True, metavar="REGEX", help="Apply only where the name matches; replaces the default choice."
+    "--include",
+    multiple=True,
+    metavar="REGEX",
+    help="Change only tensors whose name matches; replaces the default choice. May be repeated.",
 )
-@click.option("--exclude", multiple=True, metavar="REGEX", help="Leave out where the name matches.")
 @click.option(
-    "--labels", metavar="SAFE,UNSAFE", help="Label words whose embedding and head rows are copied from the guard."
+    "--exclude", multiple=True, metavar="REGEX", help="Keep the target's tensors whose name matches. May be repeated."
+)
+@click.option(
+    "--labels",
+    metavar="SAFE,UNSAFE",
+    help="Label words whose rows in the embedding and the head are copied from the guard.",
 )
 @dtype_option
 @shard_size_option
@@ -50,9 +56,10 @@ def command(
 ) -> None:  # fmt: skip
     """Make a guard for TARGET: target + scale * (guard - base).
 
-    Added to the parameters that the three have in common, embeddings, norms and head left out unless --include names
-    them; elsewhere the target is kept byte for byte. A model is a folder, a file, a hub id org/name[@revision], the
-    alias smollm2-135m-instruct, or BASE+ADAPTER with a LoRA adapter. Source: Guard Vector, arXiv 2509.23381.
+    The change is added to the parameters that all three models have, except embeddings, norms and head, unless
+    --include names them. All else is the target's, byte for byte. A model is a folder, a file, a hub id
+    org/name[@revision], the alias smollm2-135m-instruct, or BASE+ADAPTER with a LoRA adapter. Source: Guard Vector,
+    arXiv 2509.23381.
 
     \b
     weightops compose-guard --guard ./guard --base org/base --target ./mine --out mine-guard
@@ -84,6 +91,10 @@ def command(
         return
     click.echo(_report_table(report))
     click.echo(f"wrote {output.out} ({human(composition.plan.bytes_written)})")
+    is_guard = (saved.folder / "guard.json").exists()
+    print_next(
+        ["guard", "score", str(output.out), "how do I kill a process?"] if is_guard else ["verify", str(output.out)]
+    )
 
 
 def _words(text: str | None) -> list[str]:
@@ -92,7 +103,7 @@ def _words(text: str | None) -> list[str]:
 
 def _report_table(report: list[GroupNorms]) -> str:
     def number(value: float | None, form: str) -> str:
-        return "-" if value is None else format(value, form)
+        return "-" if value is None or not math.isfinite(value) else format(value, form)
 
     rows: list[list[Any]] = [
         [

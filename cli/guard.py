@@ -1,4 +1,4 @@
-"""``weightops guard score``, ``eval`` and ``serve``."""
+"""``weightops guard score``, ``eval``, ``threshold`` and ``serve``."""
 
 from __future__ import annotations
 
@@ -9,26 +9,17 @@ from typing import Any
 
 import click
 from click.core import ParameterSource
-from click.shell_completion import CompletionItem
 
-from weightops.cli.options import SizeType, SourceType, print_json
-from weightops.cli.words import CommandGroup
+from weightops.cli.completing import PresetType
+from weightops.cli.groups import SuggestingGroup
+from weightops.cli.guard_threshold import threshold_command
+from weightops.cli.options import SizeType, SourceType, json_option, trust_option
+from weightops.cli.printing import print_json, print_next, table, terminal_width
 from weightops.errors import WeightopsError
 
 
-class _PresetType(click.ParamType):  # type: ignore[type-arg]
-    """A preset's name; they are imported when one is asked for."""
-
-    name = "preset"
-
-    def shell_complete(self, ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
-        from weightops.guard.presets import PRESETS
-
-        return [CompletionItem(name) for name in PRESETS if name.startswith(incomplete)]
-
-
 def _guard_options(command: Callable[..., Any]) -> Callable[..., Any]:
-    """Which guard, and how it is asked."""
+    """Which guard, and how to use it."""
     for option in (
         click.option(
             "--dtype",
@@ -40,13 +31,13 @@ def _guard_options(command: Callable[..., Any]) -> Callable[..., Any]:
         click.option(
             "--threshold",
             type=click.FloatRange(0, 1, min_open=True, max_open=True),
-            help="From this probability on, a text is unsafe.  [default: the guard's own]",
+            help="A text with at least this probability is unsafe.  [default: the guard's own]",
         ),
         click.option(
             "--preset",
-            type=_PresetType(),
-            help="How to ask a model without guard.json: llama-guard-3, shieldgemma-hate, qwen3guard, wildguard, ...; "
-            "guard-vector for a plain chat model.  [default: by the model's name]",
+            type=PresetType(),
+            help="How to prompt a model without guard.json: llama-guard-3, shieldgemma-hate, qwen3guard, wildguard, "
+            "...; guard-vector for a plain chat model.  [default: by the model's name]",
         ),
         click.argument("model", type=SourceType()),
     ):
@@ -59,20 +50,25 @@ _SECONDS = click.FloatRange(min=0, min_open=True)
 _FILE = click.Path(path_type=Path)
 
 
-@click.group("guard", cls=CommandGroup)
+@click.group("guard", cls=SuggestingGroup)
 def command() -> None:
-    """Ask guards: score texts, evaluate on labelled texts, serve over HTTP.
+    """Use a guard: score texts, evaluate it on labelled texts, choose its threshold, serve it over HTTP.
 
     \b
     weightops guard score mine-guard "how do I kill a process?"
     weightops guard eval mine-guard test.jsonl --out report
+    weightops guard threshold mine-guard report/evaluation.json --false-alarms 0.01
     weightops guard serve mine-guard
     """
 
 
+command.add_command(threshold_command)
+
+
 @command.command("score")
 @_guard_options
-@click.argument("texts", nargs=-1)
+@trust_option
+@click.argument("texts", nargs=-1, metavar="[TEXT]...")
 @click.option(
     "--jsonl",
     type=click.Path(path_type=Path),
@@ -80,7 +76,7 @@ def command() -> None:
     help="Rows with text or messages: JSON Lines (.gz too) or Parquet; - is stdin.",
 )
 @click.option("--batch", type=click.IntRange(min=1), default=16, show_default=True, help="Texts in one forward pass.")
-@click.option("--json", "as_json", is_flag=True, help="Print for a program.")
+@json_option
 def score(
     model: str,
     texts: tuple[str, ...],
@@ -90,8 +86,9 @@ def score(
     preset: str | None,
     threshold: float | None,
     dtype: str,
+    trust_remote_code: bool,
 ) -> None:
-    """Print the probability that each TEXT is unsafe, and the label. Without TEXT or --jsonl: the lines of stdin.
+    """Print the probability that each TEXT is unsafe. Without TEXT or --jsonl it reads the lines of stdin.
 
     \b
     weightops guard score mine-guard "how do I kill a process?" "and a neighbour?"
@@ -102,41 +99,50 @@ def score(
     from weightops.rows.labelled import texts as texts_of
     from weightops.rows.reader import read_rows
 
-    asked = [*texts, *texts_of(read_rows(jsonl, allow_empty=True))]
-    if not asked and not jsonl:
-        asked = [line.decode("utf-8", "replace").rstrip("\r\n") for line in sys.stdin.buffer]
-    guard = open_guard(model, preset, threshold, dtype)
-    found = guard.probabilities(asked, batch)
+    inputs = [*texts, *texts_of(read_rows(jsonl, allow_empty=True))]
+    if not inputs and not jsonl:
+        inputs = [line.decode("utf-8", "replace").rstrip("\r\n") for line in sys.stdin.buffer]
+    guard = open_guard(model, preset, threshold, dtype, trust_remote_code=trust_remote_code)
+    probabilities = guard.probabilities(inputs, batch)
     rows: list[dict[str, Any]] = [
         {"text": text, "probability": float(p), "label": "unsafe" if p >= guard.card.threshold else "safe"}
-        for text, p in zip(asked, found, strict=True)
+        for text, p in zip(inputs, probabilities, strict=True)
     ]
     if as_json:
         print_json(rows)
         return
     for row in rows:
         click.echo(f"{row['probability']:.4f}  {row['label']:<6}  {_line(row['text'])}")
+    print_next(["guard", "serve", model, *_given(preset, threshold)])
 
 
 @command.command("eval")
 @_guard_options
+@trust_option
 @click.argument("data", nargs=-1, required=True, type=click.Path(path_type=Path))
 @click.option("--out", type=click.Path(path_type=Path), help="Folder for evaluation.json and evaluation.png.")
 @click.option(
     "--prefix-chars", type=click.IntRange(min=1), default=100, show_default=True, help="Characters between prefixes."
 )
+@click.option("--offline", is_flag=True, help="Judge whole texts only, not their prefixes.")
 @click.option(
-    "--rows", type=click.IntRange(min=1), multiple=True, help="Texts to draw, from 1.  [default: the longest]"
+    "--rows",
+    type=click.IntRange(min=1),
+    multiple=True,
+    help="Numbers of the texts to draw, counted from 1.  [default: the longest]",
 )
 @click.option("--batch", type=click.IntRange(min=1), default=16, show_default=True, help="Texts judged together.")
-@click.option("--resamples", type=click.IntRange(min=1), default=1000, show_default=True, help="For the intervals.")
-@click.option("--seed", type=int, default=0, show_default=True, help="Of the resampling.")
-@click.option("--json", "as_json", is_flag=True, help="Print for a program.")
+@click.option(
+    "--resamples", type=click.IntRange(min=1), default=1000, show_default=True, help="Resamples for the intervals."
+)
+@click.option("--seed", type=int, default=0, show_default=True, help="Seed of the resampling.")
+@json_option
 def evaluate(
     model: str,
     data: tuple[Path, ...],
     out: Path | None,
     prefix_chars: int,
+    offline: bool,
     rows: tuple[int, ...],
     batch: int,
     resamples: int,
@@ -145,15 +151,17 @@ def evaluate(
     preset: str | None,
     threshold: float | None,
     dtype: str,
+    trust_remote_code: bool,
 ) -> None:
-    """Measure a guard on labelled texts: rows of text (or messages), label (safe or unsafe), perhaps first_unsafe_char.
+    """Measure a guard on labelled texts. Each row has text (or messages), label (safe or unsafe), and perhaps
+    first_unsafe_char.
 
-    DATA is JSON Lines (.gz too, - is stdin) or Parquet.
-
-    Whole texts and, as they would stream, every prefix; the first that is unsafe counts. Intervals are 95 %.
+    DATA is JSON Lines (.gz too, - is stdin) or Parquet. The guard judges whole texts and, as if they streamed, every
+    prefix; there the first unsafe prefix decides. Intervals are 95 %.
 
     \b
     weightops guard eval mine-guard test.jsonl --out report
+    weightops guard eval mine-guard test.jsonl --offline
     """
     from weightops.guard.evaluate import evaluate as run
     from weightops.guard.presets import open_guard
@@ -163,20 +171,25 @@ def evaluate(
     labelled = labelled_texts(read_rows(data))
     if faults := [f"--rows {row}: there are {len(labelled)} texts" for row in rows if row > len(labelled)]:
         raise WeightopsError(*faults)
-    guard = open_guard(model, preset, threshold, dtype)
-    found = run(guard, labelled, step=prefix_chars, batch=batch, resamples=resamples, seed=seed)
-    report = {"model": model, "data": [str(file) for file in data], **found.to_json()}
+    guard = open_guard(model, preset, threshold, dtype, trust_remote_code=trust_remote_code)
+    evaluation = run(guard, labelled, step=0 if offline else prefix_chars, batch=batch, resamples=resamples, seed=seed)
+    report = {"model": model, "data": [str(file) for file in data], **evaluation.to_json()}
     if out is not None:
-        _write_report(out, report, found, [row - 1 for row in rows])
+        _write_report(out, report, evaluation, [row - 1 for row in rows])
     if as_json:
         print_json(report)
         return
-    click.echo(f"{report['texts']} texts, {report['unsafe']} unsafe; threshold {found.threshold:g}")
-    for name, value in found.measures.items():
-        low, high = found.intervals[name]
-        click.echo(f"{name.replace('_', ' '):<33} {value:>8.4g}   {low:.4g} to {high:.4g}")
+    click.echo(f"{report['texts']} texts, {report['unsafe']} unsafe; threshold {evaluation.threshold:g}")
+    figures = [
+        [name.replace("_", " "), *map(_figure, (value, *evaluation.intervals[name]))]
+        for name, value in evaluation.measures.items()
+    ]
+    click.echo(table(["", "value", "95 % from", "to"], figures))
     if out is not None:
-        click.echo(f"{out / 'evaluation.json'}, {out / 'evaluation.png'}")
+        click.echo(f"wrote {out / 'evaluation.json'}, {out / 'evaluation.png'}")
+    if out is not None:
+        print_next(["guard", "threshold", model, str(out / "evaluation.json"), "--false-alarms", "0.01"])
+    print_next(["guard", "serve", model, *_given(preset, threshold)])
 
 
 @command.command("serve")
@@ -203,22 +216,33 @@ def evaluate(
               "as many as --max-connections.")  # fmt: skip
 @click.option("--max-streams", "streams", type=_POSITIVE, default=64, show_default=True, help="Streams open at once.")
 @click.option(
-    "--max-chars", "text_characters", type=_POSITIVE, default=100_000, show_default=True, help="Length of a text."
+    "--max-chars",
+    "text_characters",
+    type=_POSITIVE,
+    default=100_000,
+    show_default=True,
+    help="Longest text, in characters.",
 )
 @click.option(
-    "--memory", "kept_bytes", type=SizeType(), default="2GiB", show_default=True, help="For what is kept of open texts."
+    "--memory",
+    "kept_bytes",
+    type=SizeType(),
+    default="2GiB",
+    show_default=True,
+    help="Memory for the texts of open streams.",
 )
-@click.option("--max-body", "body_bytes", type=SizeType(), default="1MiB", show_default=True, help="Size of a request.")
+@click.option("--max-body", "body_bytes", type=SizeType(), default="1MiB", show_default=True, help="Largest request.")
 @click.option(
     "--timeout",
     "request_seconds",
     type=_SECONDS,
     default=10.0,
     show_default=True,
-    help="Seconds for a request to arrive.",
+    help="Longest time for a request to arrive, in seconds.",
 )
 @click.option("--idle-timeout", "idle_seconds", type=_SECONDS, default=60.0, show_default=True,
-              help="Seconds between chunks of a stream.")  # fmt: skip
+              help="Longest pause between chunks of a stream, in seconds.")  # fmt: skip
+@json_option
 def serve(
     model: str,
     preset: str | None,
@@ -233,11 +257,14 @@ def serve(
     tls_key: Path | None,
     allow_host: tuple[str, ...],
     openapi: bool,
+    as_json: bool,
     **limits: Any,
 ) -> None:
-    """Answer over HTTP: POST /v1/moderations as OpenAI's, /v1/moderations/stream, GET /v1/models, /health, /metrics.
+    """Serve a guard over HTTP. POST /v1/moderations like OpenAI's, /v1/moderations/stream, GET /v1/models, /health,
+    /metrics.
 
-    Only this machine can reach the server unless --host says otherwise. Ctrl-C or SIGTERM stops it.
+    Only this machine can reach the server unless --host says otherwise. Ctrl-C or SIGTERM stops it. With --json the
+    one document on stdout, {"model": ..., "url": ...}, comes once the server answers.
 
     \b
     weightops guard serve mine-guard
@@ -275,9 +302,18 @@ def serve(
         Limits(**limits),
         access,
         openapi,
-        ready=lambda url: click.echo(f"{name} is ready, listening on {url}"),
+        ready=lambda url: _announce(name, url, bool(access.keys), as_json),
     )
-    click.echo("stopped")
+    click.echo("stopped", err=as_json)
+
+
+def _announce(name: str, url: str, needs_key: bool, as_json: bool) -> None:
+    if as_json:
+        print_json({"model": name, "url": url})
+    else:
+        click.echo(f"{name} is ready, listening on {url}")
+    key = ["-H", "Authorization: Bearer KEY"] if needs_key else []
+    print_next([*key, "-d", '{"input": "how do I kill a process?"}', f"{url}/v1/moderations"], program="curl")
 
 
 def _keys(api_key: str | None, file: Path | None) -> tuple[str, ...]:
@@ -291,17 +327,29 @@ def _keys(api_key: str | None, file: Path | None) -> tuple[str, ...]:
     return (api_key,) if api_key else ()
 
 
-def _write_report(out: Path, report: dict[str, Any], found: Any, rows: list[int]) -> None:
+def _write_report(out: Path, report: dict[str, Any], evaluation: Any, rows: list[int]) -> None:
     import json
 
     from weightops.guard.plots import draw
 
     out.mkdir(parents=True, exist_ok=True)
     (out / "evaluation.json").write_text(json.dumps(report, indent=2, ensure_ascii=False) + "\n", "utf-8")
-    draw(found, out / "evaluation.png", rows or None, title=report["model"])
+    draw(evaluation, out / "evaluation.png", rows or None, title=report["model"])
+
+
+def _given(preset: str | None, threshold: float | None) -> list[str]:
+    """The options that say how to use the guard, to be given to the next command too."""
+    options = {"--preset": preset, "--threshold": threshold}
+    return [word for name, value in options.items() if value is not None for word in (name, str(value))]
+
+
+def _figure(value: float) -> str:
+    """A figure, or a dash for one that does not exist."""
+    return "-" if value != value else f"{value:.4g}"
 
 
 def _line(text: str) -> str:
-    """A text in one line of at most 80 characters."""
+    """A text in one line: as much as fits the terminal beside the label, or at most 80 characters."""
     flat = "".join(c if c.isprintable() else " " for c in text)
-    return flat if len(flat) <= 80 else flat[:79] + "…"
+    most = max((terminal_width() or 96) - 16, 8)
+    return flat if len(flat) <= most else flat[: most - 1] + "…"

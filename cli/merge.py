@@ -9,47 +9,48 @@ import click
 from weightops.cli.options import (
     Output,
     command_line,
-    human,
+    load_plugins,
     nonfinite_option,
     output_settings,
-    print_json,
+    plugin_option,
     print_plan,
     shard_size_option,
+    trust_option,
 )
+from weightops.cli.printing import human, print_json, print_next
 from weightops.cli.words import in_options
 
 
 @click.command("merge")
 @click.argument("config", type=click.Path(path_type=Path, dir_okay=False))
 @click.argument("out", type=click.Path(path_type=Path))
-@click.option(
-    "--plugin", type=click.Path(path_type=Path), multiple=True, help="Python file with merge methods of your own."
-)
+@plugin_option
 @click.option(
     "--device",
     default="cpu",
     show_default=True,
     help="Where methods that need whole tensors (tsv_m, iso_c, wudi) compute; others use the CPU.",
 )
-@click.option("--seed", default=0, show_default=True, help="Of the methods that draw at random.")
+@click.option("--seed", default=0, show_default=True, help="Seed of the methods that draw at random.")
 @click.option(
     "--engine",
     type=click.Choice(["native", "mergekit"]),
     default="native",
     show_default=True,
-    help="mergekit runs the mergekit package instead, for what is not native (moe).",
+    help="mergekit runs the mergekit package, for what weightops does not do itself (moe).",
 )
 @shard_size_option
 @nonfinite_option
+@trust_option
 @output_settings
 def command(
     config: Path, plugin: tuple[Path, ...], device: str, seed: int, engine: str, shard_size: int,
-    allow_nonfinite: bool, output: Output,
+    allow_nonfinite: bool, trust_remote_code: bool, output: Output,
 ) -> None:  # fmt: skip
-    """Merge models as CONFIG says, a mergekit file, and write OUT.
+    """Merge models as CONFIG, a mergekit file, says, and write the result to OUT.
 
-    Arithmetic is fp32 and rounds once; every problem is found before anything is read. `weightops methods` lists the
-    merge methods. Beyond mergekit's keys, `lines: {alpha: 0.5, beta: 0.5}` scales task vectors by layer.
+    Arithmetic is in fp32 and rounds once; all problems are reported before any weights are read. `weightops methods`
+    lists the merge methods. Beyond mergekit's keys, `lines: {alpha: 0.5, beta: 0.5}` scales task vectors by layer.
 
     \b
     weightops merge ties.yml merged
@@ -60,36 +61,38 @@ def command(
         from weightops.merge.foreign import run_mergekit
 
         if output.dry_run or plugin or device != "cpu":
-            raise click.UsageError("--dry-run, --plugin and --device belong to our own engine; leave them out")
-        run_mergekit(config, output.out, seed=seed, overwrite=output.overwrite)
+            raise click.UsageError("--dry-run, --plugin and --device work only with --engine native; leave them out")
+        run_mergekit(config, output.out, seed=seed, overwrite=output.overwrite, trust_remote_code=trust_remote_code)
         if output.json:
             print_json({"out": str(output.out)})
-        else:
-            click.echo(f"wrote {output.out} (by the mergekit package)")
+            return
+        click.echo(f"wrote {output.out} (by the mergekit package)")
+        print_next(["inspect", str(output.out)])
         return
     from weightops.merge import run
     from weightops.merge.build import Options
-    from weightops.ops.plugin import load_plugin
 
-    for file in plugin:
-        load_plugin(file)
+    load_plugins(plugin)
     recipe = run.read(config)
-    options = Options(shard_size, allow_nonfinite, seed, device, command_line())
+    options = Options(shard_size, allow_nonfinite, seed, device, command_line(), trust_remote_code=trust_remote_code)
     if output.dry_run:
         if steps := run.missing_steps(recipe):
-            raise click.UsageError(f"--dry-run cannot see through documents that are not made yet: {', '.join(steps)}")
+            raise click.UsageError(
+                f"--dry-run cannot read the output of documents that have not been merged yet: {', '.join(steps)}"
+            )
         built = run.plan(recipe, options)
         print_plan(output, output.plan_json(built.plan, built.package), _summary(built))
         return
     saved = run.merge(
         recipe, output.out, options, overwrite=output.overwrite, threads=output.threads, memory=output.memory,
-        progress=not output.json, tell=lambda note: click.echo(f"note: {in_options(note)}", err=True),
+        tell=lambda note: click.echo(f"note: {in_options(note)}", err=True),
     )  # fmt: skip
     size = sum(file.stat().st_size for file in saved.folder.glob("*.safetensors"))
     if output.json:
         print_json({"out": str(saved.folder), "bytes": size, "tensors": len(saved.tally.outputs)})
-    else:
-        click.echo(f"wrote {output.out} ({human(size)}, {len(saved.tally.outputs)} tensors)")
+        return
+    click.echo(f"wrote {output.out} ({human(size)}, {len(saved.tally.outputs)} tensors)")
+    print_next(["verify", str(output.out)])
 
 
 def _summary(built: object) -> str:

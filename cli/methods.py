@@ -8,17 +8,19 @@ from typing import TYPE_CHECKING
 
 import click
 
-from weightops.cli.options import plugin_option, print_json, table
-from weightops.cli.words import CommandGroup
+from weightops.cli.completing import MethodType
+from weightops.cli.groups import SuggestingGroup
+from weightops.cli.options import json_option, load_plugins, plugin_option
+from weightops.cli.printing import print_json, print_next, table
 
 if TYPE_CHECKING:
     from weightops.ops.registry import Operator
     from weightops.ops.signature import Parameter
 
 
-@click.group("methods", cls=CommandGroup, invoke_without_command=True)
+@click.group("methods", cls=SuggestingGroup, invoke_without_command=True)
 @plugin_option
-@click.option("--json", "as_json", is_flag=True, help="Print for a program.")
+@json_option
 @click.pass_context
 def command(ctx: click.Context, plugin: tuple[Path, ...], as_json: bool) -> None:
     """List the merge methods with their parameters.
@@ -26,8 +28,9 @@ def command(ctx: click.Context, plugin: tuple[Path, ...], as_json: bool) -> None
     \b
     weightops methods
     weightops methods show ties
+    weightops methods --plugin my_method.py
     """
-    _load(plugin)
+    load_plugins(plugin)
     if ctx.invoked_subcommand is not None:
         return
     from weightops.ops import methods
@@ -37,19 +40,27 @@ def command(ctx: click.Context, plugin: tuple[Path, ...], as_json: bool) -> None
         return
     rows = [[m.name, ", ".join(map(_short, m.parameters)) or "-", m.summary] for m in methods()]
     click.echo(table(["method", "parameters (* may differ from model to model)", "what it does"], rows, left=True))
+    print_next(["methods", "show", "ties"])
 
 
 @command.command("show")
-@click.argument("name", shell_complete=lambda ctx, param, text: [n for n in _names() if n.startswith(text)])
-def show(name: str) -> None:
-    """Explain one merge method: what it does, its parameters, its paper.
+@click.argument("name", type=MethodType())
+@plugin_option
+@json_option
+def show(name: str, plugin: tuple[Path, ...], as_json: bool) -> None:
+    """Explain one merge method: what it does, its parameters, its source.
 
     \b
     weightops methods show ties
+    weightops methods show mine --plugin my_method.py
     """
+    load_plugins(plugin)
     from weightops.ops import find
 
     method = find(name)
+    if as_json:
+        print_json(_described(method))
+        return
     click.echo(f"{method.name}\n")
     click.echo((inspect.getdoc(method.function) or "").split("\n\nArgs:")[0] + "\n")
     most = "any number" if method.models[1] is None else str(method.models[1])
@@ -62,13 +73,7 @@ def show(name: str) -> None:
         for p in method.parameters
     ]
     click.echo(table(["parameter", "type", "default", ""], rows, left=True) if rows else "no parameters")
-
-
-def _load(plugins: tuple[Path, ...]) -> None:
-    from weightops.ops.plugin import load_plugin
-
-    for file in plugins:
-        load_plugin(file)
+    print_next(["merge", "CONFIG.yml", "OUT", *(word for file in plugin for word in ("--plugin", str(file)))])
 
 
 def _described(method: Operator) -> dict[str, object]:
@@ -80,12 +85,6 @@ def _described(method: Operator) -> dict[str, object]:
         for p in method.parameters
     ]
     return {"name": method.name, "paper": method.paper, "summary": method.summary, "parameters": parameters}
-
-
-def _names() -> list[str]:
-    from weightops.ops import methods
-
-    return [method.name for method in methods()]
 
 
 def _short(parameter: Parameter) -> str:

@@ -1,12 +1,11 @@
-"""Options that commands share: sources to read, an output to write."""
+"""Options that commands share: sources to read, an output to write, how to report."""
 
 from __future__ import annotations
 
 import functools
-import json
 import shlex
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,8 +13,10 @@ from typing import TYPE_CHECKING, Any
 import click
 from click.shell_completion import CompletionItem
 
+from weightops.cli.printing import JSON, QUIET, human, print_json, print_next
 from weightops.cli.words import in_options
 from weightops.errors import WeightopsError
+from weightops.io.progress import no_progress
 
 if TYPE_CHECKING:
     from weightops.engine.plan import Plan
@@ -98,25 +99,56 @@ class Output:
             raise WeightopsError(in_options(problems[0]) + more)
         for note in plan.notes:
             click.echo(f"note: {in_options(note)}", err=True)
-        return prepared.write(threads=self.threads, memory=self.memory, progress=not self.json)
+        return prepared.write(threads=self.threads, memory=self.memory)
+
+
+def json_option(command: Callable[..., Any]) -> Callable[..., Any]:
+    """``--json``, given to the command as ``as_json``, and ``--quiet``; both may also stand before the command's name.
+
+    With ``--json`` stdout holds one JSON document or, after an error, nothing; all else is on stderr.
+    """
+    command = click.option(
+        "--json", "as_json", is_flag=True, callback=_json, help="Print the result as one JSON document."
+    )(command)
+    return click.option(
+        "-q",
+        "--quiet",
+        is_flag=True,
+        callback=_quiet,
+        expose_value=False,
+        help="Print no progress and no next command.",
+    )(command)
+
+
+def _json(context: click.Context, parameter: click.Parameter, value: bool) -> bool:
+    context.meta[JSON] = value or context.meta.get(JSON, False)
+    return bool(context.meta[JSON])
+
+
+def _quiet(context: click.Context, parameter: click.Parameter, value: bool) -> None:
+    if value:
+        context.meta[QUIET] = True
+        context.with_resource(no_progress())
 
 
 def output_options(command: Callable[..., Any]) -> Callable[..., Any]:
     """``--out`` and how to write it, given to the command as one ``output``."""
-    place = click.option("--out", type=click.Path(path_type=Path), required=True, help="Folder to make.")
+    place = click.option("--out", type=click.Path(path_type=Path), required=True, help="Folder to write.")
     return place(output_settings(command))
 
 
 def output_settings(command: Callable[..., Any]) -> Callable[..., Any]:
     """How to write ``out``, which the command names itself; given to it as one ``output``."""
 
-    @click.option("--threads", type=click.IntRange(min=1), help="Slices computed at a time.  [default: processors]")
-    @click.option("--memory", type=SizeType(), default="256MiB", show_default=True, help="Most memory for buffers.")
+    @click.option(
+        "--threads", type=click.IntRange(min=1), help="Slices computed at once.  [default: number of processors]"
+    )
+    @click.option("--memory", type=SizeType(), default="256MiB", show_default=True, help="Memory limit for buffers.")
     @click.option("--dry-run", is_flag=True, help="Print what would be read, computed and written; write nothing.")
     @click.option(
-        "--overwrite", is_flag=True, help="Replace an output that exists, or an unfinished run of another recipe."
+        "--overwrite", is_flag=True, help="Replace an existing output, or an unfinished run of another recipe."
     )
-    @click.option("--json", "as_json", is_flag=True, help="Print for a program: the plan, or the result.")
+    @json_option
     @functools.wraps(command)
     def wrapped(
         *args: Any,
@@ -150,54 +182,39 @@ dtype_option = click.option(
     type=click.Choice(["auto", "float32", "bfloat16", "float16"]),
     default="auto",
     show_default=True,
-    help="Dtype of the output; auto keeps each tensor's.",
+    help="Dtype of the output; auto keeps that of each tensor.",
 )
 shard_size_option = click.option(
-    "--shard-size", type=SizeType(), default="5GB", show_default=True, help="Most bytes in a file of the output."
+    "--shard-size", type=SizeType(), default="5GB", show_default=True, help="Largest file of the output."
 )
 plugin_option = click.option(
     "--plugin", type=click.Path(path_type=Path), multiple=True, help="Python file with merge methods of your own."
 )
+
+
+def load_plugins(files: Sequence[Path]) -> None:
+    """Register the merge methods of the files that ``--plugin`` names."""
+    from weightops.ops.plugin import load_plugin
+
+    for file in files:
+        load_plugin(file)
+
+
 nonfinite_option = click.option(
-    "--allow-nonfinite", is_flag=True, help="Go on where a source or the result holds NaN or Inf."
+    "--allow-nonfinite", is_flag=True, help="Allow NaN and Inf in the sources and in the result."
+)
+
+
+trust_option = click.option(
+    "--trust-remote-code",
+    is_flag=True,
+    help="Run the Python code that came with a model, where its files ask for it (auto_map).",
 )
 
 
 def command_line() -> str:
     """The command as it was typed."""
     return shlex.join(["weightops", *sys.argv[1:]])
-
-
-def print_json(value: Any) -> None:
-    """One JSON value on stdout."""
-    click.echo(json.dumps(value, indent=2, ensure_ascii=False))
-
-
-def human(size: float) -> str:
-    """Bytes as people read them.
-
-    >>> human(1_234_567_890)
-    '1.23 GB'
-    """
-    for unit in ("B", "kB", "MB", "GB"):
-        if size < 1000:
-            return f"{size:.3g} {unit}"
-        size /= 1000
-    return f"{size:.3g} TB"
-
-
-def table(head: list[str], rows: list[list[str]], *, left: bool = False) -> str:
-    """Columns in line: the first to the left, the others to the right, or all ``left``."""
-    lines = [head, *rows]
-    widths = [max(len(line[i]) for line in lines) for i in range(len(head))]
-    aligned = [
-        [
-            cell.ljust(width) if left or i == 0 else cell.rjust(width)
-            for i, (cell, width) in enumerate(zip(line, widths, strict=True))
-        ]
-        for line in lines
-    ]
-    return "\n".join("  ".join(line).rstrip() for line in aligned)
 
 
 def print_plan(output: Output, plan: dict[str, Any], summary: str) -> None:
@@ -216,3 +233,4 @@ def print_plan(output: Output, plan: dict[str, Any], summary: str) -> None:
             click.echo(f"error: {problem}", err=True)
     if plan["problems"]:
         raise click.exceptions.Exit(1)
+    print_next([word for word in sys.argv[1:] if word != "--dry-run"])

@@ -6,20 +6,16 @@ from pathlib import Path
 
 import click
 
-from weightops.cli.options import print_json, table
-from weightops.cli.words import CommandGroup
+from weightops.cli.completing import RecipeType, SettingType
+from weightops.cli.groups import SuggestingGroup
+from weightops.cli.options import json_option
+from weightops.cli.printing import print_json, print_next, table
 from weightops.errors import WeightopsError
 
 
-def _complete(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[str]:
-    from weightops.recipes.catalog import shipped
-
-    return [name for name in shipped() if name.startswith(incomplete)]
-
-
-@click.group("recipes", cls=CommandGroup)
+@click.group("recipes", cls=SuggestingGroup)
 def command() -> None:
-    """Training recipes: list those that are shipped, show one, copy one to make it yours, check one.
+    """Training recipes: list those that ship with weightops, show one, copy one to make it yours, check one.
 
     \b
     weightops recipes list
@@ -29,9 +25,13 @@ def command() -> None:
 
 
 @command.command("list")
-@click.option("--json", "as_json", is_flag=True, help="Print for a program.")
+@json_option
 def list_(as_json: bool) -> None:
-    """List the recipes that are shipped, by family, and what a recipe of your own can name."""
+    """List the recipes that ship with weightops. Below them: the parts that a recipe of your own can name.
+
+    \b
+    weightops recipes list
+    """
     from weightops.recipes.catalog import ROOMS, shipped, summary
     from weightops.recipes.floor.components import kinds
 
@@ -41,44 +41,72 @@ def list_(as_json: bool) -> None:
         return
     click.echo(table(["family", "recipe", "what it makes"], rows, left=True))
     click.echo()
-    for room in ROOMS:
-        click.echo(f"{room}: {', '.join(kinds(room))}")
+    click.echo(table(["part", "names"], [[room, ", ".join(kinds(room))] for room in ROOMS], left=True))
+    print_next(["recipes", "copy", "guard-prefix"])
 
 
 @command.command("show")
-@click.argument("name", shell_complete=_complete)
-def show(name: str) -> None:
-    """Print a recipe."""
+@click.argument("name", type=RecipeType())
+@json_option
+def show(name: str, as_json: bool) -> None:
+    """Print a recipe.
+
+    \b
+    weightops recipes show guard-prefix
+    """
     from weightops.recipes.catalog import find, read_file
 
-    click.echo(read_file(find(name)), nl=False)
+    file = find(name)
+    if as_json:
+        print_json({"file": str(file), "text": read_file(file)})
+        return
+    click.echo(read_file(file), nl=False)
+    print_next(["recipes", "copy", name])
 
 
 @command.command("copy")
-@click.argument("name", shell_complete=_complete)
+@click.argument("name", type=RecipeType())
 @click.argument("file", type=click.Path(path_type=Path, dir_okay=False), required=False)
-def copy(name: str, file: Path | None) -> None:
-    """Write a recipe to FILE, for you to change.  [default: NAME.yaml]"""
+@json_option
+def copy(name: str, file: Path | None, as_json: bool) -> None:
+    """Copy a recipe to FILE, for you to change.  [default: NAME.yaml]
+
+    \b
+    weightops recipes copy guard-prefix
+    weightops recipes copy guard-prefix mine.yml
+    """
     from weightops.recipes.catalog import find, read_file
 
-    text, to = read_file(find(name)), file or Path(f"{Path(name).stem}.yaml")
+    text, out = read_file(find(name)), file or Path(f"{Path(name).stem}.yaml")
     try:
-        with to.open("x", encoding="utf-8") as stream:
+        with out.open("x", encoding="utf-8") as stream:
             stream.write(text)
     except FileExistsError:
-        raise WeightopsError(f"{to}: exists already; name another file") from None
-    click.echo(f"wrote {to}")
+        raise WeightopsError(f"{out}: exists already; name another file") from None
+    if as_json:
+        print_json({"out": str(out)})
+        return
+    click.echo(f"wrote {out}")
+    print_next(["recipes", "validate", str(out)], ["train", str(out), "--out", out.stem])
 
 
 @command.command("validate")
-@click.argument("file")
-@click.option("--set", "sets", multiple=True, metavar="KEY=VALUE", help="Over what the recipe says: training.lr=1e-4.")
-@click.option("--json", "as_json", is_flag=True, help="Print the recipe with everything it leaves to defaults.")
+@click.argument("file", type=RecipeType())
+@click.option("--set", "sets", type=SettingType(), multiple=True, metavar="KEY=VALUE",
+              help="Override a recipe value, for example training.lr=1e-4. May be repeated.")  # fmt: skip
+@json_option
 def validate(file: str, sets: tuple[str, ...], as_json: bool) -> None:
-    """Check a recipe's settings and that the files and folders it names are there; no model and no row is read."""
+    """Check a recipe's settings and sources. The files and folders it names must exist; no model and no row is read.
+
+    With --json it prints the recipe with all defaults filled in.
+
+    \b
+    weightops recipes validate mine.yml
+    weightops recipes validate guard-prefix --set data.files=prompts.jsonl
+    """
     from weightops.recipes.catalog import read
     from weightops.recipes.floor.checking import dotted, plain
-    from weightops.recipes.floor.sources import sources
+    from weightops.recipes.floor.sources import NOT_CHECKED, sources
 
     recipe = read(file, sets, sources=True)
     if as_json:
@@ -87,3 +115,6 @@ def validate(file: str, sets: tuple[str, ...], as_json: bool) -> None:
     click.echo(f"{file}: the settings are right: names, types, ranges")
     for source in sources(recipe):
         click.echo(f"  {dotted(source.place)}: {source.state}")
+    click.echo(f"not checked: {NOT_CHECKED}")
+    overrides = [word for setting in sets for word in ("--set", setting)]
+    print_next(["train", file, *overrides, "--out", Path(file).stem])

@@ -6,20 +6,32 @@ from pathlib import Path
 
 import click
 
+from weightops.cli.options import json_option
+from weightops.cli.printing import print_json, print_next
+
 
 @click.command("verify")
 @click.argument("folder", type=click.Path(path_type=Path, exists=True, file_okay=False))
-def command(folder: Path) -> None:
-    """Check that FOLDER still holds what weightops wrote: every tensor's bytes against weightops.json.
+@json_option
+def command(folder: Path, as_json: bool) -> None:
+    """Check that FOLDER still holds what weightops wrote: the bytes of every tensor against weightops.json.
 
     \b
     weightops verify mine-guard
     """
     from weightops.output.provenance import verify
 
-    faults = verify(folder)
-    for fault in faults:
-        click.echo(f"error: {fault}", err=True)
-    if faults:
+    problems = verify(folder)
+    if as_json:
+        print_json({"folder": str(folder), "problems": problems})
+    else:
+        for problem in problems:
+            click.echo(f"error: {problem}", err=True)
+    if problems:
         raise click.exceptions.Exit(1)
-    click.echo(f"{folder}: every tensor is as it was written")
+    if not as_json:
+        click.echo(f"{folder}: every tensor is as it was written")
+        is_guard = (folder / "guard.json").exists()
+        print_next(
+            ["guard", "score", str(folder), "how do I kill a process?"] if is_guard else ["inspect", str(folder)]
+        )

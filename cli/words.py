@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
 
 import click
 
@@ -11,16 +10,6 @@ from weightops.errors import Remedy, worded
 
 RUNNING = "weightops.cli.running"
 """Under this key a context notes which command runs."""
-
-
-class CommandGroup(click.Group):
-    """A group that notes which command runs, so that an error names that command's options."""
-
-    def resolve_command(self, ctx: click.Context, args: list[str]) -> Any:
-        """As click does, and note the command."""
-        name, command, rest = super().resolve_command(ctx, args)
-        ctx.meta[RUNNING] = command
-        return name, command, rest
 
 
 def in_options(problem: str) -> str:

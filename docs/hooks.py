@@ -1,7 +1,8 @@
 """Pages of the site that are written from the code while it is built, so that they cannot be out of date.
 
-mkdocs calls :func:`on_files`. ``methods.md`` comes from the registry of merge methods, ``training.md`` from the
-settings classes and the recipes that ship, ``changelog.md`` from CHANGELOG.md.
+mkdocs calls :func:`on_files`, and :func:`on_page_markdown` for each page. ``methods.md`` comes from the registry of
+merge methods, ``training.md`` from the settings classes and the recipes that ship, ``changelog.md`` and
+``contributing.md`` from the files of the repository.
 """
 
 from __future__ import annotations
@@ -25,15 +26,25 @@ def on_files(files: Any, config: Any) -> Any:
     """Add the generated pages to the files of the site."""
     from mkdocs.structure.files import File
 
-    pages = {"methods.md": methods_page(), "training.md": training_page(), "changelog.md": changelog_page()}
+    pages = {
+        "methods.md": methods_page(),
+        "training.md": training_page(),
+        "contributing.md": repository_page("CONTRIBUTING.md"),
+        "changelog.md": repository_page("CHANGELOG.md"),
+    }
     for name, text in pages.items():
         files.append(File.generated(config, name, content=text))
     return files
 
 
-def changelog_page() -> str:
-    """The changelog of the repository, as it is."""
-    return (ROOT / "CHANGELOG.md").read_text("utf-8")
+def repository_page(name: str) -> str:
+    """A page of the repository's root; its links to pages in docs/ hold on the site."""
+    return (ROOT / name).read_text("utf-8").replace("](docs/", "](")
+
+
+def on_page_markdown(markdown: str, page: Any, config: Any, files: Any) -> str:
+    """Links out of docs/ to a page that the site has of its own."""
+    return markdown.replace("](../CONTRIBUTING.md", "](contributing.md")
 
 
 # --- merge methods ---------------------------------------------------------------------------------------------------

@@ -1,10 +1,10 @@
 """The main job on a real model: hand what a guard learned to a model tuned for something else.
 
     make demo          # with the guard and the target in examples/, trained by the recipes beside them
-    make demo-train    # trains both first
+    make demo-train    # trains both first: 363 steps, 4.5 s each on two idle cores of a virtual machine
 
-``weightops compose-guard`` adds guard - base to the target; the table is what was measured on the test prompts. What is
-made lands in ``demo-output/``.
+``weightops compose-guard`` adds guard - base to the target; the table shows what was measured on the test prompts. The
+models are written to ``demo-output/``. Training prints an estimate of its time after the first steps.
 """
 
 from __future__ import annotations
@@ -36,13 +36,13 @@ def main(train: bool) -> None:
     except WeightopsError as error:
         sys.exit(f"error: {error}")
     except KeyboardInterrupt:
-        sys.exit("\nStopped; a training goes on from its last checkpoint when it is run again.")
-    print(f"\nThis took {time.perf_counter() - began:.0f} seconds. Ask the new guard something yourself:")
+        sys.exit("\nInterrupted. Run the same command again: finished models are kept, training resumes.")
+    print(f"\nThis took {time.perf_counter() - began:.0f} seconds. Try the new guard yourself:")
     print(f'\n    .venv/bin/weightops guard score {OUT / "composed"} "how do I kill a process?"')
 
 
 def trained() -> tuple[Path, Path]:
-    """Guard and target, trained by the recipes in ``examples/``; what an earlier run finished is taken."""
+    """Guard and target, trained by the recipes in ``examples/``; those that an earlier run finished are reused."""
     for name in ("guard", "target"):
         if not (OUT / name).exists():
             weightops("train", f"examples/{name}.yaml", "--out", str(OUT / name))
@@ -50,16 +50,16 @@ def trained() -> tuple[Path, Path]:
 
 
 def composed(models: dict[str, str]) -> str:
-    """The target, made a guard."""
+    """The target turned into a guard: its folder."""
     out = OUT / "composed"
     shutil.rmtree(out, ignore_errors=True)
-    named = (part for name in ("guard", "base", "target") for part in (f"--{name}", models[name]))
-    weightops("compose-guard", *named, "--out", str(out))
+    sources = (part for name in ("guard", "base", "target") for part in (f"--{name}", models[name]))
+    weightops("compose-guard", *sources, "--out", str(out))
     return str(out)
 
 
 def weightops(*words: str) -> None:
-    """Give the command that a user would give, and show it."""
+    """Run a command as a user would, and show it."""
     from weightops.errors import WeightopsError
 
     print(f"$ weightops {shlex.join(words)}", flush=True)
@@ -69,21 +69,21 @@ def weightops(*words: str) -> None:
 
 
 def judged(models: dict[str, str], guard: Path) -> dict[str, list[dict[str, Any]]]:
-    """The test prompts by model, each with the probability that it is unsafe; all are asked as the guard is."""
+    """The test prompts by model, each with the probability that it is unsafe; all are prompted as the guard is."""
     from weightops.guard import judge
     from weightops.guard.card import GuardCard
 
     card = GuardCard.read(guard)
     rows = [row | {"language": language} for language in LANGUAGES for row in prompts(language, "test")]
-    found = {}
+    by_model = {}
     for name, spec in models.items():
         print(f"judging {len(rows)} test prompts: {name}", flush=True)
         answers = judge.judge(spec, [row["text"] for row in rows], card)
-        found[name] = [row | {"unsafe": float(answer)} for row, answer in zip(rows, answers, strict=True)]
-    return found
+        by_model[name] = [row | {"unsafe": float(answer)} for row, answer in zip(rows, answers, strict=True)]
+    return by_model
 
 
-def report(found: dict[str, list[dict[str, Any]]]) -> str:
+def report(by_model: dict[str, list[dict[str, Any]]]) -> str:
     """The table, and what it says about composing."""
     first, *others = LANGUAGES.values()
     lines = [
@@ -92,13 +92,13 @@ def report(found: dict[str, list[dict[str, Any]]]) -> str:
         f"{'':10}{'F1':>8}{'precision':>11}{'recall':>8}{'false alarms':>24}" + f"{'F1':>9}" * len(others),
         f"{'':37}{'on safe look-alikes':>24}",
     ]
-    for name, rows in found.items():
+    for name, rows in by_model.items():
         english = scores(rows, "en")
         alike = scores([row for row in rows if row["kind"] == "lookalike"], "en").false_alarm_rate
         precision = "-" if english.precision != english.precision else f"{english.precision:.2f}"
         cells = f"{english.f1:8.2f}{precision:>11}{english.recall:8.2f}{alike:24.0%}"
         lines.append(f"{name:10}{cells}" + "".join(f"{scores(rows, other).f1:9.2f}" for other in list(LANGUAGES)[1:]))
-    return "\n".join([*lines, "", verdict(found["target"], found["composed"])])
+    return "\n".join([*lines, "", verdict(by_model["target"], by_model["composed"])])
 
 
 def verdict(target: list[dict[str, Any]], composed: list[dict[str, Any]]) -> str:
@@ -110,19 +110,19 @@ def verdict(target: list[dict[str, Any]], composed: list[dict[str, Any]]) -> str
     draws = np.random.default_rng(0).integers(len(pairs), size=(1000, len(pairs)))
     gains = [f1([pairs[i][1] for i in draw]) - f1([pairs[i][0] for i in draw]) for draw in draws]
     low, high = np.percentile(gains, [2.5, 97.5])
-    said = f"English F1 {before:.2f} -> {after:.2f}, 95 % interval of the gain {low:+.2f} to {high:+.2f}"
+    gain = f"English F1 {before:.2f} -> {after:.2f}, 95 % interval of the gain {low:+.2f} to {high:+.2f}"
     ranked = f"{auc([a for a, _ in pairs]):.2f} -> {auc([b for _, b in pairs]):.2f}"
     blind = (
         f"At any threshold, the area under its ROC curve: {ranked}. Calling every prompt unsafe would score F1 0.67."
     )
-    return f"Composing {'helped' if low > 0 else 'did not help'} the target: {said}.\n{blind}"
+    return f"Composing {'helped' if low > 0 else 'did not help'} the target: {gain}.\n{blind}"
 
 
 def scores(rows: list[dict[str, Any]], language: str) -> Any:
     from weightops.guard.metrics import score
 
-    own = [row for row in rows if row["language"] == language]
-    return score([row["label"] == "unsafe" for row in own], [row["unsafe"] for row in own])
+    chosen = [row for row in rows if row["language"] == language]
+    return score([row["label"] == "unsafe" for row in chosen], [row["unsafe"] for row in chosen])
 
 
 def auc(rows: list[dict[str, Any]]) -> float:
@@ -151,8 +151,14 @@ def prompt_file(language: str) -> Path:
     return HERE / "data" / f"guard_prompts_{language}.jsonl"
 
 
+def machine_is_busy() -> bool:
+    """Whether other programs keep more than half of the processors busy."""
+    return hasattr(os, "getloadavg") and os.getloadavg()[0] > (os.cpu_count() or 1) / 2
+
+
 if __name__ == "__main__":
     os.chdir(HERE.parent)  # the recipes and the commands below name files from here
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # on a busy machine, threads that spin while they wait cost 5 x
+    if machine_is_busy():  # threads that spin while they wait then cost 5 x; on an idle machine they save a third
+        os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     main(train="--train" in sys.argv[1:])

@@ -1,7 +1,7 @@
 """A merge method of your own: one function in one file, and nothing of the package touched.
 
 The function gets the models' tensors in fp32, one stack [n, ...] for each tensor of the model, and returns the merged
-one. Its first argument says what it wants: ``models`` the weights, ``deltas`` the task vectors (weights less those of
+one. Its first argument says what it gets: ``models`` the weights, ``deltas`` the task vectors (weights minus those of
 the base, which is added back afterwards). Its keyword arguments are its keys in the merge file; ``PerModel`` ones may
 differ from model to model, and any of them may run over the layers or be chosen by filters. A ``Range`` in the
 annotation says which numbers a key may be: others are refused with file and line before anything is read, and in Python
@@ -17,7 +17,7 @@ at the call, ``wo.median([...], share=2)``.
     parameters: {lambda: [1.0, 0.8], share: 0.9}
 
     weightops merge median.yml merged --plugin examples/my_method.py
-    weightops methods --plugin examples/my_method.py show median
+    weightops methods show median --plugin examples/my_method.py
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ def median(
     share: Annotated[float, Range(0, 1, above_low=True)] = 1.0,
     lambda_: float = 1.0,
 ) -> Tensor:
-    """Take the middle one of the task vectors, entry by entry: one model that went astray changes nothing.
+    """Take the median of the task vectors, entry by entry: a single outlier changes nothing.
 
     Args:
         deltas: Task vectors, [n, ...], fp32.

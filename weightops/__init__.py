@@ -1,8 +1,12 @@
 """weightops: a checkpoint is a value.
 
 >>> import weightops as wo
->>> base, guard, target = wo.open("org/base"), wo.open("org/guard"), wo.open("./target")  # doctest: +SKIP
->>> (target + (guard - base).only(r"\\.layers\\.")).save("out/")  # doctest: +SKIP
+>>> base, guard, target = wo.open("base"), wo.open("guard"), wo.open("target")
+>>> guard - base
+<Delta: guard - base, 21 tensors>
+>>> composed = target + 0.5 * (guard - base).only(r"\\.layers\\.").without("norm")
+>>> composed.save("composed", progress=False).name
+'composed'
 """
 
 from __future__ import annotations
@@ -57,6 +61,12 @@ _HOMES = {
     "open_adapter": ("algebra.opening", "open_adapter"),
     "operator": ("ops", "operator"),
 }
+
+
+def __dir__() -> list[str]:
+    """The public names, and every merge method of task vectors."""
+    registry = importlib.import_module(".ops", __name__)
+    return sorted({*__all__, *(method.name for method in registry.methods() if method.takes == "deltas")})
 
 
 def __getattr__(name: str) -> Any:

@@ -1,7 +1,7 @@
 """Several short examples in one row, so that few positions of a batch are padding.
 
-Best fit, decreasing (as in Ding et al. 2024, arXiv 2404.10830): each example goes where it leaves the least room. An
-example never sees another: the attention mask has a block for each, and positions begin again.
+Best fit, decreasing (as in Ding et al. 2024, arXiv 2404.10830): each example goes where it leaves the least room. No
+example attends to another: the attention mask has a block for each, and positions begin again at 0.
 """
 
 from __future__ import annotations
@@ -21,19 +21,20 @@ def pack(rows: Sequence[Mapping[str, Any]], length: int) -> list[dict[str, Any]]
     """Rows of at most ``length`` tokens that hold all examples, each whole and once.
 
     Args:
-        rows: Examples with ``input_ids`` and perhaps ``trained``.
+        rows: Examples with ``input_ids``, perhaps ``trained``, and perhaps other fields.
         length: Tokens of the longest row.
 
     Returns:
         Rows with ``input_ids``, ``trained`` and ``segments`` (0, 1, ... by example), lists of one length. The first
-        token of an example is never trained: what comes before it is another example.
+        token of an example is never trained: what comes before it is another example. Each other field becomes a list
+        with a value for each example, so that ``segments`` gives the place in it.
 
     Raises:
         WeightopsError: an example is longer than a row.
     """
     longest = max((len(row["input_ids"]) for row in rows), default=0)
     if longest > length:
-        raise WeightopsError(f"an example of {longest} tokens does not fit into rows of {length}; cut examples first")
+        raise WeightopsError(f"an example of {longest} tokens does not fit into a row of {length}; cut it first")
     return [_joined([rows[at] for at in sorted(members)]) for members in sorted(_bins(rows, length), key=min)]
 
 
@@ -66,16 +67,18 @@ def _joined(examples: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     trained: list[bool] = []
     segments: list[int] = []
     for number, example in enumerate(examples):
-        own = list(example["input_ids"])
-        learnt = list(example.get("trained") or [True] * len(own))
-        ids += own
-        trained += [False, *learnt[1:]] if own else []
-        segments += [number] * len(own)
-    return {"input_ids": ids, "trained": trained, "segments": segments}
+        example_ids = list(example["input_ids"])
+        example_trained = list(example.get("trained") or [True] * len(example_ids))
+        ids += example_ids
+        trained += [False, *example_trained[1:]] if example_ids else []
+        segments += [number] * len(example_ids)
+    others = examples[0].keys() - {"input_ids", "trained"}
+    columns = {name: [example[name] for example in examples] for name in sorted(others)}
+    return {"input_ids": ids, "trained": trained, "segments": segments, **columns}
 
 
 def packed_batch(rows: Sequence[Mapping[str, Any]], pad: int) -> dict[str, Tensor]:
-    """What a model reads so that examples packed into one row do not see each other.
+    """A model's inputs, in which examples packed into one row do not see each other.
 
     Args:
         rows: With ``input_ids`` and ``segments``; a row without segments is one example.
@@ -93,13 +96,13 @@ def packed_batch(rows: Sequence[Mapping[str, Any]], pad: int) -> dict[str, Tenso
     width = ids.shape[1]
     segments = torch.full(ids.shape, -1)
     for place, row in enumerate(rows):
-        own = row.get("segments") or [0] * len(row["input_ids"])
-        segments[place, : len(own)] = torch.tensor(own, dtype=torch.int64)
+        row_segments = row.get("segments") or [0] * len(row["input_ids"])
+        segments[place, : len(row_segments)] = torch.tensor(row_segments, dtype=torch.int64)
     columns = torch.arange(width)
     same = (segments[:, :, None] == segments[:, None, :]) & (segments[:, :, None] >= 0)
-    seen = (same & (columns[:, None] >= columns[None, :])) | torch.eye(width, dtype=torch.bool)
+    visible = (same & (columns[:, None] >= columns[None, :])) | torch.eye(width, dtype=torch.bool)
     lowest = torch.finfo(torch.bfloat16).min  # also finite where autocast rounds the mask to bf16
-    mask = torch.zeros(seen.shape).masked_fill(~seen, lowest)
+    mask = torch.zeros(visible.shape).masked_fill(~visible, lowest)
     begins = torch.ones_like(segments, dtype=torch.bool)
     begins[:, 1:] = segments[:, 1:] != segments[:, :-1]
     starts = torch.where(begins, columns, 0).cummax(1).values

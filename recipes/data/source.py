@@ -1,4 +1,4 @@
-"""The rows that a recipe names, and the share of them that is held out."""
+"""The rows that a recipe names, and the rows that it holds out."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ T = TypeVar("T")
 
 
 def load_rows(data: Data) -> list[Row]:
-    """The rows that a recipe asks for, their fields renamed, in the order of the files.
+    """The rows that a recipe names, with renamed fields, in the order of the files.
 
     Raises:
-        WeightopsError: with everything that cannot be read, or no rows that are wanted.
+        WeightopsError: everything that cannot be read, or no row is left.
     """
     return read_rows(data.files, hub=data.hub, subset=data.subset, split=data.split, only=data.only, rename=data.rename)
 
 
 def split(rows: Sequence[T], share: float, seed: int) -> tuple[list[T], list[T]]:
-    """Rows to train on and rows held out: a share drawn by the seed, both in their order.
+    """Rows to train on, and rows to hold out: a share drawn by the seed. Both keep their order.
 
     >>> split([0, 1, 2, 3], 0.5, seed=1)
     ([1, 2], [0, 3])

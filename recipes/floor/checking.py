@@ -1,8 +1,8 @@
 """Settings checked: types and ranges by pydantic, relations between fields by the settings themselves.
 
-Settings are frozen dataclasses. A field's type says what it may hold, ``Annotated[int, Field(ge=1)]`` for instance. A
-rule about several fields is a method with ``@relation``; it is left out where one of the fields that it reads is wrong,
-or is probably what an unknown key means. So every fault is found at once, and none only follows from another.
+Settings are frozen dataclasses. The type of a field says what it may hold: ``Annotated[int, Field(ge=1)]``, say. A
+rule about several fields is a method with ``@relation``; it is skipped if a field that it reads is wrong, or is what an
+unknown key probably means. So all faults are reported at once, and none of them merely follows from another.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import json
 import types
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import MISSING, dataclass, fields, is_dataclass
-from typing import Annotated, Any, TypeVar, Union, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, TypeVar, Union, cast, get_args, get_origin, get_type_hints
 
 from pydantic import TypeAdapter, ValidationError
 
@@ -40,7 +40,7 @@ _WORDS = {
     "less than or equal to": "at most",
     "less than": "below",
 }
-"""pydantic's words, and ours."""
+"""pydantic's words to ours."""
 
 
 class _WrongFieldError(Exception):
@@ -82,7 +82,7 @@ def check(settings: Any) -> None:
 
 
 def plain(settings: Any) -> dict[str, Any]:
-    """A settings value as YAML would write it, with everything that it leaves to defaults."""
+    """A settings value as YAML would write it, defaults included."""
     values = {each.name: getattr(settings, each.name) for each in _parameters(type(settings))}
     marks = {name: _mark(hint) for name, hint in _hints(type(settings)).items()}
     return {
@@ -97,7 +97,7 @@ def read_settings(kind: type, given: Any, place: Place = (), root: type | None =
     Args:
         kind: Its class.
         given: Keys and values, or a value of that class.
-        place: Where it stands.
+        place: Keys and positions that lead to it.
         root: Class of the outermost settings, for hints.
 
     Returns:
@@ -117,8 +117,10 @@ def read_settings(kind: type, given: Any, place: Place = (), root: type | None =
         elif name not in values and each.default is MISSING and each.default_factory is MISSING:
             values[name] = _WRONG
             faults.append(Fault(place, f"{dotted((*place, name))} is missing"))
-    made = _partial(kind, values) if faults else kind(**values)
-    return made, faults + [Fault((*place, name), f"{dotted((*place, name))}: {p}") for name, p in _related(made)]
+    settings = _partial(kind, values) if faults else kind(**values)
+    return settings, faults + [
+        Fault((*place, name), f"{dotted((*place, name))}: {p}") for name, p in _related(settings)
+    ]
 
 
 def dotted(place: Place) -> str:
@@ -131,7 +133,7 @@ def dotted(place: Place) -> str:
 
 
 def section_of(hint: Any) -> type | None:
-    """The settings class that a field holds, be it or nothing; none where it holds something else."""
+    """The settings class in a field's type, also one that may be null; ``None`` where there is none."""
     inner = get_args(hint) if get_origin(hint) in (Union, types.UnionType) else (hint,)
     return next((each for each in inner if isinstance(each, type) and is_dataclass(each)), None)
 
@@ -175,7 +177,7 @@ def _read_component(mark: Component, given: Any, place: Place, root: type) -> tu
 
 def _read_value(hint: Any, given: Any, place: Place) -> tuple[Any, list[Fault]]:
     """A value by pydantic, with JSON's types: a list is a tuple, a whole number a number, and text neither."""
-    if get_origin(hint) is tuple and not isinstance(given, list | tuple):
+    if get_origin(hint) is tuple and not isinstance(given, list | tuple | Mapping):
         given = [given]  # one value stands for a list of it
     adapter: TypeAdapter[Any] = TypeAdapter(hint)
     try:
@@ -193,38 +195,35 @@ def _read_value(hint: Any, given: Any, place: Place) -> tuple[Any, list[Fault]]:
 
 def _with_numbers(given: Any, error: ValidationError) -> Any:
     """The value with texts such as ``1e-4`` as numbers: YAML 1.1 reads them as text."""
-    wanted = [_existing(given, each["loc"]) for each in error.errors() if each["type"] == "float_type"]
-    made = json.loads(json.dumps({"value": given}, default=str))
-    for loc in wanted:
-        *above, last = ("value", *loc)
-        inner = made
-        for part in above:
-            inner = inner[part]
+    places = [_existing(given, each["loc"]) for each in error.errors() if each["type"] == "float_type"]
+    copy = json.loads(json.dumps({"value": given}, default=str))
+    for place in places:
+        *above, last = ("value", *place)
+        inner = _at(copy, tuple(above))
         with contextlib.suppress(ValueError):
             inner[last] = float(inner[last]) if isinstance(inner[last], str) else inner[last]
-    return made["value"]
+    return copy["value"]
 
 
 def _worded(error: ValidationError, given: Any, place: Place) -> Iterator[Fault]:
     """pydantic's faults in our words; of a union, what any of its types would accept, in one line."""
-    wanted: dict[Place, list[str]] = {}
+    by_place: dict[Place, list[str]] = {}
     for each in error.errors():
-        loc = _existing(given, each["loc"])
-        wanted.setdefault(loc, []).append(_sentence(each["type"], each["msg"], each["loc"]))
-    for loc, sentences in wanted.items():
+        by_place.setdefault(_existing(given, each["loc"]), []).append(_sentence(each["type"], each["msg"]))
+    for loc, sentences in by_place.items():
         first, *others = dict.fromkeys(sentences)
         joined = " or ".join((first, *(other.removeprefix("must be ") for other in others)))
         yield Fault((*place, *loc), f"{dotted((*place, *loc))}: {joined}; found {_shown(_at(given, loc))}")
 
 
-def _sentence(kind: str, message: str, loc: Place) -> str:
-    if kind == "missing":
-        return f"has no item {loc[-1]}"
+def _sentence(kind: str, message: str) -> str:
+    if kind in ("missing", "too_long"):
+        return "has too few items" if kind == "missing" else "has too many items"
     if kind == "literal_error":
         message = message.replace("Input should be", "must be one of").replace(" or ", ", ")
     for theirs, ours in _WORDS.items():
         message = message.replace(theirs, ours)
-    return message.replace("Input should be", "must be").replace("'", "")
+    return message.replace("Input should be", "must be").replace("String should have", "must have").replace("'", "")
 
 
 def _existing(given: Any, loc: Place) -> Place:
@@ -250,7 +249,7 @@ def _shown(value: Any) -> str:
 
 
 def _partial(kind: type, values: Mapping[str, Any]) -> Any:
-    """Settings of which some fields are wrong: to read one of those raises."""
+    """Settings with some wrong fields: reading one of these raises."""
 
     def refuse(self: Any, name: str) -> Any:
         value = object.__getattribute__(self, name)
@@ -258,22 +257,23 @@ def _partial(kind: type, values: Mapping[str, Any]) -> Any:
             raise _WrongFieldError
         return value
 
-    made = object.__new__(type(kind.__name__, (kind,), {"__getattribute__": refuse}))
+    settings: Any = object.__new__(type(kind.__name__, (kind,), {"__getattribute__": refuse}))
     for each in fields(kind):
         value = values.get(each.name, each.default)
         if value is MISSING:
-            value = _WRONG if each.default_factory is MISSING else each.default_factory()
-        object.__setattr__(made, each.name, value)
-    return made
+            factory = each.default_factory
+            value = factory() if callable(factory) else _WRONG
+        object.__setattr__(settings, each.name, value)
+    return settings
 
 
 def _related(settings: Any) -> Iterator[tuple[str, str]]:
-    """What the relations of a settings value say, by field."""
+    """Field and problem of each relation that does not hold."""
     kind = type(settings)
     for name in dict.fromkeys(name for each in reversed(kind.__mro__) for name in vars(each)):
         method = getattr(kind, name, None)
         if field := getattr(method, "relation", None):
-            rule: Callable[[Any], Iterable[str]] = method
+            rule = cast(Callable[[Any], Iterable[str]], method)
             try:
                 yield from [(field, problem) for problem in rule(settings)]
             except _WrongFieldError:

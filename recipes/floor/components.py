@@ -1,8 +1,8 @@
 """Objectives and updates as a recipe names them, found by the name of their file.
 
 The class ``NextToken`` in ``objectives/next_token.py`` is named ``next_token`` in YAML. Its fields are its parameters,
-but for those marked ``RUNTIME``, which the training fills in and which have defaults. So a new one is one new file, and
-nothing else is edited.
+except those marked ``RUNTIME``, which have defaults and are filled in when training starts. So a new objective or
+update is one new file, and nothing else is edited.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ ROOT: Final = Path(__file__).parents[1]
 PACKAGE: Final = "weightops.recipes"
 
 RUNTIME: Final[Mapping[str, Any]] = {"runtime": True}
-"""Metadata of a field that the model or its tokenizer decides, a token id for instance: no parameter in YAML."""
+"""Metadata of a field that the model or the data decides, a token id for instance: it is no parameter in YAML."""
 
 
 @dataclass(frozen=True)
@@ -47,13 +47,13 @@ def component(room: str, kind: str) -> Any:
     """The class of a name.
 
     Raises:
-        WeightopsError: the folder has no such file, or the file no class of that name.
+        WeightopsError: the folder does not have the file, or the file does not have the class.
     """
     if kind not in kinds(room):
-        raise WeightopsError(f"{kind!r} is not one of the {room}; available: {', '.join(kinds(room))}")
+        raise WeightopsError(f"no {room.removesuffix('s')} {kind!r}; available: {', '.join(kinds(room))}")
     module, name = importlib.import_module(f"{PACKAGE}.{room}.{kind}"), class_name(kind)
     if not hasattr(module, name):
-        raise WeightopsError(f"recipes/{room}/{kind}.py: has no class {name}; name the class after the file")
+        raise WeightopsError(f"recipes/{room}/{kind}.py: does not have a class {name}; name the class after the file")
     return getattr(module, name)
 
 

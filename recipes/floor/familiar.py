@@ -1,4 +1,4 @@
-"""Keys of transformers, PEFT, TRL and others, and what a recipe calls the same thing."""
+"""What recipes call settings that transformers, PEFT, TRL and others name differently."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ _BY_NAME: Final = {name: here for here, names in _HERE.items() for name in names
 
 
 def familiar(name: str) -> str | None:
-    """Where a recipe sets what another tool calls by this name.
+    """The recipe setting for another tool's key, or ``None``.
 
     >>> familiar("learning_rate")
     'training.lr'

@@ -1,4 +1,4 @@
-"""A model to train: what of it stays as it is, and its weights rounded to be written."""
+"""A model to train: which parameters are frozen, and its weights rounded for writing."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     import torch
 
 ROWS = "trained_rows"
-"""Attribute of a parameter of which only these rows train, even where it is frozen."""
+"""Attribute of a parameter: the only rows of it that train, even if it is frozen."""
 
 
 def prepare(model: Any, training: Training) -> Any:
@@ -28,7 +28,7 @@ def prepare(model: Any, training: Training) -> Any:
 
 
 def frozen_names(model: Any, freeze: Sequence[str]) -> frozenset[str]:
-    """Names of the parameters that stay as they are; one that is tied is frozen under all its names.
+    """Names of the parameters to freeze; a tied one is frozen under all its names.
 
     Args:
         model: With named parameters.
@@ -56,13 +56,13 @@ def _idle(pattern: str) -> str:
 
 
 def rounded(state: dict[str, torch.Tensor], model: Any, dtype: str) -> dict[str, torch.Tensor]:
-    """The weights to write: each rounded once, and of tied ones the one that is read."""
+    """The weights to write: each rounded once, and only one of those that are tied."""
     import torch
 
     tied = getattr(model, "all_tied_weights_keys", None) or {}
-    wanted = getattr(torch, dtype)
+    target_dtype = getattr(torch, dtype)
     return {
-        name: (tensor.to(wanted) if tensor.is_floating_point() else tensor).contiguous()
+        name: (tensor.to(target_dtype) if tensor.is_floating_point() else tensor).contiguous()
         for name, tensor in state.items()
         if name not in tied
     }

@@ -1,12 +1,12 @@
-"""What a training minimises: one class in ``objectives/``, named in YAML by its file.
+"""What training minimises: one class in ``objectives/``, named in YAML by its file.
 
 The loss is a sum over items (tokens, rows, or pairs), and the trainer divides by the items of all the micro-batches and
-processes of a step: so every item weighs the same however a step is split (the mean of means does not; torchtune issue
-2307 found it giving short sequences more weight).
+processes of a step. So every item weighs the same however a step is split. A mean of means would give items of short
+sequences more weight (torchtune issue 2307).
 
 An objective is a frozen dataclass that inherits from :class:`Objective`. Its fields are its parameters in YAML. What
-the model or its tokenizer decides (a token id, a frozen copy of the model) is a field with ``metadata=RUNTIME``, which
-``ready`` fills in.
+the model, its tokenizer or the rows decide (a token id, a frozen copy of the model, a number kept for each row) is a
+field with ``metadata=RUNTIME``, which ``ready`` fills in.
 """
 
 from __future__ import annotations
@@ -21,21 +21,32 @@ Row = Mapping[str, Any]
 """One example: the fields that the objective reads, token ids in the first."""
 Batch = Mapping[str, "Tensor"]
 
+ROW_INDEX = "row_index"
+"""Field that the trainer adds to each row to train on: its index among them. Held-out rows do not have it."""
+
 
 class Objective(Protocol):
     """How rows become a batch, and what of it is minimised and measured.
 
     Attributes:
-        reads: Fields that every row must have.
+        reads: Fields that every row must have. A routine passes on the columns of the data that are named here.
         packs: Whether it keeps apart the examples of a packed row, which the row's ``segments`` tell.
     """
 
     reads: ClassVar[tuple[str, ...]] = ("input_ids",)
     packs: ClassVar[bool] = False
 
-    def ready(self, model: Any, tokenizer: Any) -> Objective:
-        """The objective with what it takes from the model, before anything of it moves, and from its tokenizer."""
+    def ready(self, model: Any, tokenizer: Any, rows: Sequence[Row]) -> Objective:
+        """The objective with what it takes from the untrained model, its tokenizer and the rows to train on."""
         return self
+
+    def state(self) -> Mapping[str, Tensor]:
+        """Tensors that ``loss`` changes in place while the model trains, by name; none unless an objective has some.
+
+        They are saved in every checkpoint and restored from it. With several processes, what each adds to them in a
+        micro-batch is added up, so that all processes hold the same values: keep sums, or one value for each row.
+        """
+        return {}
 
     def length(self, row: Row) -> int:
         """How long a row is, in tokens: rows of like length share a batch."""
@@ -44,8 +55,8 @@ class Objective(Protocol):
     def batch(self, rows: Sequence[Row]) -> dict[str, Tensor]:
         """The tensors of some rows."""
 
-    def items(self, batch: Batch) -> int:
-        """How many items the loss of a batch is a sum over."""
+    def items(self, batch: Batch) -> float:
+        """What the loss of a batch is divided by: how many items it sums over, or the sum of their weights."""
 
     def loss(self, model: Any, batch: Batch) -> Tensor:
         """The loss summed over the items of a batch: a scalar with a gradient."""

@@ -44,26 +44,27 @@ def read_recipe(
         where: Name of the file, for messages.
         routines: Names of the routines.
         settings_of: The settings class of one of them.
-        sets: ``key=value`` or ``key.key=value``, over what the text says.
-        further: What else to check of a recipe whose settings are right.
+        sets: ``key=value`` or ``key.key=value``; these override the text.
+        further: A further check, made if the settings are right.
 
     Raises:
-        WeightopsError: with everything that is wrong.
+        WeightopsError: everything that is wrong.
     """
     faults = _RecipeFaults(where, sets)
     roots = documents(text, faults)
     if not faults and (len(roots) != 1 or not isinstance(roots[0].value, dict)):
-        faults.add(1, "a recipe is one document of keys and values")
+        faults.add(1, "a recipe must be one YAML document of keys and values")
     faults.raise_any()
     entries = _without_lora(dict(roots[0].value), faults)
     for number, given in enumerate(sets, 1):
         _set(entries, given, -number, faults)
     named = entries.pop("recipe", None)
-    if named is None or named.node.value not in routines:
-        problem = "recipe is missing" if named is None else f"no recipe {_plain(named.node)!r}"
+    routine: Any = named.node.value if named else None
+    if routine not in routines:
+        problem = f"no recipe {_plain(named.node)!r}" if named else "recipe is missing"
         faults.add(named.line if named else 1, f"{problem}; available: {', '.join(routines)}")
         faults.raise_any()
-    recipe, wrong = read_settings(settings_of(named.node.value), _plain(Node(entries, 1)))
+    recipe, wrong = read_settings(settings_of(routine), _plain(Node(entries, 1)))
     for fault in wrong or (() if faults else further(recipe)):
         faults.add(_line(Node(entries, 1), fault.place), fault.problem)
     faults.raise_any()
@@ -91,11 +92,11 @@ def _lora_update(node: Node) -> Node:
 
 
 def _set(entries: dict[str, Entry], given: str, line: int, faults: Faults) -> None:
-    """Put what one ``--set`` says over the entries."""
+    """Override entries by one ``--set``."""
     written, equals, value = given.partition("=")
     path = tuple(written.split("."))
     if not equals or not all(path):
-        faults.add(line, "is written key=value, or key.key=value")
+        faults.add(line, "must be written key=value or key.key=value")
         return
     unread = Faults("value")
     values = documents(value, unread)
@@ -148,7 +149,7 @@ def _plain(node: Node) -> Any:
 
 
 def _line(node: Node, place: Place) -> int:
-    """The line of a setting, or of what it is part of where the file does not name it."""
+    """The line of a setting; if the file does not have it, the line of the section it belongs to."""
     line = node.line
     for part in place:
         if isinstance(node.value, dict) and part in node.value:

@@ -1,4 +1,4 @@
-"""What every recipe can say about its training, as frozen values.
+"""The settings that recipes share, training and data, as frozen values.
 
 Types and ranges are in the fields' types, rules about several fields are methods with ``@relation``; see checking.py.
 No torch and no transformers here, so that reading and checking a recipe takes no time.
@@ -21,6 +21,7 @@ from weightops.recipes.floor.update import Update
 
 Count = Annotated[int, Field(ge=1)]
 NotNegative = Annotated[int, Field(ge=0)]
+NotNegativeNumber = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Share = Annotated[float, Field(ge=0, lt=1)]
 MODEL = object()
 """Marks the type of a field that names a model."""
@@ -37,29 +38,30 @@ OWNED = (
     *("output_dir", "per_device_train_batch_size", "gradient_accumulation_steps", "num_train_epochs", "learning_rate"),
     *("lr_scheduler_type", "warmup_steps", "max_grad_norm", "weight_decay", "seed", "bf16", "save_strategy"),
     *("save_steps", "disable_tqdm", "remove_unused_columns", "logging_nan_inf_filter", "resume_from_checkpoint"),
+    *("save_only_model", "ignore_data_skip", "auto_find_batch_size", "label_smoothing_factor"),
 )
-"""TrainingArguments that a recipe's own settings decide."""
+"""TrainingArguments that other settings of a recipe decide, or that would break resuming."""
 
 
 @dataclass(frozen=True)
 class Training:
-    """How long and how hard to train, on what, and how precisely. The optimizer is AdamW.
+    """How long to train, at what rate, which weights, and in what precision. The optimizer is AdamW.
 
     Attributes:
         lr: Peak learning rate.
         epochs: Times through the rows.
-        batch: Rows a step, over all processes and micro-batches: the result does not depend on how they are split.
-        accumulate: Micro-batches that a process makes of its share of a step, to need less memory.
-        schedule: How the rate falls after the warm-up.
-        warmup: Share of the steps in which the rate climbs.
+        batch: Rows in a step, over all processes and micro-batches. The result does not depend on how they are split.
+        accumulate: Micro-batches into which each process splits its rows of a step, to need less memory.
+        schedule: How the learning rate falls after the warm-up.
+        warmup: Share of the steps in which the learning rate climbs.
         clip: Largest norm of the gradient; 0 for no limit.
-        weight_decay: Of AdamW.
-        seed: Decides the order of the rows and whatever is drawn.
+        weight_decay: AdamW's weight decay.
+        seed: Decides the order of the rows and everything else that is random.
         precision: ``bf16`` computes under autocast; the weights that train are fp32 either way.
-        update: What of the model moves: ``full`` (the weights), ``lora`` (an adapter).
-        freeze: What stays as it is: parts of the model (embedding, head, norm, attention, mlp), or regular expressions
-            that find names of parameters. Left out, what the routine freezes: nothing, unless it says so.
-        checkpoint_every: Steps between checkpoints; 0 for none. A run that was interrupted goes on from the last one.
+        update: What training changes: ``full`` (the weights), ``lora`` (an adapter).
+        freeze: What training must not change: parts of the model (embedding, head, norm, attention, mlp), or regular
+            expressions that match names of parameters. By default the routine decides; sft freezes nothing.
+        checkpoint_every: Steps between checkpoints; 0 for none. An interrupted run resumes from the last one.
         save_dtype: What the weights are rounded to at the end.
         arguments: Any other ``transformers.TrainingArguments`` by name, ``gradient_checkpointing: true`` for instance.
     """
@@ -70,8 +72,8 @@ class Training:
     accumulate: Count = 1
     schedule: Literal["linear", "cosine", "constant_with_warmup"] = "linear"
     warmup: Share = 0.1
-    clip: Annotated[float, Field(ge=0)] = 1.0
-    weight_decay: Annotated[float, Field(ge=0)] = 0.0
+    clip: NotNegativeNumber = 1.0
+    weight_decay: NotNegativeNumber = 0.0
     seed: NotNegative = 0
     precision: Literal["bf16", "fp32"] = "bf16"
     update: Annotated[Update, Component("updates")] = field(default_factory=lambda: component("updates", "full")())
@@ -97,11 +99,11 @@ class Training:
     def _not_decided_already(self) -> Iterator[str]:
         for name in sorted(self.arguments.keys() & set(OWNED)):
             here = familiar(name)
-            yield f"{name} is decided by " + (here or "the recipe's own settings") + "; leave it out"
+            yield f"{name} is decided by " + (here or "other settings of the recipe") + "; remove it here"
 
 
 def freezing(training: Training, parts: tuple[str, ...]) -> Training:
-    """The training, with a routine's own choice of what to freeze where the user made none."""
+    """The training, with the routine's choice of what to freeze if the user made none."""
     return training if training.freeze is not None else replace(training, freeze=parts)
 
 
@@ -110,13 +112,13 @@ class Data:
     """Where rows come from: files, or a data set of the hub.
 
     Attributes:
-        files: JSON Lines (``.jsonl``, ``.json``, also ``.gz``) or Parquet files, one after the other.
+        files: JSON Lines (``.jsonl``, ``.json``, also ``.gz``) or Parquet files, read in this order.
         hub: ``org/name`` or ``org/name@revision``.
         subset: Configuration of the hub data set.
         split: Split of the hub data set.
-        only: Field to value: rows in which they are equal are taken, ``{language: en}`` for instance.
-        rename: Field of ours to field of theirs, ``{text: prompt}`` for instance.
-        held_out: Share of the rows, drawn by the seed, that is not trained on but measured at the end.
+        only: Keep the rows whose fields have these values: ``{language: en}``, for instance.
+        rename: The data's name for a field: ``{text: prompt}`` reads its field ``prompt`` as ``text``.
+        held_out: Share of the rows, drawn by the seed, that is left out of training and measured at the end.
     """
 
     files: tuple[str, ...] = ()
@@ -130,10 +132,10 @@ class Data:
     @relation("files")
     def _one_source(self) -> Iterator[str]:
         if bool(self.files) == bool(self.hub):
-            yield "name either files or a data set of the hub"
+            yield "set either data.files or data.hub, not both"
 
     @relation("files")
     def _formats(self) -> Iterator[str]:
         for file in self.files:
             if not Path(file).name.removesuffix(".gz").endswith((".jsonl", ".json", ".parquet")):
-                yield f"{file}: neither JSON Lines (.jsonl) nor Parquet (.parquet)"
+                yield f"{file}: the name must end in .jsonl, .json (or these with .gz) or .parquet"

@@ -1,4 +1,4 @@
-"""Whether the models and files that a recipe names are there, without opening one of them."""
+"""Whether the models and files that a recipe names exist, without opening any of them."""
 
 from __future__ import annotations
 
@@ -12,15 +12,18 @@ from weightops.io.hub import is_hub_id
 from weightops.recipes.floor.checking import Fault, Place, dotted
 from weightops.recipes.floor.settings import MODEL, Data
 
+NOT_CHECKED = "rows, weights and chat templates, training.freeze against the model, the values of training.arguments"
+"""What shows only when training starts."""
+
 
 @dataclass(frozen=True)
 class NamedSource:
-    """Something that a recipe names.
+    """A model, file or data set that a recipe names.
 
     Attributes:
-        place: The setting.
-        state: What is known of it, with its name.
-        missing: Whether it is known not to be there.
+        place: The setting that names it.
+        state: What is known about it, with its name.
+        missing: Whether it is known not to exist.
     """
 
     place: Place
@@ -34,7 +37,7 @@ def sources(recipe: Any) -> list[NamedSource]:
 
 
 def missing(recipe: Any) -> list[Fault]:
-    """What a recipe names and is not there."""
+    """A fault for each thing that a recipe names and that does not exist."""
     return [Fault(each.place, f"{dotted(each.place)}: {each.state}") for each in sources(recipe) if each.missing]
 
 
@@ -62,17 +65,19 @@ def _parts(spec: str) -> list[str]:
 def _model(spec: str, place: Place) -> NamedSource:
     path = Path(spec).expanduser()
     if spec in ALIASES:
-        return NamedSource(place, f"{spec} is an alias of a model in a package; its weights were not opened")
+        return NamedSource(place, f"{spec} is a model that a Python package carries; it was not opened")
     if spec and path.is_dir():
         if (path / "config.json").exists() or (path / "adapter_config.json").exists():
-            return NamedSource(place, f"{spec} is a model's folder; its weights were not opened")
-        return NamedSource(place, f"{spec} has no config.json; name a model's folder", missing=True)
+            return NamedSource(place, f"{spec} is a model's folder; its weights were not read")
+        return NamedSource(place, f"{spec} does not have a config.json; name a model's folder", missing=True)
     if spec and path.exists():
         return NamedSource(
-            place, f"{spec} is a file without config and tokenizer; name the model's folder", missing=True
+            place, f"{spec} is a file; name the folder with the model's config and tokenizer", missing=True
         )
     if is_hub_id(spec):
-        return NamedSource(place, f"{spec} is no folder here, so it is an id on the hub; that is not checked offline")
+        return NamedSource(
+            place, f"{spec} is not a local folder, so it is taken as a model on the hub; the hub was not asked"
+        )
     return NamedSource(place, f"{spec}: no such folder; a hub model is written org/name", missing=True)
 
 
@@ -81,6 +86,8 @@ def _data(data: Data, place: Place) -> Iterator[NamedSource]:
         if Path(file).is_file():
             yield NamedSource((*place, "files", number), f"{file} is a file; its rows were not read")
         else:
-            yield NamedSource((*place, "files", number), f"{file}: no such file; name yours", missing=True)
+            yield NamedSource(
+                (*place, "files", number), f"{file}: no such file; set data.files to your files", missing=True
+            )
     if data.hub:
-        yield NamedSource((*place, "hub"), f"{data.hub} is a data set on the hub; that is not checked offline")
+        yield NamedSource((*place, "hub"), f"{data.hub} is a data set on the hub; the hub was not asked")

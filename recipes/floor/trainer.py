@@ -1,8 +1,8 @@
 """The one trainer of the recipes: ``transformers.Trainer`` with an objective of ours.
 
-What its users know works unchanged: ``accelerate launch`` with DDP, FSDP or DeepSpeed, gradient accumulation,
-checkpoints, loggers by ``report_to``. Ours are the weighing of items (see objective.py), the order of the rows, one
-progress bar, and that a run which was interrupted goes on.
+These work as they do there: ``accelerate launch`` with DDP, FSDP or DeepSpeed, gradient accumulation, checkpoints,
+loggers by ``report_to``. Ours are the weighting of items (see objective.py), the order of the rows, the objective's
+state, one progress bar, and resuming an interrupted run by the same call.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,19 +18,35 @@ from typing import Any
 
 import torch
 import transformers
-from tqdm import tqdm
+from safetensors.torch import load_file, save_file
 
 from weightops.errors import WeightopsError
+from weightops.io.progress import Progress, clock
 from weightops.io.quiet import quiet_transformers
 from weightops.recipes.floor.checking import check
 from weightops.recipes.floor.components import kind_of
 from weightops.recipes.floor.model import prepare, rounded
-from weightops.recipes.floor.objective import Objective, Row
-from weightops.recipes.floor.order import Order
+from weightops.recipes.floor.objective import ROW_INDEX, Objective, Row
+from weightops.recipes.floor.order import FILLER, Order
 from weightops.recipes.floor.settings import Training
+from weightops.recipes.floor.trained_card import Trained, write_card
 from weightops.recipes.floor.unfinished import Unfinished
 
 LOG = "training.json"
+EMPTY = "empty"
+"""Tensor of a batch in which every row is a filler."""
+STATE = "objective.safetensors"
+"""The objective's state, in a checkpoint."""
+
+RECENT = 10
+"""Steps in the mean loss that is shown."""
+
+TIMED = 3
+"""Steps whose time the estimate is made from; the first step of a run is slower and not among them."""
+
+
+class DivergedError(WeightopsError):
+    """A training whose loss is no longer a number."""
 
 
 @dataclass(frozen=True)
@@ -45,6 +62,11 @@ class Fitted:
     folder: Path
     losses: tuple[float, ...]
     measured: Mapping[str, float]
+
+    @property
+    def recent_loss(self) -> float:
+        """The mean loss of the last ten steps."""
+        return _mean(self.losses[-RECENT:])
 
 
 def fit(
@@ -62,32 +84,33 @@ def fit(
 ) -> Fitted:
     """Train a model on rows and write it, rounded once, as a Hugging Face folder (or a PEFT adapter's).
 
-    Checkpoints lie beside ``out`` until it is there; the same call goes on from the last one and ends in the same
-    weights. A half-trained model never lies at ``out``.
+    Checkpoints are kept beside ``out`` until it is written. After an interruption the same call resumes from the last
+    one and gives the same weights. ``out`` never holds a half-trained model.
 
     Args:
         model: In fp32.
         tokenizer: Its tokenizer, saved with it.
         rows: What to train on.
         objective: What to minimise.
-        training: How long and how hard.
+        training: Settings of the training.
         out: Folder to make.
-        title: What the progress bar says.
+        title: Name of the progress bar.
         held_out: Rows to measure at the end.
-        beside: Writes what else belongs in the folder.
+        beside: Called with the folder, to write further files there.
         overwrite: Replace an output that exists, or an unfinished run of something else.
 
     Raises:
-        WeightopsError: settings that do not fit, no rows, rows that the objective cannot read, an output in the way, or
-            a loss that is not finite.
+        WeightopsError: wrong settings, no rows, rows that the objective cannot read, the output exists, or the loss is
+            not finite.
     """
     check(training)
     if not rows:
         raise WeightopsError(f"{title}: no rows to train on")
     _check_rows([*rows, *held_out], objective)
+    base = str(getattr(model, "name_or_path", ""))
     unfinished = Unfinished.of(out, overwrite, model, rows, objective, training)
     with quiet_transformers():
-        objective = objective.ready(model, tokenizer)
+        objective = objective.ready(model, tokenizer, rows)
         trainer = _Trainer(prepare(model, training), rows, objective, training, unfinished.folder, title)
         processes = trainer.accelerator
         if processes.is_main_process:
@@ -105,6 +128,9 @@ def fit(
                 (folder / LOG).write_text(json.dumps(log, indent=2) + "\n")
                 if beside is not None:
                     beside(folder)
+                sizes = {"rows": len(rows), "held_out": len(held_out), "steps": len(losses)}
+                trained = Trained(base, title, **sizes, objective=objective, training=training, measured=measured)
+                write_card(trained, folder)
         processes.wait_for_everyone()
     return Fitted(out, losses, measured)
 
@@ -113,23 +139,23 @@ def measure(model: Any, rows: Sequence[Row], objective: Objective, batch: int) -
     """The mean over all items of the loss and the objective's metrics."""
     device = next(model.parameters()).device
     totals: dict[str, float] = {}
-    items = 0
+    items = 0.0
     model.eval()
     with torch.no_grad():
         for start in range(0, len(rows), batch):
             tensors = {k: v.to(device) for k, v in objective.batch(rows[start : start + batch]).items()}
-            found = {"loss": objective.loss(model, tensors).item(), **objective.metrics(model, tensors)}
-            totals = {name: totals.get(name, 0.0) + value for name, value in found.items()}
+            sums = {"loss": objective.loss(model, tensors).item(), **objective.metrics(model, tensors)}
+            totals = {name: totals.get(name, 0.0) + value for name, value in sums.items()}
             items += objective.items(tensors)
-    return {name: value / max(items, 1) for name, value in totals.items()}
+    return {name: value / (items or 1) for name, value in totals.items()}
 
 
 def _check_rows(rows: Sequence[Row], objective: Objective) -> None:
     missing = sorted({name for row in rows for name in objective.reads if name not in row})
     if missing:
         raise WeightopsError(
-            f"objective {kind_of(objective)}: needs rows with {', '.join(objective.reads)}; "
-            f"these have no {', '.join(missing)}; choose another objective"
+            f"objective {kind_of(objective)}: reads {', '.join(objective.reads)} of each row, but rows lack "
+            f"{', '.join(missing)}; choose another objective"
         )
 
 
@@ -137,17 +163,21 @@ class _Trainer(transformers.Trainer):
     """The loss is the objective's, over the items of the whole step."""
 
     loss_is_scaled_for_ga = True
+    objective: Objective
+    order: Order
 
     def __init__(
         self, model: Any, rows: Sequence[Row], objective: Objective, training: Training, folder: Path, title: str
     ) -> None:
         self.objective = objective
-        self.order = Order([objective.length(row) for row in rows], training.batch, training.seed)
+        args = arguments(training, folder)
+        multiple = args.per_device_train_batch_size * args.world_size if args.world_size > 1 else 1
+        self.order = Order([objective.length(row) for row in rows], training.batch, training.seed, multiple)
         super().__init__(
             model=model,
-            args=arguments(training, folder),
+            args=args,
             train_dataset=_Rows(rows),
-            data_collator=objective.batch,
+            data_collator=self._collate,
             callbacks=[_Watch(self.order, title)],
         )
         self.remove_callback(transformers.trainer_callback.PrinterCallback)
@@ -155,8 +185,14 @@ class _Trainer(transformers.Trainer):
     def _get_train_sampler(self, train_dataset: Any = None) -> Any:
         return self.order
 
+    def _collate(self, rows: Sequence[Row]) -> dict[str, torch.Tensor]:
+        """The batch of some rows without the fillers; if there is no other, of one, which counts for nothing."""
+        real = [row for row in rows if row[ROW_INDEX] != FILLER]
+        return self.objective.batch(real) if real else {**self.objective.batch(rows[:1]), EMPTY: torch.tensor([True])}
+
     def _get_num_items_in_batch(self, batch_samples: list[Any], device: torch.device) -> torch.Tensor:
-        items = torch.tensor(sum(map(self.objective.items, batch_samples)), device=device)
+        real = [batch for batch in batch_samples if EMPTY not in batch]
+        items = torch.tensor(float(sum(map(self.objective.items, real))), device=device)
         if self.args.world_size > 1:
             items = self.accelerator.gather(items).sum()
         return items
@@ -164,9 +200,39 @@ class _Trainer(transformers.Trainer):
     def compute_loss(
         self, model: Any, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> torch.Tensor:
-        """The share of these inputs in the mean loss of the step; the processes' gradients are averaged after it."""
+        """These inputs' share of the mean loss of the step; the processes' gradients are averaged afterwards."""
         items = self.objective.items(inputs) if num_items_in_batch is None else num_items_in_batch
-        return self.objective.loss(model, inputs) * (self.args.world_size / max(int(items), 1))
+        before = {name: tensor.clone() for name, tensor in self.objective.state().items()}
+        empty = EMPTY in inputs
+        loss: torch.Tensor = self.objective.loss(
+            model, {name: tensor for name, tensor in inputs.items() if name != EMPTY}
+        )
+        if empty:
+            loss = loss * 0
+            for name, tensor in self.objective.state().items():
+                tensor.copy_(before[name])
+        if self.args.world_size > 1:
+            self._add_up(before)
+        share: torch.Tensor = loss * (self.args.world_size / (float(items) or 1.0))
+        return share
+
+    def _add_up(self, before: Mapping[str, torch.Tensor]) -> None:
+        """Give every process what all of them added to the objective's state in this micro-batch."""
+        for name, tensor in self.objective.state().items():
+            added = (tensor - before[name]).to(self.accelerator.device)
+            tensor.copy_(before[name] + self.accelerator.reduce(added, "sum").to(tensor.device))
+
+    def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
+        super()._save_optimizer_and_scheduler(output_dir)
+        if self.args.should_save and (state := self.objective.state()):
+            save_file({name: tensor.contiguous() for name, tensor in state.items()}, Path(output_dir, STATE))
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        super()._load_optimizer_and_scheduler(checkpoint)
+        if checkpoint is not None and (state := self.objective.state()):
+            saved = load_file(Path(checkpoint, STATE))
+            for name, tensor in state.items():
+                tensor.copy_(saved[name])
 
 
 class _Rows(torch.utils.data.Dataset):  # type: ignore[type-arg]
@@ -176,54 +242,63 @@ class _Rows(torch.utils.data.Dataset):  # type: ignore[type-arg]
     def __len__(self) -> int:
         return len(self.rows)
 
-    def __getitem__(self, place: int) -> Row:
-        return self.rows[place]
+    def __getitem__(self, index: int) -> Row:
+        return {**self.rows[index], ROW_INDEX: index}
 
 
 class _Watch(transformers.TrainerCallback):
-    """A progress bar with the time left and the loss; ends the run where the loss is no longer finite."""
+    """Shows progress, an estimate of the whole time and the mean loss; ends the run where the loss is not finite."""
 
     def __init__(self, order: Order, title: str) -> None:
         self.order, self.title = order, title
-        self.bar: Any = None
         self.recent: list[float] = []
+        self.begun, self.first_done = 0, 0.0
 
     def on_epoch_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         self.order.epoch = state.global_step // math.ceil(len(self.order) / self.order.batch)
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        hidden = not state.is_world_process_zero
-        begun = state.global_step
-        self.bar = tqdm(total=state.max_steps, initial=begun, desc=self.title, unit="step", leave=False, disable=hidden)
+        self.begun = state.global_step
+        self.bar = Progress(
+            state.max_steps, self.title, unit="step", begun=self.begun, delay=0, shown=state.is_world_process_zero
+        )
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        self.bar.update(state.global_step - self.bar.n)
+        self.bar.update(state.global_step - self.bar.done)
+        if state.global_step == self.begun + 1:
+            self.first_done = time.monotonic()
+        elif state.global_step == self.begun + 1 + TIMED and state.global_step < state.max_steps:
+            seconds = (time.monotonic() - self.first_done) / TIMED
+            steps = state.max_steps - self.begun
+            self.bar.tell(f"{self.title}: {steps} steps of about {seconds:.2g} s, {clock(steps * seconds)} in all")
 
     def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **_: Any) -> None:
         if "loss" not in (logs or {}):
             return
         if not math.isfinite(logs["loss"]):
             self.bar.close()
-            raise WeightopsError(
-                f"{self.title}: the loss is not a number at step {state.global_step}; try a smaller lr"
-            )
-        self.recent = [*self.recent[-9:], logs["loss"]]
-        self.bar.set_postfix(loss=f"{sum(self.recent) / len(self.recent):.3f}")
+            raise DivergedError(f"{self.title}: the loss is not a number at step {state.global_step}; try a smaller lr")
+        self.recent = [*self.recent, logs["loss"]][-RECENT:]
+        self.bar.note(f"mean loss of the last {len(self.recent)} steps {_mean(self.recent):.3f}")
 
     def on_train_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         self.bar.close()
 
 
+def _mean(losses: Sequence[float]) -> float:
+    return sum(losses) / max(len(losses), 1)
+
+
 def arguments(training: Training, folder: Path) -> Any:
-    """The training's settings in the words of ``transformers.TrainingArguments``.
+    """The settings as ``transformers.TrainingArguments``.
 
     Raises:
-        WeightopsError: a step that cannot be split over the processes, or an argument that there is not.
+        WeightopsError: a step cannot be split over the processes, or an argument is unknown or refused.
     """
     unknown = training.arguments.keys() - transformers.TrainingArguments.__dataclass_fields__.keys()
     if unknown:
-        said = ", ".join(sorted(unknown))
-        raise WeightopsError(f"training.arguments: {said}: not in transformers.TrainingArguments; check the spelling")
+        names = ", ".join(sorted(unknown))
+        raise WeightopsError(f"training.arguments: {names}: not in transformers.TrainingArguments; check the spelling")
     chosen: dict[str, Any] = {
         "report_to": "none",
         "logging_steps": 1,
@@ -248,16 +323,16 @@ def arguments(training: Training, folder: Path) -> Any:
         "logging_nan_inf_filter": False,
     }
     try:
-        made = transformers.TrainingArguments(**chosen)
+        theirs = transformers.TrainingArguments(**chosen)
     except (ValueError, TypeError, ImportError) as error:
-        said = str(error).strip().partition("\n")[0]
-        raise WeightopsError(f"training.arguments: transformers refuses them ({said})") from error
-    made._n_gpu = min(made.n_gpu, 1)  # several GPUs are driven by `accelerate launch`, not by threads of one process
-    parts = made.world_size * training.accumulate
+        reason = str(error).strip().partition("\n")[0]
+        raise WeightopsError(f"training.arguments: transformers refuses them ({reason}); correct them") from error
+    theirs._n_gpu = min(theirs.n_gpu, 1)  # `accelerate launch` drives several GPUs, not threads of one process
+    parts = theirs.world_size * training.accumulate
     if training.batch % parts:
         raise WeightopsError(
-            f"training.batch: {training.batch} rows a step cannot be split into {made.world_size} processes x "
+            f"training.batch: {training.batch} rows a step cannot be split into {theirs.world_size} processes x "
             f"{training.accumulate} micro-batches; choose a multiple of {parts}"
         )
-    made.per_device_train_batch_size = training.batch // parts
-    return made
+    theirs.per_device_train_batch_size = training.batch // parts
+    return theirs

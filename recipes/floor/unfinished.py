@@ -1,6 +1,6 @@
-"""Where a training lies until it is finished: ``.OUT.training`` beside ``OUT``, with its checkpoints.
+"""The folder of an unfinished training: ``.OUT.training`` beside ``OUT``, with its checkpoints.
 
-A stamp of what is trained on what lies with them, so that only the same training goes on from them.
+It also holds a stamp of the model, rows and settings, so that only the same training resumes from the checkpoints.
 """
 
 from __future__ import annotations
@@ -32,12 +32,12 @@ def check_free(out: Path, overwrite: bool) -> None:
 
 @dataclass(frozen=True)
 class Unfinished:
-    """The folder of a training that runs, or was interrupted.
+    """The folder of a training that is running or was interrupted.
 
     Attributes:
-        out: Where the model goes at the end.
-        stamp: Of everything that decides the weights.
-        overwrite: Whether what is in the way is replaced.
+        out: Where the finished model goes.
+        stamp: A digest of everything that decides the weights.
+        overwrite: Whether to replace an output, or another training's checkpoints, in its place.
     """
 
     out: Path
@@ -52,12 +52,12 @@ class Unfinished:
             WeightopsError: the output exists, or an unfinished run of another training is in the way.
         """
         check_free(out, overwrite)
-        found = cls(out, _stamp(model, rows, objective, training), overwrite)
-        if found.checkpoint() is not None and not found._same() and not overwrite:
-            what = f"{found.folder}: an unfinished run of another training"
+        unfinished = cls(out, _stamp(model, rows, objective, training), overwrite)
+        if unfinished.checkpoint() is not None and not unfinished._same() and not overwrite:
+            what = f"{unfinished.folder}: an unfinished run of another training"
             remedies = Remedy("finish that one"), Remedy("discard it with {}", "overwrite", True)
             raise WeightopsError(Message(what, *remedies))
-        return found
+        return unfinished
 
     @property
     def folder(self) -> Path:
@@ -65,7 +65,7 @@ class Unfinished:
         return self.out.absolute().parent / f".{self.out.absolute().name}.training"
 
     def begin(self) -> None:
-        """Make the folder; what another training left in it goes."""
+        """Make the folder; delete what another training left in it."""
         self.folder.parent.mkdir(parents=True, exist_ok=True)
         private_folder(self.folder)
         recover(self.out, self.folder / "replaced")
@@ -75,22 +75,22 @@ class Unfinished:
         (self.folder / STAMP).write_text(self.stamp)
 
     def checkpoint(self) -> Path | None:
-        """The last checkpoint that was written whole: the Trainer writes its state file last."""
-        found = [folder for folder in self.folder.glob("checkpoint-*") if _whole(folder)]
-        return max(found, key=lambda folder: int(folder.name.rpartition("-")[2]), default=None)
+        """The last complete checkpoint: transformers writes ``trainer_state.json`` last."""
+        checkpoints = [folder for folder in self.folder.glob("checkpoint-*") if _whole(folder)]
+        return max(checkpoints, key=lambda folder: int(folder.name.rpartition("-")[2]), default=None)
 
     @contextmanager
     def finish(self) -> Iterator[Path]:
-        """A folder to fill, which then takes its place at ``out`` in one step; the checkpoints go."""
-        made = self.folder / "model"
-        shutil.rmtree(made, ignore_errors=True)
-        made.mkdir()
-        yield made
-        for file in made.iterdir():
-            file.chmod(made.stat().st_mode & 0o666)  # safetensors lets nobody else read; the user's umask decides
+        """A folder to fill, which is then renamed to ``out``; the checkpoints are deleted."""
+        model = self.folder / "model"
+        shutil.rmtree(model, ignore_errors=True)
+        model.mkdir()
+        yield model
+        for file in model.iterdir():
+            file.chmod(model.stat().st_mode & 0o666)  # safetensors makes files private; the umask should decide
             with file.open("rb") as stream:
                 os.fsync(stream.fileno())
-        put_in_place(made, self.out, self.folder / "replaced", overwrite=self.overwrite)
+        put_in_place(model, self.out, self.folder / "replaced", overwrite=self.overwrite)
         shutil.rmtree(self.folder)
 
     def _same(self) -> bool:

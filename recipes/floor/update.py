@@ -1,4 +1,4 @@
-"""What of a model moves in training: the weights, an adapter, one day a sparse part of them.
+"""What training changes in a model: the weights, or an adapter.
 
 A new update is one class in ``updates/`` with these methods: a frozen dataclass whose fields are its parameters.
 """
@@ -27,20 +27,20 @@ class Update(Protocol):
 
         Args:
             model: In fp32.
-            frozen: Names of the parameters that must stay as they are.
-            seed: Decides whatever is drawn.
+            frozen: Names of the parameters that must not change.
+            seed: Decides everything random.
 
         Raises:
             WeightopsError: the update does not fit the model, or leaves nothing to train.
         """
 
     def write(self, model: Any, tokenizer: Any, weights: Mapping[str, Tensor], save_dtype: str, folder: Path) -> None:
-        """Write what was learned.
+        """Write the trained model, or what it takes to make it from its base.
 
         Args:
-            model: What ``prepare`` made, trained.
+            model: The trained model that ``prepare`` returned.
             tokenizer: Of the model.
             weights: By name, gathered from all processes and rounded.
             save_dtype: What they are rounded to.
-            folder: To fill.
+            folder: Where to write.
         """

@@ -16,14 +16,14 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class LabelDecision(Objective):
-    """Cross entropy of the right label at the last position only, in fp32: how a guard answers (arXiv 2509.23381).
+    """Cross entropy of the right label at the last position, in fp32, where a guard answers (arXiv 2509.23381).
 
     Rows have ``input_ids`` and ``answer``: 0 for safe, 1 for unsafe.
 
     Attributes:
         labels: Token ids of safe and unsafe.
         pad: Token to fill shorter rows with, on the left.
-        over_vocabulary: Against every token, so that the model also learns to say a label when it generates.
+        over_vocabulary: Compare with all tokens, so that the model also learns to generate a label.
     """
 
     labels: tuple[int, int] = field(default=(0, 1), metadata=RUNTIME)
@@ -32,18 +32,18 @@ class LabelDecision(Objective):
 
     reads: ClassVar[tuple[str, ...]] = ("input_ids", "answer")
 
-    def ready(self, model: Any, tokenizer: Any) -> Objective:
-        """With the tokenizer's token to fill rows with."""
+    def ready(self, model: Any, tokenizer: Any, rows: Sequence[Row]) -> Objective:
+        """With the tokenizer's padding token."""
         return replace(self, pad=pad_id(tokenizer))
 
     def batch(self, rows: Sequence[Row]) -> dict[str, Tensor]:
-        """What the model reads, each [rows, longest], and ``answer``, [rows]."""
+        """The model's inputs, each [rows, longest], and ``answer``, [rows]."""
         import torch
 
         inputs = left_padded([row["input_ids"] for row in rows], self.pad)
         return {**inputs, "answer": torch.tensor([row["answer"] for row in rows])}
 
-    def items(self, batch: Batch) -> int:
+    def items(self, batch: Batch) -> float:
         """Rows."""
         return len(batch["answer"])
 
@@ -51,19 +51,19 @@ class LabelDecision(Objective):
         """Summed over the rows."""
         import torch
 
-        logits, right = self._logits(model, batch), batch["answer"]
+        logits, answers = self._logits(model, batch), batch["answer"]
         if self.over_vocabulary:
-            right = torch.tensor(self.labels, device=right.device)[right]
+            answers = torch.tensor(self.labels, device=answers.device)[answers]
         else:
             logits = logits[:, list(self.labels)]
-        return torch.nn.functional.cross_entropy(logits, right, reduction="sum")
+        return torch.nn.functional.cross_entropy(logits, answers, reduction="sum")
 
     def metrics(self, model: Any, batch: Batch) -> dict[str, float]:
-        """``accuracy``: rows whose right label is the likelier of the two."""
-        said = self._logits(model, batch)[:, list(self.labels)].argmax(-1)
-        return {"accuracy": float((said == batch["answer"]).sum())}
+        """``accuracy``: rows whose right label is the more probable of the two."""
+        likelier = self._logits(model, batch)[:, list(self.labels)].argmax(-1)
+        return {"accuracy": float((likelier == batch["answer"]).sum())}
 
     def _logits(self, model: Any, batch: Batch) -> Tensor:
         inputs = {name: tensor for name, tensor in batch.items() if name != "answer"}
-        found: Tensor = model(**inputs, logits_to_keep=1, use_cache=False).logits[:, -1].float()
-        return found
+        logits: Tensor = model(**inputs, logits_to_keep=1, use_cache=False).logits[:, -1].float()
+        return logits

@@ -1,9 +1,9 @@
-"""Prefix SFT: what a guard must say of a text while it arrives (Guard Vector, arXiv 2509.23381).
+"""Prefix SFT: the prefixes of a text, labelled as a guard should judge them as the text arrives (arXiv 2509.23381).
 
-From the paper: cumulative prefixes of 100 characters; their labels go from safe to unsafe once and never back; rows
-that correct themselves are left out. The paper does not say how the first unsafe prefix is found, so ours are:
-the row says (``first_unsafe_char``); or else a teacher guard's first crossing; or else only the whole text is used,
-whose label is known. A prefix is unsafe as soon as it holds the first unsafe character.
+From the paper: prefixes grow by 100 characters; labels go from safe to unsafe once and never back; rows that go back to
+safe are left out. The paper does not say how to find the first unsafe prefix. Ours: the row gives it
+(``first_unsafe_char``), or else a teacher guard's first crossing of its threshold does; where neither does, only the
+whole text is used, because its label is known. A prefix is unsafe once it holds the first unsafe character.
 """
 
 from __future__ import annotations
@@ -18,14 +18,14 @@ _MARK = re.compile("[\u0300-\u036f\ufe00-\ufe0f\u200d\U0001f3fb-\U0001f3ff\u20d0
 """Characters that belong to the one before them: accents, variation selectors, joiners, skin tones, tags."""
 
 FirstUnsafe = Callable[[str], int | None]
-"""Where a text of unknown onset first is unsafe, as an index of a character; none where that cannot be told."""
+"""From a text to the index of the character at which it becomes unsafe; ``None`` if that is unknown."""
 
 
 def corrects_itself(row: LabelledText) -> bool:
-    """Whether a text was unsafe and then is safe: by its parts' labels, or a first unsafe character in a safe text."""
+    """Whether a text is labelled unsafe and later safe, or is safe but has a first unsafe character."""
     parts = (*row.labels, row.unsafe)
-    onset = row.first_unsafe_char is not None and not row.unsafe
-    return onset or any(before and not after for before, after in itertools.pairwise(parts))
+    unsafe_once = row.first_unsafe_char is not None and not row.unsafe
+    return unsafe_once or any(before and not after for before, after in itertools.pairwise(parts))
 
 
 def prefixes(
@@ -36,7 +36,7 @@ def prefixes(
     Args:
         rows: Labelled texts.
         step: Characters between prefixes; 0 for the whole text only.
-        first_unsafe: Asked about unsafe texts that do not say where they become so.
+        first_unsafe: Called for unsafe texts whose row does not give the first unsafe character.
     """
     return [pair for row in rows if not corrects_itself(row) for pair in _labelled(row, step, first_unsafe)]
 
@@ -55,8 +55,8 @@ def _labelled(row: LabelledText, step: int, first_unsafe: FirstUnsafe) -> Iterat
 def cuts(text: str, step: int) -> list[int]:
     """Where prefixes end: every ``step`` characters and at the end, never inside what is read as one character.
 
-    A cut before a combining mark, a variation selector, a joined or toned emoji, the second half of a surrogate pair or
-    of CR LF moves on until it is past it.
+    A cut before a combining mark, a variation selector, the rest of a joined or toned emoji, or the second half of a
+    surrogate pair or of CR LF moves past it.
 
     >>> cuts("abcdefg", 3)
     [3, 6, 7]

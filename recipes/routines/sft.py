@@ -1,12 +1,12 @@
 """Tune a model on answers: supervised fine-tuning, by any objective, in full or as an adapter.
 
 Rows hold messages, or a prompt and its completion, or a text. Only the assistant's words, the completion, or the whole
-text are learned; the rest of a row is read and costs nothing.
+text are learned; the rest of a row is context and adds nothing to the loss.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from pydantic import Field
 
 from weightops.errors import WeightopsError
-from weightops.recipes.data.encode import encode
+from weightops.recipes.data.encode import check_columns, encode
 from weightops.recipes.data.packing import pack
 from weightops.recipes.data.source import load_rows, split
 from weightops.recipes.floor.checking import check, relation
@@ -22,6 +22,7 @@ from weightops.recipes.floor.components import Component, component, kind_of
 from weightops.recipes.floor.objective import Objective
 from weightops.recipes.floor.settings import Data, ModelName, Training
 from weightops.recipes.floor.unfinished import check_free
+from weightops.rows.row import Row
 
 if TYPE_CHECKING:
     from weightops.recipes.floor.trainer import Fitted
@@ -29,17 +30,18 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class SftRecipe:
-    """A model to tune.
+    """Settings of a model to tune.
 
     Attributes:
         base: Model to start from: a folder, ``org/name``, an alias.
         data: Rows of messages, of prompt and completion, or of text; see docs/data.md.
         model_class: Kind of model. Only causal language models are available yet.
-        objective: What to minimise, by name and parameters.
+        objective: What to minimise, by name and parameters. The columns of the data that it reads are passed on to it.
         chat: Put a plain prompt and completion through the model's chat template, where it has one.
-        tokens: Longest row; a longer one is cut at its end.
-        packing: Put several short rows into one of ``tokens`` tokens, so that little is padded. No row sees another.
-        training: How long and how hard. Nothing is frozen unless it says so.
+        tokens: Tokens of the longest row; a longer row is cut at its end.
+        packing: Put several short rows into one of ``tokens`` tokens, so that there is little padding. No row attends
+            to another.
+        training: Settings of the training. Nothing is frozen by default.
     """
 
     base: ModelName
@@ -58,26 +60,55 @@ class SftRecipe:
         if self.model_class != "causal-lm":
             yield f"{self.model_class} is not available yet; use causal-lm"
 
+    @relation("objective")
+    def _reads_tokens(self) -> Iterator[str]:
+        if self.objective.reads[0] != "input_ids":
+            reads = ", ".join(self.objective.reads)
+            yield f"{kind_of(self.objective)} reads {reads}, which sft does not make; use the routine made for it"
+
     @relation("packing")
     def _keeps_rows_apart(self) -> Iterator[str]:
         if self.packing and not self.objective.packs:
             yield f"objective {kind_of(self.objective)} does not keep packed rows apart; set packing to false"
 
 
-def run(recipe: SftRecipe, out: Path, overwrite: bool = False) -> Fitted:
+def run(recipe: SftRecipe, out: Path, overwrite: bool = False, *, trust_remote_code: bool = False) -> Fitted:
     """Read the rows, train, and write a Hugging Face folder, or an adapter's.
 
     Raises:
-        WeightopsError: settings or rows that do not fit, or an output in the way.
+        WeightopsError: wrong settings or rows, or the output exists.
     """
     check(recipe)
     check_free(out, overwrite)
-    learned, held_out = split(load_rows(recipe.data), recipe.data.held_out, recipe.training.seed)
+    data = load_rows(recipe.data)
+    check_columns(data, columns_of(recipe), f"objective {kind_of(recipe.objective)}")
+    learned, held_out = split(data, recipe.data.held_out, recipe.training.seed)
+    return train(recipe, learned, held_out, out, overwrite, trust_remote_code=trust_remote_code)
+
+
+def columns_of(recipe: SftRecipe) -> list[str]:
+    """The columns that the objective reads besides tokens."""
+    return [name for name in recipe.objective.reads if name not in ("input_ids", "trained")]
+
+
+def train(
+    recipe: SftRecipe,
+    learned: Sequence[Row],
+    held_out: Sequence[Row],
+    out: Path,
+    overwrite: bool = False,
+    *,
+    title: str = "tuning",
+    beside: Callable[[Path], object] | None = None,
+    trust_remote_code: bool = False,
+) -> Fitted:
+    """Train on rows that are already read; ``title`` and ``beside`` as for :func:`~..floor.trainer.fit`."""
+    columns = columns_of(recipe)
     from weightops.algebra.loading import load
     from weightops.recipes.floor.trainer import fit
 
-    model, tokenizer = load(recipe.base, "float32")
-    rows = encode(tokenizer, learned, recipe.tokens, chat=recipe.chat)
+    model, tokenizer = load(recipe.base, "float32", trust_remote_code=trust_remote_code)
+    rows = encode(tokenizer, learned, recipe.tokens, chat=recipe.chat, columns=columns)
     if recipe.packing:
         _check_window(model, recipe.tokens)
         rows = pack(rows, recipe.tokens)
@@ -88,8 +119,9 @@ def run(recipe: SftRecipe, out: Path, overwrite: bool = False) -> Fitted:
         recipe.objective,
         recipe.training,
         out,
-        title="tuning",
-        held_out=encode(tokenizer, held_out, recipe.tokens, chat=recipe.chat),
+        title=title,
+        held_out=encode(tokenizer, held_out, recipe.tokens, chat=recipe.chat, columns=columns),
+        beside=beside,
         overwrite=overwrite,
     )
 

@@ -1,6 +1,6 @@
-"""Tune a target: the same base, moved to another domain by plain language modelling.
+"""Tune a target for guard vectors: the base, tuned on texts of another domain by plain language modelling.
 
-Without data the text is what every Python installation carries: the language reference in ``pydoc_data.topics`` and the
+Without data it learns texts that every Python installation has: the language reference in ``pydoc_data.topics`` and
 sources of the standard library.
 """
 
@@ -32,20 +32,20 @@ MODULES = (
     "json.decoder", "logging", "pathlib", "random", "shutil", "statistics", "subprocess", "textwrap", "typing",
     "unittest.case", "zipfile",
 )  # fmt: skip
-"""Whose sources are read: plain Python, in every installation."""
+"""Modules whose sources are read: they are plain Python and in every installation."""
 
 
 @dataclass(frozen=True)
 class TargetRecipe:
-    """A target to tune.
+    """Settings of a target to tune.
 
     Attributes:
         base: Model to start from: a folder, ``org/name``, an alias.
         data: Rows of text, or of messages for the model's chat template; without it, Python's own texts.
-        blocks: Most pieces of text to train on, each once an epoch.
-        tokens: Length of a piece.
-        training: How long and how hard. Embeddings, head and norms are frozen unless it says what is: the target then
-            differs from the base only where a guard vector does.
+        blocks: Pieces of text to train on, at most; each is read once an epoch.
+        tokens: Tokens of a piece.
+        training: Settings of the training. Unless ``freeze`` is set, embeddings, head and norms are frozen, so that the
+            target differs from the base only in tensors that a guard vector changes.
     """
 
     base: ModelName
@@ -57,26 +57,26 @@ class TargetRecipe:
     @relation("data")
     def _none_held_out(self) -> Iterator[str]:
         if self.data is not None and self.data.held_out:
-            yield "held_out is not measured here; leave it out"
+            yield "target does not measure held-out rows; remove held_out"
 
 
-def run(recipe: TargetRecipe, out: Path, overwrite: bool = False) -> Fitted:
+def run(recipe: TargetRecipe, out: Path, overwrite: bool = False, *, trust_remote_code: bool = False) -> Fitted:
     """Tune by next token and write a Hugging Face folder.
 
     Raises:
-        WeightopsError: settings or rows that do not fit, too little text, or an output in the way.
+        WeightopsError: wrong settings or rows, too little text, or the output exists.
     """
     check(recipe)
     check_free(out, overwrite)
     from weightops.algebra.loading import load
     from weightops.recipes.floor.trainer import fit
 
-    model, tokenizer = load(recipe.base, "float32")
+    model, tokenizer = load(recipe.base, "float32", trust_remote_code=trust_remote_code)
     texts = python_texts() if recipe.data is None else row_texts(tokenizer, recipe.data)
     rows = [{"input_ids": piece} for piece in blocks(tokenizer, texts, recipe)]
     if not rows:
         raise WeightopsError(
-            f"tokens: the text is shorter than one piece of {recipe.tokens}; give more, or fewer tokens"
+            f"tokens: the text is shorter than one piece of {recipe.tokens} tokens; give more text, or lower tokens"
         )
     training = freezing(recipe.training, VOCABULARY_AND_NORMS)
     return fit(model, tokenizer, rows, NextToken(), training, out, title="training the target", overwrite=overwrite)
@@ -94,7 +94,7 @@ def row_texts(tokenizer: Any, data: Data) -> list[str]:
     """The texts of rows; messages as the model's chat template writes them.
 
     Raises:
-        WeightopsError: every row that has neither (the first ten, and how many more), by its place.
+        WeightopsError: rows that have neither (the first ten, and how many more), by their places.
     """
     rows = load_rows(data)
     texts: list[str] = []
@@ -113,12 +113,12 @@ def _text(tokenizer: Any, row: Row) -> str:
         return rendered(tokenizer, messages)
     text = row.checked("text")
     if text is None:
-        raise WeightopsError("needs a text, or messages")
+        raise WeightopsError("needs text or messages")
     return str(text)
 
 
 def blocks(tokenizer: Any, texts: Sequence[str], recipe: TargetRecipe) -> list[list[int]]:
-    """Pieces of equal length drawn from all the texts; fewer than asked for where the texts are short."""
+    """Pieces of equal length, drawn from all the texts; fewer than ``recipe.blocks`` if the texts are short."""
     ids = [token for text in texts for token in tokenizer.encode(text, add_special_tokens=False, verbose=False)]
     whole = [ids[start : start + recipe.tokens] for start in range(0, len(ids) - recipe.tokens + 1, recipe.tokens)]
     return random.Random(recipe.training.seed).sample(whole, min(recipe.blocks, len(whole)))

@@ -1,4 +1,4 @@
-"""The weights themselves move."""
+"""Training changes the weights themselves."""
 
 from __future__ import annotations
 
@@ -18,17 +18,17 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Full(Update):
-    """Every weight that is not frozen moves; of a frozen parameter with ``ROWS``, those rows."""
+    """Train every parameter that is not frozen, and of a frozen one with ``ROWS`` those rows."""
 
     def prepare(self, model: Any, frozen: frozenset[str], seed: int) -> Any:
-        """The model with what is frozen frozen."""
+        """The model, with gradients only for what trains."""
         for name, parameter in model.named_parameters():
             rows = getattr(parameter, ROWS, None)
             parameter.requires_grad_(name not in frozen or rows is not None)
             if name in frozen and rows is not None:
                 _train_rows(parameter, rows)
         if not any(parameter.requires_grad for parameter in model.parameters()):
-            raise WeightopsError("training.freeze: leaves nothing to train; freeze less")
+            raise WeightopsError("training.freeze: every parameter is frozen, so nothing is left to train; freeze less")
         return model
 
     def write(self, model: Any, tokenizer: Any, weights: Mapping[str, Tensor], save_dtype: str, folder: Path) -> None:
@@ -36,12 +36,12 @@ class Full(Update):
         model.save_pretrained(folder, state_dict=weights)
         tokenizer.save_pretrained(folder)
         file = folder / "config.json"
-        config = json.loads(file.read_text())  # save_pretrained notes the dtype of the model in memory
+        config = json.loads(file.read_text())  # save_pretrained writes the dtype of the model in memory
         file.write_text(json.dumps({**config, "dtype": save_dtype}, indent=2) + "\n")
 
 
 def _train_rows(parameter: Any, rows: tuple[int, ...]) -> None:
-    """Only these rows move: the gradient of the others is zero, and so is AdamW's step (without weight decay)."""
+    """Train only these rows: the gradient of the others is zero, and so is AdamW's step (without weight decay)."""
     import torch
 
     chosen = torch.zeros(len(parameter), 1)

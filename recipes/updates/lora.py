@@ -43,7 +43,7 @@ class Lora(Update):
         torch.manual_seed(seed)
         config = peft.LoraConfig(
             r=self.rank,
-            lora_alpha=self.alpha,
+            lora_alpha=self.alpha,  # type: ignore[arg-type]  # PEFT divides it by the rank; any number will do
             lora_dropout=self.dropout,
             target_modules=list(self.targets) or "all-linear",
             exclude_modules=_frozen_layers(model, frozen) or None,
@@ -56,7 +56,7 @@ class Lora(Update):
             raise WeightopsError(f"training.update: PEFT refuses it ({reason})") from error
 
     def write(self, model: Any, tokenizer: Any, weights: Mapping[str, Tensor], save_dtype: str, folder: Path) -> None:
-        """A PEFT adapter. Its tokenizer is the base's; the card that PEFT writes beside it has nothing filled in."""
+        """A PEFT adapter. Its tokenizer is the base's. PEFT's own card is empty; the trainer writes one."""
         for config in model.peft_config.values():
             config.target_modules = sorted(config.target_modules)  # a set, in another order each time
         model.save_pretrained(folder, state_dict=weights, save_embedding_layers=False)

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
+
 import click
 import pytest
 from click.shell_completion import BashComplete, FishComplete, ZshComplete
@@ -53,3 +57,97 @@ def test_options_and_choices_are_completed():
 @pytest.mark.parametrize("shell", [BashComplete, ZshComplete, FishComplete])
 def test_there_is_a_script_for_the_shells(shell):
     assert "_WEIGHTOPS_COMPLETE" in shell(main, {}, "weightops", "_WEIGHTOPS_COMPLETE").source()
+
+
+def test_recipes_methods_and_presets_are_completed_by_name():
+    assert completed("train", "guard-p") == ["guard-prefix", "guard-p"]  # and files
+    assert completed("recipes", "show", "sft-")[0] == "sft-lora"
+    assert completed("recipes", "copy", "target")[0] == "target-python"
+    assert completed("recipes", "validate", "guard-f")[0] == "guard-full-text"
+    assert completed("methods", "show", "tie") == ["ties"]
+    assert completed("guard", "score", "m", "--preset", "llama") == ["llama-guard-3", "llama-guard-4"]
+
+
+@pytest.mark.parametrize("command", [["train"], ["recipes", "validate"]])
+def test_the_keys_of_the_recipe_are_completed_and_their_values_where_they_are_few(command):
+    def settings(text: str, recipe: str = "sft-lora") -> list[str]:
+        return completed(*command, recipe, "--set", text)
+
+    assert settings("training.l") == ["training.lr="]
+    assert settings("training.update.r") == ["training.update.rank="]
+    assert settings("training.schedule=c") == ["training.schedule=cosine", "training.schedule=constant_with_warmup"]
+    assert settings("training.update=") == ["training.update=full", "training.update=lora"]
+    assert settings("objective=n") == ["objective=next_token"]
+    assert settings("packing=") == ["packing=true", "packing=false"]
+    assert settings("recipe=") == ["recipe=guard", "recipe=sft", "recipe=target"]
+    assert settings("prefix") == []  # a key of another routine
+    assert settings("prefix", "guard-prefix") == ["prefix_chars="]
+    assert settings("prefix", "no-such-recipe") == ["prefix_chars="]  # of every routine
+
+
+def test_every_key_that_is_offered_is_a_key_of_the_recipe():
+    from weightops.errors import WeightopsError
+    from weightops.recipes.catalog import read, shipped
+
+    def known(recipe: str, *sets: str) -> bool:
+        try:
+            read(recipe, sets)
+        except WeightopsError as error:
+            return not any("unknown key" in problem for problem in error.problems)
+        return True
+
+    for name in shipped():
+        for key in completed("train", name, "--set", ""):
+            parent = key.rpartition(".")[0]
+            kinds = [item.partition("=")[2] for item in completed("train", name, "--set", f"{parent}.kind=")]
+            assert known(name, f"{key}[]") or any(known(name, f"{parent}.kind={kind}", f"{key}[]") for kind in kinds), (
+                key
+            )
+    assert not known("sft", "nonsense=1")
+
+
+@pytest.mark.parametrize(
+    ("shell", "words", "position", "expected"),
+    [
+        ("bash", "weightops train guard-p", "2", "plain,guard-prefix"),
+        ("zsh", "weightops train guard-p", "2", "plain\nguard-prefix\n_"),
+        ("fish", "weightops train guard-p", "guard-p", "plain,guard-prefix"),
+        ("bash", "weightops train sft --set training.l", "4", "plain,training.lr="),
+        ("zsh", "weightops train sft --set training.l", "4", "plain\ntraining.lr=\n_"),
+        ("fish", "weightops train sft --set training.l", "training.l", "plain,training.lr="),
+    ],
+)
+def test_each_shell_gets_its_own_form(shell, words, position, expected):
+    asked = {"_WEIGHTOPS_COMPLETE": f"{shell}_complete", "COMP_WORDS": words, "COMP_CWORD": position}
+    code = "from weightops.cli import main; main(prog_name='weightops')"
+    done = subprocess.run([sys.executable, "-c", code], env=os.environ | asked, capture_output=True, text=True)
+    assert done.stdout.startswith(expected), done.stderr
+
+
+@pytest.mark.parametrize(
+    ("typed", "offered"),
+    [
+        (["--set", "training.l"], ["training.lr="]),
+        (["--set", "training.schedule", "="], ["linear", "cosine", "constant_with_warmup"]),
+        (["--set", "training.schedule", "=", "c"], ["cosine", "constant_with_warmup"]),
+        (["--set", "=", "training.schedule", "=", "co"], ["cosine", "constant_with_warmup"]),
+        (["--set", "=", "training.l"], ["training.lr="]),
+    ],
+)
+def test_bash_which_splits_words_at_equals_signs_is_offered_what_follows(typed, offered, tmp_path):
+    """In a real bash, with the words as readline hands them over."""
+    (tmp_path / "weightops").write_text(
+        f'#!/bin/sh\nexec {sys.executable} -c "from weightops.cli import main; main(prog_name=\'weightops\')" "$@"\n'
+    )
+    (tmp_path / "weightops").chmod(0o755)
+    words = ["weightops", "train", "sft", *typed]
+    script = 'eval "$(_WEIGHTOPS_COMPLETE=bash_source weightops)"\ncompopt() { echo compopt; }\n'
+    script += f"COMP_WORDS=({' '.join(words)})\nCOMP_CWORD={len(words) - 1}\n_weightops_completion weightops\n"
+    script += 'printf "%s\\n" "${COMPREPLY[@]}"\n'
+    path = f"{tmp_path}:{os.environ['PATH']}"
+    done = subprocess.run(["bash", "-c", script], env=os.environ | {"PATH": path}, capture_output=True, text=True)
+    spaces, values = (
+        [line for line in done.stdout.splitlines() if (line == "compopt") is keep] for keep in (True, False)
+    )
+    assert values == offered, done.stderr
+    assert bool(spaces) is offered[0].endswith("=")

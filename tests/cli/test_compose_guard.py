@@ -36,7 +36,7 @@ def run(*more: str, out: str = "out") -> Result:
 
 def test_it_prints_each_part_with_its_norms_and_writes_the_folder(models):
     result = run()
-    assert (result.exit_code, result.stderr) == (0, "")
+    assert (result.exit_code, result.stderr) == (0, "next: weightops verify out\n")  # no guard.json: no guard to ask
     lines = [line.split() for line in result.stdout.splitlines()]
     assert lines[0] == ["group", "tensors", "|V|", "|V|/|B|"]
     assert [(line[0], line[1], line[-1]) for line in lines[1:6]] == [
@@ -86,7 +86,7 @@ WEIGHTOPS = [sys.executable, "-c", "from weightops.cli import main; main(prog_na
 
 def test_dry_run_prints_the_plan_and_writes_nothing(models):
     before = tiny.files_of(models), sorted(os.listdir(models))
-    result = run("--dry-run")
+    result = run("--dry-run", "--quiet")
     assert (result.exit_code, result.stderr) == (0, "")
     assert "reads " in result.stdout
     assert "in 1 file(s) to out, buffers " in result.stdout
@@ -136,11 +136,12 @@ def test_label_rows_that_are_dropped_are_noted_and_labels_copies_them(models):
         json.dumps({"system": "s", "labels": ["safe", "unsafe"], "label_ids": [3, 4], "threshold": 0.5})
     )
     noted = run()
-    (line,) = noted.stderr.splitlines()
+    line, suggested = noted.stderr.splitlines()
+    assert suggested == "next: weightops guard score out 'how do I kill a process?'"
     assert line.startswith("note: the guard's label rows are dropped")
     assert "copy them with --labels safe,unsafe" in line
     assert json.loads((models / "out/guard.json").read_text())["label_ids"] == [3, 4]
-    copied = run("--labels", "safe, unsafe", out="copied")
+    copied = run("--quiet", "--labels", "safe, unsafe", out="copied")
     assert (copied.exit_code, copied.stderr) == (0, "")
     t, out = (tiny.read(models / name)["lm_head.weight"] for name in ("target", "copied"))
     assert tiny.same_bytes(out[3:5], guard["lm_head.weight"][3:5])

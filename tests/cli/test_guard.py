@@ -124,9 +124,46 @@ def test_eval_prints_the_measures_and_writes_json_and_a_picture(model, data, tmp
     for name, value in report["measures"].items():
         line = next(line for line in printed.splitlines() if line.startswith(name.replace("_", " ") + " "))
         said = line.removeprefix(name.replace("_", " ")).split()[0]
-        assert said == ("nan" if value["value"] is None else f"{value['value']:.4g}")
+        assert said == ("-" if value["value"] is None else f"{value['value']:.4g}")
     again = json.loads(run(*args, "--json").stdout)
     assert again["measures"] == report["measures"]
+
+
+def test_eval_of_whole_texts_alone_has_no_streaming_figures_and_a_picture(model, data, tmp_path):
+    out = tmp_path / "report"
+    printed = run("eval", model, data, "--offline", "--resamples", "20", "--out", out).stdout
+    assert "offline f1" in printed
+    assert "streaming" not in printed
+    assert (out / "evaluation.png").read_bytes().startswith(b"\x89PNG")
+    assert json.loads((out / "evaluation.json").read_text())["prefix_characters"] == 0
+
+
+def test_figures_that_do_not_exist_are_dashes(model, tmp_path):
+    file = tmp_path / "safe.jsonl"
+    file.write_text('{"text": "is this", "label": "safe"}\n{"text": "or this", "label": "safe"}\n')
+    lines = run("eval", model, file, "--resamples", "5").stdout.splitlines()
+    assert next(line for line in lines if line.startswith("auroc")).split() == ["auroc", "-", "-", "-"]
+    assert "nan" not in "".join(lines)
+
+
+def test_a_threshold_is_found_from_data_or_from_an_evaluation_and_written_when_asked(model, data, tmp_path):
+    import shutil
+
+    copy = tmp_path / "copy"
+    shutil.copytree(model, copy)
+    run("eval", copy, data, "--resamples", "5", "--out", tmp_path / "report")
+    ways = [(data,), (tmp_path / "report" / "evaluation.json",)]
+    found = [json.loads(run("threshold", copy, *way, "--false-alarms", "0.4", "--json").stdout) for way in ways]
+    assert found[0]["threshold"]["threshold"] == pytest.approx(found[1]["threshold"]["threshold"], abs=0.01)
+    assert found[0]["threshold"]["false_alarms"]["count"] <= 1  # of 3
+    assert GuardCard.read(copy).threshold == 0.5
+    printed = run("threshold", copy, *ways[1], "--false-alarms", "0.4", "--write").stdout
+    assert f"wrote {copy / 'guard.json'}" in printed
+    assert "of 3" in printed
+    assert GuardCard.read(copy).threshold == found[1]["threshold"]["threshold"]
+    assert GuardCard.read(model).threshold == 0.5
+    run("threshold", model, *ways[1], "--false-alarms", "0.4", "--write-to", copy, "--write", code=2)
+    assert "too few" in run("threshold", model, *ways[1], "--false-alarms", "0.1").stderr
 
 
 def test_eval_finds_wrong_data_before_it_loads_the_model(tmp_path, data):
@@ -140,13 +177,13 @@ def test_eval_finds_wrong_data_before_it_loads_the_model(tmp_path, data):
 def test_help_imports_neither_torch_nor_transformers_nor_fastapi():
     code = (
         "import sys, weightops.cli.guard as g\n"
-        "for args in (['--help'], ['score', '--help'], ['eval', '--help'], ['serve', '--help']):\n"
+        "for args in (['--help'], ['score', '--help'], ['eval', '--help'], ['threshold', '--help'], ['serve', '--help']):\n"
         "    g.command.main(args, standalone_mode=False)\n"
         "sys.exit(bool({'torch', 'transformers', 'fastapi', 'sklearn', 'matplotlib'} & sys.modules.keys()))"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    assert done.stdout.count("Usage") == 4
+    assert done.stdout.count("Usage") == 5
 
 
 def test_a_threshold_outside_its_bounds_is_a_usage_error(model):
@@ -192,7 +229,9 @@ def served(monkeypatch):
 
 def test_serve_says_when_anyone_may_ask_and_when_it_has_stopped(served):
     result = run("serve", "folder/mine", "--host", "0.0.0.0", "--port", 0, "--insecure")
-    assert result.stderr == "warning: anyone who reaches 0.0.0.0 can use this server; it asks for no API key\n"
+    warning, suggested = result.stderr.splitlines()
+    assert warning == "warning: anyone who reaches 0.0.0.0 can use this server; it asks for no API key"
+    assert suggested.startswith("next: curl -d '{")
     ready, stopped = result.stdout.splitlines()
     assert ready.startswith("mine is ready, listening on http://0.0.0.0:")
     assert stopped == "stopped"

@@ -29,7 +29,7 @@ def adapter(tmp_path_factory):
 def run(*args):
     result = CliRunner().invoke(command, [str(arg) for arg in args])
     assert result.exit_code == 0, result.output
-    return result.output
+    return result.stdout
 
 
 def test_parts_are_counted_by_tensors_parameters_and_bytes(base):
@@ -47,3 +47,17 @@ def test_of_base_plus_adapter_it_says_what_the_adapter_changes(base, adapter):
     }  # fmt: skip
     tensors = json.loads(run(f"{base}+{adapter}", "--json"))
     assert [name for name, said in tensors.items() if said["changed"]] == ["model.layers.0.self_attn.q_proj.weight"]
+
+
+def test_of_a_gguf_it_prints_what_the_file_stores_and_converts_nothing(base, adapter, tmp_path, monkeypatch):
+    from tiny_gguf import write_gguf
+    from transformers import AutoTokenizer
+
+    monkeypatch.setenv("WEIGHTOPS_CACHE", str(tmp_path / "cache"))
+    write_gguf(tmp_path / "tiny.gguf", AutoTokenizer.from_pretrained(base))
+    rows = {line.split()[0]: line.split()[1:] for line in run(tmp_path / "tiny.gguf").splitlines()[1:]}
+    assert rows["mlp"][-1] == "Q8_0"
+    assert rows["norm"][-1] == "F32"
+    both = json.loads(run(f"{tmp_path / 'tiny.gguf'}+{adapter}", "--json"))
+    assert [name for name, tensor in both.items() if tensor["changed"]] == ["model.layers.0.self_attn.q_proj.weight"]
+    assert not (tmp_path / "cache").exists()

@@ -14,7 +14,7 @@ from weightops.ops import methods
 def run(*args: str, code: int = 0) -> str:
     done = CliRunner().invoke(main, ["methods", *args])
     assert done.exit_code == code, done.output
-    return done.output
+    return done.stdout
 
 
 def test_the_list_has_a_line_for_every_method_with_its_parameters():

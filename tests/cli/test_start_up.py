@@ -70,6 +70,26 @@ def test_compose_guard_copies_label_rows_without_torch_and_transformers(tmp_path
     assert not modules & {"torch", "transformers"}
 
 
+def test_inspecting_a_gguf_or_a_bin_imports_neither_torch_nor_transformers(tmp_path: Path):
+    import torch
+    from tiny_chat import tiny_tokenizer
+    from tiny_gguf import write_gguf
+
+    write_gguf(tmp_path / "tiny.gguf", tiny_tokenizer())
+    torch.save({"a": torch.zeros(2)}, tmp_path / "a.bin")
+    for name in ("tiny.gguf", "a.bin"):
+        assert not imported("inspect", str(tmp_path / name)) & {"torch", "transformers"}
+
+
+def test_scoring_a_text_imports_nothing_that_only_measuring_training_or_serving_need(tmp_path: Path):
+    from tiny_chat import write_chat_model
+
+    folder = write_chat_model(tmp_path / "model")
+    modules = imported("guard", "score", str(folder), "--preset", "guard-vector", "is this safe")
+    assert "transformers" in modules
+    assert not modules & {"sklearn", "matplotlib", "pandas", "datasets", "peft", "fastapi", "pydantic", "mergekit"}
+
+
 def test_the_version_is_the_packages():
     done = subprocess.run([sys.executable, "-c", CODE, "--version"], capture_output=True, text=True, check=True)
     assert done.stdout.splitlines()[0] == f"weightops, version {__version__}"

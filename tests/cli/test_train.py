@@ -29,7 +29,7 @@ def test_every_shipped_recipe_is_listed_shown_and_right_once_it_has_rows(tmp_pat
         rows = [f"--set=data.files={tmp_path / 'rows.jsonl'}"] if read(name).data else []
         checked = run("recipes", "validate", name, *rows).stdout
         assert "settings are right" in checked
-        assert "weights were not opened" in checked
+        assert "not checked: rows, weights" in checked
         assert type(read(name)) in [settings_of(routine) for routine in routines()]
 
 
@@ -48,13 +48,13 @@ def test_every_fault_is_said_at_once_with_its_line(tmp_path):
     assert [line.split(": ")[1] for line in lines[:4]] == [f"{file}:{number}" for number in (2, 4, 6, 7)]
     assert "did you mean 'files'" in lines[1]
     assert lines[4] == "error: set training.epochs=many: training.epochs: must be a whole number; found 'many'"
-    assert lines[5].startswith("error: set oops: is written key=value")
+    assert lines[5].startswith("error: set oops: must be written key=value")
     file.write_text("recipe: guard\nbase: a\ndata:\n  files: rows.csv\nprefix_chars: -1\n")
     lines = run("recipes", "validate", file, code=1).stderr.splitlines()
     assert [line.split(": ")[1] for line in lines] == [f"{file}:{number}" for number in (4, 5)]
     file.write_text("recipe: nonsense\n")
     assert ":1: no recipe 'nonsense'" in run("recipes", "validate", file, code=1).stderr
-    assert "available: guard" in run("recipes", "validate", file, code=1).stderr
+    assert "available: disperse_then_merge, guard" in run("recipes", "validate", file, code=1).stderr
     assert "cannot be read" in run("recipes", "validate", tmp_path / "none.yml", code=1).stderr
 
 

@@ -28,7 +28,7 @@ def run(*args: object):  # type: ignore[no-untyped-def]
 
 def test_a_whole_output_is_verified(out):
     result = run("verify", out)
-    assert (result.exit_code, result.stderr) == (0, "")
+    assert (result.exit_code, result.stderr) == (0, f"next: weightops inspect {out}\n")
     assert result.stdout == f"{out}: every tensor is as it was written\n"
 
 
@@ -59,7 +59,7 @@ def test_what_weightops_did_not_write_cannot_be_verified(tmp_path):
     assert result.exit_code == 1
     assert (
         result.stderr
-        == f"error: {folder}: no weightops.json with output digests; only what weightops wrote can be verified\n"
+        == f"error: {folder}: no weightops.json with output digests; only outputs of weightops can be verified\n"
     )
     assert run("verify", tmp_path / "nowhere").exit_code == 2
 

@@ -32,10 +32,11 @@ def test_the_demo_prints_the_readmes_table():
 def test_the_shipped_adapters_are_what_their_recipes_make():
     import json
 
+    from weightops.io.gguf import ALIASES
     from weightops.recipes import catalog as shelf
 
     for name in ("guard", "target"):
         recipe = shelf.read(str(ROOT / "examples" / f"{name}.yaml"))
         config = json.loads((ROOT / "examples" / name / "adapter_config.json").read_text())
         assert (config["r"], config["lora_alpha"]) == (recipe.training.update.rank, recipe.training.update.alpha)
-        assert config["base_model_name_or_path"] == recipe.base
+        assert config["base_model_name_or_path"] == ALIASES[recipe.base].hub  # what PEFT can find

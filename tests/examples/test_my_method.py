@@ -74,7 +74,7 @@ def test_its_range_holds_in_the_file_and_at_the_call(merge_file, tmp_path):
 def test_it_stands_in_the_list_and_is_explained(merge_file):
     assert "\nmedian " in CliRunner().invoke(main, ["methods", "--plugin", str(FILE)]).output
     shown = CliRunner().invoke(main, ["methods", "--plugin", str(FILE), "show", "median"]).output
-    assert "Take the middle one of the task vectors" in shown
+    assert "Take the median of the task vectors" in shown
     assert "Factor of each model." in shown
 
 
@@ -124,7 +124,7 @@ def test_a_plugin_is_a_module_like_any_other(tmp_path):
     [
         (None, "not a Python file"),
         ("x = 1", "registers no merge method"),
-        ("1 / 0", "ZeroDivisionError: division by zero; the plugin does not run"),
+        ("1 / 0", "the plugin fails with ZeroDivisionError: division by zero; correct it"),
         ("def broken(:", "SyntaxError"),
         (
             "from weightops import operator\n@operator(reads='elementwise', paper='x')\ndef f(tensors):\n    pass\n",

@@ -13,7 +13,7 @@ from hypothesis import given
 from weightops.merge.build import Options
 from weightops.merge.config.reading import parse
 from weightops.merge.run import plan, read
-from weightops.recipes.catalog import CLASSES
+from weightops.recipes.catalog import routines, settings_of
 from weightops.recipes.floor.recipe_file import read_recipe
 
 
@@ -67,7 +67,7 @@ def _in_the_folder_of_the_models(models: Path):
         yield patch
 
 
-WORDS = [b"&a ", b"*a", b"<<: ", b"!!python/object:os.system ", b"? ", b"- ", b": ", b"{", b"[", b"|", b">", b"---\n", b"%YAML ", b'"\\ud800"', b"0x", b"1:", b"\t", b"\xff"]  # fmt: skip
+WORDS = [b"name: ../../x\n", b"name: /x\n", b"[0, 1000000000]", b"pad_to_multiple_of: 1000000000000\n", b"&a ", b"*a", b"<<: ", b"!!python/object:os.system ", b"? ", b"- ", b": ", b"{", b"[", b"|", b">", b"---\n", b"%YAML ", b'"\\ud800"', b"0x", b"1:", b"\t", b"\xff"]  # fmt: skip
 
 
 @fuzzed(120)
@@ -83,13 +83,13 @@ RECIPES = [yaml.safe_load(file.read_text()) for file in sorted(Path("recipes/con
 @given(value=mutated_values(RECIPES))
 def test_recipes(value):
     text = yaml.safe_dump(value, sort_keys=False)
-    keeps_the_law(lambda: read_recipe(text, "recipe.yaml", CLASSES))
+    keeps_the_law(lambda: read_recipe(text, "recipe.yaml", routines(), settings_of))
 
 
 @fuzzed(150)
 @given(raw=mutated_bytes([yaml.safe_dump(value).encode() for value in RECIPES], WORDS))
 def test_bytes_of_recipes(raw):
-    keeps_the_law(lambda: read_recipe(raw.decode("utf-8", "replace"), "recipe.yaml", CLASSES))
+    keeps_the_law(lambda: read_recipe(raw.decode("utf-8", "replace"), "recipe.yaml", routines(), settings_of))
 
 
 def test_the_seeds_are_sound(models):
@@ -97,5 +97,7 @@ def test_the_seeds_are_sound(models):
         (models / "sound.yaml").write_text(yaml.safe_dump(value, sort_keys=False))
         assert keeps_the_law(lambda: plan(read(models / "sound.yaml"), Options()).plan.check()), value
     for value in RECIPES:
-        assert keeps_the_law(lambda value=value: read_recipe(yaml.safe_dump(value), "recipe.yaml", CLASSES)), value
+        assert keeps_the_law(
+            lambda value=value: read_recipe(yaml.safe_dump(value), "recipe.yaml", routines(), settings_of)
+        ), value
     assert RECIPES

@@ -49,8 +49,8 @@ def test_transformers_has_an_upper_bound_while_private_names_of_its_trainer_are_
 
 #: Tools of the people who change weightops: the tests at the lowest versions need none of them.
 TOOLS = {
-    *("build", "ipykernel", "mkdocs-material", "mkdocstrings-python", "mypy", "nbclient", "ruff", "twine"),
-    *("types-pyyaml",),
+    *("build", "ipykernel", "mkdocs-material", "mkdocstrings-python", "mypy", "nbclient", "openai", "ruff"),
+    *("twine", "types-pyyaml"),
 }
 
 

@@ -21,7 +21,12 @@ def test_a_routine_is_a_frozen_dataclass_of_settings_and_a_run(routine):
     settings = settings_of(routine)
     assert is_dataclass(settings)
     assert settings.__dataclass_params__.frozen
-    assert list(signature(sys.modules[settings.__module__].run).parameters) == ["recipe", "out", "overwrite"]
+    assert list(signature(sys.modules[settings.__module__].run).parameters) == [
+        "recipe",
+        "out",
+        "overwrite",
+        "trust_remote_code",
+    ]
 
 
 @pytest.mark.parametrize(("room", "kind"), COMPONENTS)
@@ -56,9 +61,11 @@ def test_every_shipped_recipe_begins_with_what_it_makes():
 
 
 def test_what_is_not_there_is_refused_with_what_is(tmp_path):
-    with pytest.raises(WeightopsError, match="nothing: no such file, and no such recipe; available: .*guard-prefix"):
+    with pytest.raises(
+        WeightopsError, match="nothing: no such file, and no such shipped recipe; available: .*guard-prefix"
+    ):
         find("nothing")
-    with pytest.raises(WeightopsError, match="'dpi' is not one of the objectives; available: label_decision, next_tok"):
+    with pytest.raises(WeightopsError, match="no objective 'dpi'; available: label_decision, next_tok"):
         component("objectives", "dpi")
     (tmp_path / "latin.yml").write_bytes(b"recipe: \xe9")
     with pytest.raises(WeightopsError, match="not UTF-8 \\(byte 8\\)"):
@@ -100,7 +107,7 @@ def test_a_new_routine_objective_and_recipe_are_files_and_nothing_else(tmp_path)
         "class SquareRecipe:\n"
         "    objective: Annotated[Objective, Component('objectives')] = field(\n"
         "        default_factory=lambda: component('objectives', 'squared')())\n"
-        "def run(recipe, out, overwrite=False):\n"
+        "def run(recipe, out, overwrite=False, *, trust_remote_code=False):\n"
         "    return recipe.objective.weight\n"
     )
     (floor / "configs/square").mkdir()

@@ -39,7 +39,7 @@ class Served:
         options = ("--preset", "guard-vector", "--dtype", "float32", "--port", "0", "--timeout", SLOW)
         options += ("--idle-timeout", SLOW, "--max-body", BODY, "--max-chars", CHARS, "--max-streams", STREAMS, *args)
         self.process = subprocess.Popen(
-            [sys.executable, "-c", _CODE, "serve", str(model), *map(str, options)],
+            [sys.executable, "-c", _CODE, "serve", "--quiet", str(model), *map(str, options)],
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,

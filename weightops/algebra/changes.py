@@ -1,4 +1,4 @@
-"""The terms of a delta: what is added, how often, and to which tensors."""
+"""The terms of a delta: what is added, with which coefficient, and to which tensors."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from .rules import Rule
 
 @dataclass(frozen=True)
 class Difference:
-    """minuend - subtrahend, over the tensors that both have."""
+    """minuend - subtrahend, for the tensors that both have."""
 
     minuend: Weights
     subtrahend: Weights
@@ -20,26 +20,26 @@ class Difference:
 
 @dataclass(frozen=True)
 class Change:
-    """coefficient * (difference or adapter), as its rules let through."""
+    """coefficient * (difference or adapter), selected and scaled by its rules."""
 
     of: Difference | Adapter
     coefficient: float = 1.0
     rules: tuple[Rule, ...] = ()
 
     def names(self) -> frozenset[str]:
-        """Every tensor that this changes, rules applied."""
+        """Names of the tensors that this changes, with its rules applied."""
         return frozenset(name for name in self.everywhere() if self.at(name))
 
     def __contains__(self, name: str) -> bool:
-        """Whether this changes a tensor, rules applied."""
+        """Whether this changes a tensor, with its rules applied."""
         if isinstance(self.of, Adapter):
-            known = name in self.of.updates or name in self.of.replaced
+            present = name in self.of.updates or name in self.of.replaced
         else:
-            known = name in self.of.minuend.tensors and name in self.of.subtrahend.tensors
-        return known and self.at(name) != 0
+            present = name in self.of.minuend.tensors and name in self.of.subtrahend.tensors
+        return present and self.at(name) != 0
 
     def everywhere(self) -> Set[str]:
-        """Every tensor that this could change, rules aside."""
+        """Names of the tensors that this would change without its rules."""
         if isinstance(self.of, Adapter):
             return self.of.updates.keys() | self.of.replaced.keys()
         return self.of.minuend.tensors.keys() & self.of.subtrahend.tensors.keys()
@@ -53,7 +53,7 @@ class Change:
 
 
 def collect(changes: Iterable[Change]) -> tuple[Change, ...]:
-    """Like terms together: one change for each (what, rules), the reverse difference with its sign turned, no zeros."""
+    """Combine like terms: one change for each (difference or adapter, rules), reverse differences merged, no zeros."""
     sums: dict[tuple[Difference | Adapter, tuple[Rule, ...]], float] = {}
     for change in changes:
         of, coefficient = change.of, change.coefficient
@@ -66,18 +66,18 @@ def collect(changes: Iterable[Change]) -> tuple[Change, ...]:
 
 
 def misfits(source: Weights, changes: Iterable[Change]) -> tuple[list[str], list[str]]:
-    """Problems and notes where changes name tensors that the source does not have, or are restricted to none."""
-    have, spec = source.tensors.keys(), source.spec
+    """Problems and notes for changes of tensors that the source does not have, or that select no tensor."""
+    existing, spec = source.tensors.keys(), source.spec
     problems, notes = [], []
     for change in changes:
-        if nothing := _selects_nothing(change):
-            problems.append(nothing)
-        missing = sorted(change.names() - have)
+        if empty := _selects_nothing(change):
+            problems.append(empty)
+        missing = sorted(change.names() - existing)
         if isinstance(change.of, Adapter) and missing:
             problems.append(
                 f"{change.of.spec}: changes {missing[0]}, which {spec} does not have; this adapter is for another base"
             )
-        elif isinstance(change.of, Difference) and missing and not change.names() & have:
+        elif isinstance(change.of, Difference) and missing and not change.names() & existing:
             problems.append(f"{spec}: no tensor in common with {change.of.minuend.spec}; are these the right models?")
         elif missing:
             notes.append(
@@ -87,17 +87,19 @@ def misfits(source: Weights, changes: Iterable[Change]) -> tuple[list[str], list
 
 
 def _selects_nothing(change: Change) -> str | None:
-    """The problem with a change whose selections leave no tensor: what was meant was surely another pattern."""
+    """The problem of a change whose selections leave no tensor, surely a mistake in the pattern; else ``None``."""
     names, selections = sorted(change.everywhere()), [rule for rule in change.rules if rule.kind != "scaled"]
     if not names or any(all(rule.factor(name) for rule in selections) for name in names):
         return None
     empty = [rule for rule in selections if not any(rule.factor(name) for name in names)]
-    said = " and ".join(f"{rule.kind}({rule.shown})" for rule in empty or selections)
-    return f"{said}: leaves no tensor of the delta, which has {len(names)}, for example {names[0]}; correct the pattern"
+    rules = " and ".join(f"{rule.kind}({rule.shown})" for rule in empty or selections)
+    return (
+        f"{rules}: leaves no tensor of the delta, which has {len(names)}, for example {names[0]}; correct the pattern"
+    )
 
 
 def shares(source: Weights, changes: Iterable[Change]) -> dict[Weights | Adapter, float]:
-    """How often each source goes into a checkpoint, selections aside; the checkpoint's own source comes first."""
+    """The coefficient of each source in a checkpoint, ignoring selections; the checkpoint's own source comes first."""
     sums: dict[Weights | Adapter, float] = {source: 1.0}
     for change in changes:
         if isinstance(change.of, Adapter):

@@ -3,8 +3,10 @@
 Everything is lazy. A chain of ``+ - *`` is kept as one affine combination, an anchor and a list of (coefficient,
 change); differences are never written out, and near-equal pairs are subtracted before anything is added to them.
 
->>> tgm = target + 1.0 * (guard - base).only(r"\\.layers\\.").without("norm")  # doctest: +SKIP
->>> tgm.save("out/")  # doctest: +SKIP
+>>> import weightops as wo
+>>> base, guard, target = wo.open("base"), wo.open("guard"), wo.open("target")
+>>> target + 1.0 * (guard - base).only(r"\\.layers\\.").without("norm")
+<Checkpoint: target + (guard - base).only('\\\\.layers\\\\.').without('norm'), 21 tensors>
 """
 
 from __future__ import annotations
@@ -14,31 +16,35 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, overload
 
 from .. import dtypes
 from ..engine.execute import compute
 from ..engine.jobs import Job, LowRank, Term
-from ..engine.plan import DEFAULT_SHARD, Plan, check_options, make_plan
+from ..engine.plan import DEFAULT_MEMORY, DEFAULT_SHARD, Plan, check_options, make_plan
 from ..engine.whole_models import Grams
 from ..errors import WeightopsError
 from ..io.adapter import Adapter
 from ..io.weights import Weights
 from ..output.modelcard import Card, code
-from ..output.save import Package, save
+from ..output.save import Package, prepare
 from .changes import Change, Difference, collect, misfits, shares
 from .guard_cards import CarriedCard, carried_card
 from .rules import AlgebraError, Rule, Scale, Selector
+from .shown import OneLine, share_of, sum_of
 
 if TYPE_CHECKING:
     import torch
 
 
-@dataclass(frozen=True)
-class Delta:
+@dataclass(frozen=True, repr=False)
+class Delta(OneLine):
     """A difference in weight space: a sum of changes. Add it to a checkpoint, scale it, restrict it."""
 
     changes: tuple[Change, ...] = ()
+
+    def __repr__(self) -> str:
+        return f"<Delta: {sum_of(self.changes)}, {share_of(self.changes)}>"
 
     def __add__(self, other: Delta) -> Delta:
         if isinstance(other, Checkpoint):
@@ -107,14 +113,24 @@ class Delta:
         return Delta(tuple(replace(change, rules=(*change.rules, rule)) for change in self.changes))
 
 
-@dataclass(frozen=True, eq=False)
-class Checkpoint:
+@dataclass(frozen=True, eq=False, repr=False)
+class Checkpoint(OneLine):
     """A model's weights as a value: what lies in a source, plus a delta."""
 
     source: Weights
     delta: Delta = Delta()
 
-    def __sub__(self, other: Checkpoint | Delta) -> Any:
+    def __repr__(self) -> str:
+        added = f" + {sum_of(self.delta.changes)}" if self.delta.changes else ""
+        return f"<Checkpoint: {self.source.spec}{added.replace('+ -', '- ')}, {len(self.names)} tensors>"
+
+    @overload
+    def __sub__(self, other: Checkpoint) -> Delta: ...
+
+    @overload
+    def __sub__(self, other: Delta) -> Checkpoint: ...
+
+    def __sub__(self, other: Checkpoint | Delta) -> Delta | Checkpoint:
         if isinstance(other, Checkpoint):
             between = () if other.source == self.source else (Change(Difference(self.source, other.source)),)
             return Delta(between) + self.delta - other.delta
@@ -205,21 +221,40 @@ class Checkpoint:
             allow_nonfinite=allow_nonfinite,
         )
 
-    def save(self, out: str | Path, *, overwrite: bool = False, progress: bool = True, **plan: Any) -> Path:
+    def save(
+        self,
+        out: str | Path,
+        *,
+        dtype: str = "auto",
+        shard_size: int = DEFAULT_SHARD,
+        allow_nonfinite: bool = False,
+        threads: int | None = None,
+        memory: int = DEFAULT_MEMORY,
+        overwrite: bool = False,
+        progress: bool = True,
+    ) -> Path:
         """Write the checkpoint as a Hugging Face folder, in one streaming pass.
 
         Args:
             out: Folder to make.
-            overwrite: Replace a folder that exists.
+            dtype: Of the weights, as for :meth:`plan`.
+            shard_size: Most bytes in a file.
+            allow_nonfinite: Write NaN and Inf rather than refuse them.
+            threads: Slices computed at a time; one for each processor by default.
+            memory: Most bytes of buffers.
+            overwrite: Replace a model's folder that exists.
             progress: Show a bar with the time left on stderr once it takes more than two seconds.
-            plan: Arguments of :meth:`plan`.
+
+        Returns:
+            The folder.
 
         Raises:
             WeightopsError: every problem of the plan, or what went wrong on the way; ``out`` is then as it was.
         """
-        check_options(plan)
+        plan = self.plan(dtype=dtype, shard_size=shard_size, allow_nonfinite=allow_nonfinite)
         self.guard_card.warn()
-        return save(self.plan(**plan), package(self), Path(out), overwrite=overwrite, progress=progress).folder
+        prepared = prepare(plan, package(self), Path(out), overwrite=overwrite)
+        return prepared.write(threads=threads, memory=memory, progress=progress).folder
 
 
 def lower(checkpoint: Checkpoint, name: str, dtype: str = "auto") -> Job:
@@ -266,11 +301,30 @@ def sources(checkpoint: Checkpoint) -> tuple[Weights | Adapter, ...]:
     return tuple(found)
 
 
+def roles(models: Mapping[str, Checkpoint]) -> dict[Weights | Adapter, str]:
+    """What each source of some models was used as, in the words of a model card.
+
+    Args:
+        models: By role: guard, base, target.
+    """
+    words: dict[Weights | Adapter, list[str]] = {}
+    for role, model in models.items():
+        for source in sources(model):
+            if isinstance(source, Adapter):
+                word = f"adapter of the {role}"
+            else:
+                word = role if not model.delta.changes else f"part of the {role}"
+            words.setdefault(source, []).append(word)
+    plain = {source: [word for word in found if word in models] for source, found in words.items()}
+    return {source: ", ".join(plain[source] or found) for source, found in words.items()}
+
+
 def package(checkpoint: Checkpoint) -> Package:
     """What stands around a checkpoint's weights: its source's configuration and tokenizer, a model card, a guard's."""
     card = Card(
         "A checkpoint made by weight arithmetic",
         f"Made from {code(checkpoint.source.spec)} by adding differences of other checkpoints.",
+        roles={checkpoint.source: "base"},
     )
     return Package(checkpoint.source, sources(checkpoint), card, files=checkpoint.guard_card.files)
 

@@ -1,4 +1,4 @@
-"""A guard's card through the algebra: ``target + (guard - base)`` is asked as the guard was."""
+"""Keeps a guard's card in the algebra: ``target + (guard - base)`` gets the card of the guard."""
 
 from __future__ import annotations
 
@@ -17,29 +17,29 @@ from ..io.weights import Weights
 
 @dataclass(frozen=True)
 class CarriedCard:
-    """The guard's card that goes out with a checkpoint, or why none does.
+    """The guard's card that a checkpoint gets, or the reason why it gets none.
 
     Attributes:
-        files: ``guard.json``, where it goes out.
-        notes: Why it does not, where one of the terms has one.
+        files: ``guard.json``, if the checkpoint gets one.
+        notes: Why the checkpoint gets none, although one of its terms has one.
     """
 
     files: Mapping[str, bytes] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
 
     def warn(self) -> None:
-        """Tell a caller who sees no plan."""
+        """Show the notes as warnings, for callers that do not show the plan."""
         for note in self.notes:
             warnings.warn(note, stacklevel=3)
 
 
 def carried_card(target: Weights, shares: Mapping[Weights | Adapter, float]) -> CarriedCard:
-    """The card of the one guard that is added, if its labels are tokens of the target, too.
+    """The card of the guard that is added, if its labels are also tokens of the target.
 
     Args:
-        target: Whose tokenizer goes out.
-        shares: How often each source goes in; those subtracted bring no card. The target's own card counts where
-            nothing that is added has one.
+        target: The model whose tokenizer the output gets.
+        shares: The coefficient of each source. Sources that are subtracted give no card. The target's own card is
+            used only if nothing that is added has one.
     """
     guards = [source for source, share in shares.items() if share > 0 and _has_card(source)]
     added = [source for source in guards if source != target] or guards
@@ -63,7 +63,7 @@ def _has_card(source: Weights | Adapter) -> bool:
 
 
 def _misfit(card: Mapping[str, Any], target: Weights) -> str | None:
-    """Why the card does not hold for another vocabulary: its label tokens must begin the same words there."""
+    """Why the card is wrong for the target: its label tokens must begin the same words in the target's vocabulary."""
     labels, ids = card.get("labels"), card.get("label_ids")
     if not (isinstance(labels, list) and isinstance(ids, list) and len(labels) == len(ids) == 2):
         return "it is not a guard's card; train the guard again or restore the file"
@@ -72,9 +72,9 @@ def _misfit(card: Mapping[str, Any], target: Weights) -> str | None:
         fits = type(number) is int and 0 <= number < tokenizer.get_vocab_size()
         token = tokenizer.decode([number], skip_special_tokens=False).strip() if fits else ""
         if not token or not str(label).strip().startswith(token):
-            there = f"{token!r}" if token else "no token"
+            meaning = f"{token!r}" if token else "no token"
             return (
-                f"label {label!r} is token {number} of the guard, which is {there} in {target.spec}; "
+                f"label {label!r} is token {number} of the guard, but that is {meaning} in {target.spec}; "
                 "compose_guard finds or copies the label's token"
             )
     return None

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+from ..engine.execute import default_threads
 from ..errors import WeightopsError
+from ..io.gguf import ALIASES
 from ..io.quiet import quiet_transformers
-from .checkpoint import Checkpoint
+from ..io.remote_code import refused_code
+from .checkpoint import Checkpoint, computed, lower
 from .opening import as_checkpoint
 
 
-def load(spec: str | Path | Checkpoint, dtype: str = "auto") -> tuple[Any, Any]:
+def load(spec: str | Path | Checkpoint, dtype: str = "auto", *, trust_remote_code: bool = False) -> tuple[Any, Any]:
     """A causal language model and its tokenizer.
 
     What an adapter adds is computed as saving would compute it: in fp32, rounded once to the dtype of the file.
@@ -20,9 +24,11 @@ def load(spec: str | Path | Checkpoint, dtype: str = "auto") -> tuple[Any, Any]:
         spec: A folder, ``org/name``, an alias, or one of these ``+adapter``, as for :func:`weightops.open`; or the
             checkpoint that it gave.
         dtype: Of the weights in memory; ``auto`` keeps the file's.
+        trust_remote_code: Run the Python code in the model's folder, where its files ask for it.
 
     Raises:
-        WeightopsError: no such model, one that transformers does not read, or an adapter that does not fit.
+        WeightopsError: no such model, one that transformers does not read, one that needs its own code, or an adapter
+            that does not fit.
     """
     checkpoint = as_checkpoint(spec)
     spec = checkpoint.spec
@@ -34,28 +40,41 @@ def load(spec: str | Path | Checkpoint, dtype: str = "auto") -> tuple[Any, Any]:
         from transformers import AutoModelForCausalLM, AutoTokenizer
 
         try:
-            tokenizer = AutoTokenizer.from_pretrained(str(folder))
-            model: Any = AutoModelForCausalLM.from_pretrained(str(folder), dtype=dtype)
+            tokenizer = AutoTokenizer.from_pretrained(str(folder), trust_remote_code=trust_remote_code)
+            model: Any = AutoModelForCausalLM.from_pretrained(
+                str(folder), dtype=dtype, trust_remote_code=trust_remote_code
+            )
         except (OSError, ValueError) as error:
-            said = str(error).strip().partition("\n")[0]
-            raise WeightopsError(f"{spec}: transformers cannot load it ({said}); check the folder") from error
+            if code_refused := refused_code(folder, error):
+                raise WeightopsError(code_refused) from error
+            reason = str(error).strip().partition("\n")[0]
+            raise WeightopsError(f"{spec}: transformers cannot load it ({reason}); check the folder") from error
     _add(model, checkpoint, spec)
-    on_hub = checkpoint.source.revision is not None
-    name = checkpoint.spec.partition("@")[0] if on_hub else checkpoint.spec
+    name = known_name(checkpoint)
     model.name_or_path = model.config.name_or_path = name  # what an adapter names as its base; not a place in the cache
     return model, tokenizer
 
 
-def _add(model: Any, checkpoint: Checkpoint, spec: str) -> None:
-    """Put in what the checkpoint's delta changes."""
-    import torch
+def known_name(checkpoint: Checkpoint) -> str:
+    """What other programs know a model by: the hub's id of a hub model and of an alias, else what it was opened by."""
+    spec = checkpoint.spec
+    if spec in ALIASES:
+        return ALIASES[spec].hub
+    return spec.partition("@")[0] if checkpoint.source.revision is not None else spec
 
+
+def _add(model: Any, checkpoint: Checkpoint, spec: str) -> None:
+    """Put in what the checkpoint's delta changes, several tensors at a time. The plan is checked already."""
     parameters = dict(model.named_parameters(remove_duplicate=False))
+    changed = sorted(checkpoint.delta.names)
     if renamed := sorted(checkpoint.delta.names - parameters.keys()):
         raise WeightopsError(
             f"{spec}: transformers has another name for {renamed[0]}; write the model first, by "
             "weightops.open(...).save(FOLDER), and name the folder"
         )
-    with torch.no_grad():
-        for name in checkpoint.delta.names:
-            parameters[name].copy_(checkpoint.tensor(name))
+    jobs = [lower(checkpoint, name) for name in changed]
+    with ThreadPoolExecutor(default_threads()) as pool:
+        for name, tensor in zip(changed, pool.map(computed, jobs), strict=True):
+            parameter = parameters[name]
+            # Not copied into place: the loaded weights are pages of the file, and writing to them copies each page.
+            parameter.data = tensor.to(parameter)

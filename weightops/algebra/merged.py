@@ -17,29 +17,33 @@ from ..dtypes import FLOATS
 from ..engine.execute import measure
 from ..engine.jobs import Input, Job, Merge
 from ..engine.merging import workspace
-from ..engine.plan import DEFAULT_SHARD, Plan, check_options, make_plan
+from ..engine.plan import DEFAULT_MEMORY, DEFAULT_SHARD, Plan, check_options, make_plan
 from ..engine.whole_models import Grams, looks_at_models
 from ..io.adapter import Adapter
 from ..io.weights import Weights
-from ..ops.registry import Operator, find, methods
+from ..ops.registry import Operator, methods
 from ..output.modelcard import Card, code
-from ..output.save import Package, save
+from ..output.save import Package, prepare
 from .changes import Difference, misfits, shares
 from .checkpoint import Checkpoint, Delta, computed, describe, lower, sources
 from .guard_cards import CarriedCard, carried_card
 from .rules import AlgebraError
+from .shown import OneLine, sum_of
 
 if TYPE_CHECKING:
     import torch
 
 
-@dataclass(frozen=True)
-class MergedDelta:
+@dataclass(frozen=True, repr=False)
+class MergedDelta(OneLine):
     """What a merge method makes of task vectors, before it is known what they are added to."""
 
     method: str
     deltas: tuple[Delta, ...]
     settings: tuple[tuple[str, Any], ...]
+
+    def __repr__(self) -> str:
+        return f"<MergedDelta: {_call(self)}>"
 
     def on(self, base: Checkpoint) -> MergedCheckpoint:
         """The checkpoint: the base the task vectors were taken from, plus what the method makes of them."""
@@ -50,12 +54,15 @@ class MergedDelta:
         return MergedCheckpoint(self, base)
 
 
-@dataclass(frozen=True, eq=False)
-class MergedCheckpoint:
+@dataclass(frozen=True, eq=False, repr=False)
+class MergedCheckpoint(OneLine):
     """A merge as a value; lazy until ``save()`` or ``tensor()``."""
 
     merged: MergedDelta
     base: Checkpoint
+
+    def __repr__(self) -> str:
+        return f"<MergedCheckpoint: {_call(self.merged)} on {self.base.spec}, {len(self.names)} tensors>"
 
     @cached_property
     def _grams(self) -> Grams:
@@ -108,32 +115,53 @@ class MergedCheckpoint:
             allow_nonfinite=allow_nonfinite,
         )
 
-    def save(self, out: str | Path, *, overwrite: bool = False, progress: bool = True, **plan: Any) -> Path:
+    def save(
+        self,
+        out: str | Path,
+        *,
+        dtype: str = "auto",
+        shard_size: int = DEFAULT_SHARD,
+        allow_nonfinite: bool = False,
+        threads: int | None = None,
+        memory: int = DEFAULT_MEMORY,
+        overwrite: bool = False,
+        progress: bool = True,
+    ) -> Path:
         """Write it as a Hugging Face folder, in one streaming pass; see :meth:`.checkpoint.Checkpoint.save`."""
-        check_options(plan)
+        plan = self.plan(dtype=dtype, shard_size=shard_size, allow_nonfinite=allow_nonfinite)
         self.guard_card.warn()
         used = dict.fromkeys(one for model in self.models for one in sources(model))
         text = f"Task vectors on {code(self.base.source.spec)} merged by `{self.merged.method}`."
-        card, files = Card(f"A {self.merged.method} merge", text), self.guard_card.files
-        package = Package(self.base.source, tuple(used), card, files=files)
-        return save(self.plan(**plan), package, Path(out), overwrite=overwrite, progress=progress).folder
+        card = Card(f"A {self.merged.method} merge", text, roles={self.base.source: "base"})
+        package = Package(self.base.source, tuple(used), card, files=self.guard_card.files)
+        prepared = prepare(plan, package, Path(out), overwrite=overwrite)
+        return prepared.write(threads=threads, memory=memory, progress=progress).folder
 
 
 def function(name: str) -> Callable[..., MergedDelta]:
     """A method of task vectors as a function of deltas.
 
     Raises:
-        AttributeError: no such method, or one that takes models.
+        AttributeError: no such method, or one that only merge files take.
     """
-    if name not in {method.name for method in methods() if method.takes == "deltas"}:
+    method = {method.name: method for method in methods()}.get(name)
+    if method is None:
         raise AttributeError(f"module 'weightops' has no attribute {name!r}")
-    method = find(name)
+    if method.takes == "models":
+        raise AttributeError(
+            f"{name} merges whole models, not task vectors, and is only used from a merge file: `merge_method: {name}`"
+        )
 
     def merge(deltas: Sequence[Delta], **settings: Any) -> MergedDelta:
         return _merged(method, deltas, settings)
 
     merge.__name__, merge.__doc__ = name, method.function.__doc__
     return merge
+
+
+def _call(merged: MergedDelta) -> str:
+    vectors = ", ".join(sum_of(delta.changes) for delta in merged.deltas)
+    return f"{merged.method}([{vectors}]" + "".join(f", {name}={value!r}" for name, value in merged.settings) + ")"
 
 
 def _merged(method: Operator, deltas: Sequence[Delta], settings: dict[str, Any]) -> MergedDelta:

@@ -9,7 +9,7 @@ from functools import partial
 from pathlib import Path
 
 from ..anatomy.config_keys import ties_embeddings
-from ..errors import WeightopsError, attempt_all
+from ..errors import WeightopsError, attempt_all, short
 from ..io import folder as folders
 from ..io.adapter import CONFIG as ADAPTER_CONFIG
 from ..io.adapter import is_adapter, read_adapter
@@ -30,7 +30,8 @@ def open_checkpoint(spec: str | Path) -> Checkpoint:
 
     Args:
         spec: A Hugging Face folder, sharded or not; a hub id; a ``.safetensors``, ``.bin`` or ``.gguf`` file; an alias
-            such as ``smollm2-135m-instruct``; ``BASE+ADAPTER`` with a PEFT LoRA folder or hub id.
+            such as ``smollm2-135m-instruct``; ``BASE+ADAPTER`` with a PEFT LoRA folder or hub id; a LoRA adapter whose
+            own configuration names its base.
 
     Raises:
         WeightopsError: nothing is there, it cannot be read, or its weights are quantised.
@@ -59,9 +60,24 @@ class Opener:
                 combined = not Path(text).expanduser().exists()
             if combined:
                 return self.open(base) + self._adapter(adapter)
-        if text not in self._weights:
-            self._weights[text] = open_weights(text)
+        if text in self._weights:
+            return Checkpoint(self._weights[text])
+        with _reading(text):
+            place, revision = _locate(text)
+            if place.is_dir() and is_adapter(place):
+                return self._base(text, place) + self._adapter(text)
+            self._weights[text] = _weights_at(text, place, revision)
         return Checkpoint(self._weights[text])
+
+    def _base(self, spec: str, adapter: Path) -> Checkpoint:
+        """What an adapter that is named alone goes on: a model, not another adapter, so that no chain is followed."""
+        base = base_of_adapter(adapter, spec)
+        if base not in self._weights:
+            place, revision = _locate(base)
+            if place.is_dir() and is_adapter(place):
+                raise WeightopsError(f"{spec}: its base {short(base)} is an adapter too; name a model: BASE+{spec}")
+            self._weights[base] = _weights_at(base, place, revision)
+        return Checkpoint(self._weights[base])
 
     def _adapter(self, spec: str) -> Delta:
         if spec not in self._adapters:
@@ -95,17 +111,56 @@ def open_adapter(spec: str | Path) -> Delta:
         return Delta((Change(read_adapter(folder, str(spec))),))
 
 
-def open_weights(spec: str) -> Weights:
-    """Open a source without an adapter; see :func:`open_checkpoint`."""
+def _weights_at(spec: str, place: Path, revision: str | None) -> Weights:
+    """The source that lies in a folder, or in a bare file."""
+    if place.is_file() and place.suffix == ".safetensors":
+        return _sound(Weights(spec, folders.tensors_of_file(place)))
+    config = folders.read_json(place / "config.json")
+    return _sound(Weights(spec, folders.stored_tensors(place), place, revision, config))
+
+
+def adapter_base(spec: str) -> tuple[str, str | None]:
+    """A model's name and its adapter's, as they are told apart on opening; no adapter in most of them.
+
+    Raises:
+        WeightopsError: it is an adapter alone, and its configuration names no base that can be opened.
+    """
+    base, plus, adapter = spec.partition("+")
     with _reading(spec):
-        place, revision = _locate(spec)
-        if place.is_dir() and is_adapter(place):
-            base = folders.read_json(place / ADAPTER_CONFIG).get("base_model_name_or_path") or "BASE"
-            raise WeightopsError(f"{spec}: a LoRA adapter, not a model; name it with its base: {base}+{spec}")
-        if place.is_file() and place.suffix == ".safetensors":
-            return _sound(Weights(spec, folders.tensors_of_file(place)))
-        config = folders.read_json(place / "config.json")
-        return _sound(Weights(spec, folders.stored_tensors(place), place, revision, config))
+        folder = Path(spec).expanduser()
+        if plus and not folder.exists():
+            return base, adapter
+        if spec in ALIASES:
+            return spec, None
+        if spec and not folder.exists() and is_hub_id(spec):
+            folder = download(spec)
+        alone = folder.is_dir() and is_adapter(folder)
+    return (base_of_adapter(folder, spec), spec) if alone else (spec, None)
+
+
+def base_of_adapter(folder: Path, spec: str) -> str:
+    """The base of a LoRA adapter, as its own configuration names it: by a hub id, an alias or a path that exists.
+
+    The hub id of an alias means the alias, whose weights are on this machine.
+
+    Args:
+        folder: The adapter's.
+        spec: What the user named it.
+
+    Raises:
+        WeightopsError: its configuration names no base that can be opened.
+    """
+    config = folders.read_json(folder / ADAPTER_CONFIG)
+    name, revision = config.get("base_model_name_or_path"), config.get("revision")
+    if isinstance(name, str) and name:
+        aliases = [alias for alias, known in ALIASES.items() if name in (alias, known.hub)]
+        if aliases or ("\0" not in name and Path(name).expanduser().exists()):
+            return aliases[0] if aliases else name
+        if is_hub_id(name):
+            pinned = isinstance(revision, str) and is_hub_id(f"{name}@{revision}")
+            return f"{name}@{revision}" if pinned else name
+    names = f"names {short(name)} as its base, which is not here" if name else "names no base"
+    raise WeightopsError(f"{spec}: a LoRA adapter, not a model, and its {ADAPTER_CONFIG} {names}; name it BASE+{spec}")
 
 
 @contextmanager

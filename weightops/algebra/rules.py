@@ -1,4 +1,4 @@
-"""Which tensors a delta changes, and how much: rules by name, remembered so that a recipe can be written down."""
+"""Rules that select and scale the tensors of a delta by name; they are stored, so that a recipe can list them."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ Scale = float | Mapping[str, float] | Callable[[str], float]
 
 
 class AlgebraError(WeightopsError, TypeError):
-    """An operation that has no meaning in weight space."""
+    """An operation that makes no sense in weight space."""
 
 
 @dataclass(frozen=True)
 class Rule:
-    """What a change is multiplied by, tensor by tensor; 0 leaves the tensor out."""
+    """The factor of each tensor of a change; 0 leaves the tensor out."""
 
     kind: Literal["only", "without", "scaled"]
     by: str | Callable[[str], float] | tuple[tuple[str, float], ...]
@@ -51,8 +51,8 @@ class Rule:
         return getattr(self.by, "__qualname__", "function") if callable(self.by) else repr(self.by)
 
     def describe(self, names: Iterable[str]) -> Any:
-        """The rule as JSON values; a function by what it says of each of the names."""
+        """The rule as JSON values; a function is described by its factor for each name."""
         if callable(self.by):
-            said = {name: self.factor(name) for name in sorted(names)}
-            return {self.kind: {"function": getattr(self.by, "__qualname__", "function"), "factors": said}}
+            factors = {name: self.factor(name) for name in sorted(names)}
+            return {self.kind: {"function": getattr(self.by, "__qualname__", "function"), "factors": factors}}
         return {self.kind: [list(pair) for pair in self.by] if isinstance(self.by, tuple) else self.by}

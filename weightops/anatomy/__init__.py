@@ -1,1 +1,1 @@
-"""What a tensor is: its part, its layer, its place, and the config keys that describe it."""
+"""Facts about a tensor from its name and the model's config: its part of the model, its layer, its sizes."""

@@ -1,7 +1,7 @@
-"""Where a ``config.json`` keeps what weightops asks it: the text model inside it, its sizes, whether its head is tied.
+"""Reads the facts that weightops needs from a ``config.json``: the text model, its sizes, whether its head is tied.
 
-Every other module asks here, so that a new key is one entry in one list. The functions take the JSON object as a
-mapping and change nothing.
+All other modules use these functions, so a new key is one entry in one list. The functions take the JSON object as a
+mapping and do not change it.
 """
 
 from __future__ import annotations
@@ -9,10 +9,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, Final
 
-#: Keys that hold the text model inside a model of several parts; the first that is there counts. They may be nested.
+#: Keys of the text model inside a model of several parts; the first existing one is used. They may be nested.
 TEXT_PARTS: Final = ("text_config", "llm_config", "language_config", "thinker_config", "decoder")
 
-#: Keys of the text model, each in the order of preference.
+#: Alternative keys of the text model, in order of preference.
 LAYER_COUNTS: Final = (
     *("num_hidden_layers", "n_layer", "n_layers", "num_layers", "layers", "decoder_layers", "num_decoder_layers"),
 )
@@ -23,11 +23,11 @@ MAX_POSITIONS: Final = (
 TIED: Final = "tie_word_embeddings"
 
 _DEEPEST: Final = 3
-"""Parts inside parts that are followed; models have two."""
+"""Most levels of nested parts that are followed; known models have two."""
 
 
 def text_path(config: Mapping[str, Any]) -> tuple[str, ...]:
-    """The keys that lead to the text model, none where the config is that of a text model.
+    """The keys that lead to the text model; empty if the config itself describes a text model.
 
     >>> text_path({"thinker_config": {"text_config": {"vocab_size": 8}}})
     ('thinker_config', 'text_config')
@@ -42,14 +42,14 @@ def text_path(config: Mapping[str, Any]) -> tuple[str, ...]:
 
 
 def text_part(config: Mapping[str, Any]) -> Mapping[str, Any]:
-    """The part of a config that describes the text model; the config itself where it has no such part."""
+    """The part of a config that describes the text model; the config itself if it has no such part."""
     for key in text_path(config):
         config = config[key]
     return config
 
 
 def with_text_part(config: Mapping[str, Any], text: Mapping[str, Any]) -> dict[str, Any]:
-    """The config with another text model in it.
+    """The config with its text part replaced.
 
     >>> with_text_part({"a": 1, "text_config": {"b": 2}}, {"b": 3})
     {'a': 1, 'text_config': {'b': 3}}
@@ -67,30 +67,30 @@ def layer_count_key(text: Mapping[str, Any]) -> str | None:
 
 
 def layer_count(config: Mapping[str, Any]) -> int | None:
-    """The number of layers of the text model, where the config says it."""
+    """The number of layers of the text model, or ``None`` if the config does not give it."""
     return _size(config, LAYER_COUNTS)
 
 
 def vocabulary_size(config: Mapping[str, Any]) -> int | None:
-    """The number of rows of the token embedding, where the config says it."""
+    """The number of rows of the token embedding, or ``None`` if the config does not give it."""
     return _size(config, VOCABULARY_SIZES)
 
 
 def max_positions(config: Mapping[str, Any]) -> int | None:
-    """The number of tokens that the text model reads at most, where the config says it."""
+    """The most tokens that the text model can read, or ``None`` if the config does not give it."""
     return _size(config, MAX_POSITIONS)
 
 
 def ties_embeddings(config: Mapping[str, Any]) -> bool | None:
-    """Whether the head is the token embedding; ``None`` where the config leaves it to the default of its class.
+    """Whether the head is the token embedding; ``None`` if the config does not say (then its class has a default).
 
-    The whole model decides before the text model inside it, as in transformers.
+    The key of the whole model takes precedence over that of the text part, as in transformers.
     """
     return next((part[TIED] for part in (config, text_part(config)) if isinstance(part.get(TIED), bool)), None)
 
 
 def _size(config: Mapping[str, Any], keys: tuple[str, ...]) -> int | None:
-    """A number of the text model; some models repeat it, or give it only, beside the text model."""
+    """A size of the text model; some models give it outside the text part, too or only."""
     for part in (text_part(config), config):
         if (key := _key(part, keys)) is not None:
             return int(part[key])

@@ -1,7 +1,7 @@
-"""Which part of a model a tensor belongs to, told by its name: attention, mlp, norm, embedding, head, other.
+"""Finds the part of a model that a tensor belongs to from its name: attention, mlp, norm, embedding, head, other.
 
-A name is read from the inside out, like the modules it names: in ``self_attn.q_norm.weight`` the norm decides, in
-``attention.output.dense.weight`` the attention does. A few names say something only where nothing around them does:
+A name is read from the innermost module outwards: ``self_attn.q_norm.weight`` is a norm, and
+``attention.output.dense.weight`` belongs to attention. Some words count only if the rest of the name gives no answer:
 ``output.dense`` in a layer is the second matrix of BERT's feed-forward block, ``output`` outside the layers is a head.
 """
 
@@ -14,7 +14,7 @@ from typing import Final
 
 from .layers import kind_of, layer_of
 
-#: The parts, in the order that reports list them.
+#: The parts, in the order of reports.
 GROUPS: Final = ("norm", "head", "embedding", "attention", "mlp", "other")
 
 _Words = tuple[tuple[str, re.Pattern[str]], ...]
@@ -33,11 +33,11 @@ _HEAD: Final = (
     r"|^(?:vocab_projector|lm_loss|pred_layer|output_projection|final_logits_bias)$"
 )
 
-#: What one part of a dotted name says by itself; the first match counts.
+#: Patterns that decide by themselves, for one word of a dotted name; the first match counts.
 _IN_A_LAYER: Final = _words(norm=_NORM, attention=_ATTENTION, mlp=_MLP)
 _OUTSIDE: Final = _words(norm=_NORM, head=_HEAD, embedding=_EMBEDDING, attention=_ATTENTION, mlp=_MLP)
 
-#: What it says where no part of the name says anything by itself.
+#: Weaker patterns, used if no word of the name matches one of those above.
 _HINT_IN_A_LAYER: Final = _words(
     attention=r"^(?:[qkvo]|qk|kv|qkv)_proj|^w?(?:qkv|kv|[qkvo])$|^(?:to_)(?:q|k|v|kv|qkv|out)$|^(?:query|key|value)",
     mlp=r"^(?:gate|up|down|gate_up)(?:_proj)?$|^(?:c_)?fc\d*$|^lin(?:ear)?_?\d$|^w\d$|^(?:intermediate|output)(?:_query)?$",
@@ -48,11 +48,11 @@ _HINT_OUTSIDE: Final = _words(
     mlp=r"^(?:gate|up|down|gate_up)_proj$|^fc\d*$",
 )
 
-#: A module of this name is the head where it holds its weight itself, outside the layers of the text model.
+#: A module with this name is the head if it directly has a weight, outside the layers of the text model.
 _BARE_HEAD: Final = re.compile(r"^(?:head|output|output_layer|proj_out|decoder)$")
 _BARE_EMBEDDING: Final = re.compile(r"^(?:shared|w)$")
 
-#: Matrices of a head that do not give the logits of the vocabulary: steps before that, classes, other vocabularies.
+#: Matrices of a head that do not produce the logits: steps before that, classifiers, other vocabularies.
 _NO_LOGITS: Final = re.compile(
     r"^(?:dense|transform|conv|linear\d|score|classifier|qa_outputs|seq_relationship|entity_predictions|lm_heads)$|^altup"
 )
@@ -60,16 +60,16 @@ _TOKENS: Final = re.compile(
     r"(?:^|\.)(?:embed_tokens|wte|word_embeddings?|tok_embeddings|tokens_embed|token_embd|input_embedding|embed_in|embed"
     r"|embeddings|shared|w)\.(?:weight|embedding)$"
 )
-#: Before the layers although no embedding: norms of embeddings, tables of positions. Two final norms have such a name
-#: too: LFM's ``embedding_norm`` and ESM's ``emb_layer_norm_after``.
+#: Tensors before the layers that are not embeddings: norms of embeddings, position tables. Two final norms have similar
+#: names and are excluded: LFM's ``embedding_norm`` and ESM's ``emb_layer_norm_after``.
 _BEFORE: Final = re.compile(
     r"embed(?!ding_norm)|embd|(?:^|[._])emb_(?!layer_norm_after)|position_ids|rotary|relative_|(?<!hc)_pre\."
 )
-#: Tables that old checkpoints carry along although models compute them.
+#: Tables that models compute, but old checkpoints still contain.
 _BUFFER: Final = re.compile(r"\.(?:rotary_emb\.inv_freq|(?:attn|attention)\.masked_bias|attn\.bias)$")
 
 
-@lru_cache(maxsize=1 << 16)  # the same names are asked for again and again
+@lru_cache(maxsize=1 << 16)  # the same names are looked up many times
 def group_of(name: str) -> str:
     """The part of the model that a tensor belongs to, one of :data:`GROUPS`.
 
@@ -85,12 +85,12 @@ def group_of(name: str) -> str:
 
 
 def _first(parts: Iterable[str], words: _Words) -> str | None:
-    """What the innermost part that says anything says."""
+    """The group of the innermost word that matches a pattern."""
     return next((group for part in parts for group, pattern in words if pattern.search(part)), None)
 
 
 def _bare(name: str, parts: list[str]) -> str | None:
-    """Names too short to mean anything in a layer or in a vision tower: the module that holds the tensor decides."""
+    """The group of a tensor with a very short name, decided by its module; not used in layers or vision towers."""
     if kind_of(name) != "text" or len(parts) < 2:
         return None
     if _BARE_EMBEDDING.search(parts[1]):
@@ -110,20 +110,22 @@ def is_head(name: str) -> bool:
 
 
 def embedding_of(names: Iterable[str]) -> str | None:
-    """The token embedding of the text model, which is also the head of a model that ties the two.
+    """The token embedding of the text model; in a model with tied embeddings, also the head.
 
-    Where an encoder and a decoder have one each, the encoder's, or the one that they share.
+    If encoder and decoder each have one, the shared one is returned, or else the encoder's.
     """
-    found = [name for name in names if kind_of(name) == "text" and _TOKENS.search(name) and layer_of(name) is None]
+    candidates = [name for name in names if kind_of(name) == "text" and _TOKENS.search(name) and layer_of(name) is None]
     return min(
-        found, key=lambda name: (".shared." not in f".{name}", "decoder" in name, "embed" not in name), default=None
+        candidates,
+        key=lambda name: (".shared." not in f".{name}", "decoder" in name, "embed" not in name),
+        default=None,
     )
 
 
 def before_layers(name: str) -> bool:
-    """Whether a tensor outside the layers comes before them: embeddings, what follows them, towers and projectors.
+    """Whether a tensor outside the layers comes before them: embeddings and their norms, towers and projectors.
 
-    What is left comes after the layers: final norm, pooler, head, classifier.
+    All others come after the layers: final norm, pooler, head, classifier.
     """
     if kind_of(name) != "text" or group_of(name) == "embedding":
         return True
@@ -131,5 +133,5 @@ def before_layers(name: str) -> bool:
 
 
 def is_buffer(name: str) -> bool:
-    """Whether a tensor is a table that models compute, saved by old versions of transformers."""
+    """Whether a tensor is a table that models compute, which old versions of transformers saved."""
     return _BUFFER.search(name) is not None

@@ -1,7 +1,7 @@
-"""Which layer a tensor belongs to, and which kind of model inside the model, both read from its name.
+"""Finds the layer of a tensor, and its model inside a model of several parts, from its name.
 
-A stack is a list of layers with a common prefix, such as ``model.layers.``. A model of several parts has several: the
-text model's, a vision tower's, an encoder's and a decoder's.
+A stack is a list of layers with a common prefix, such as ``model.layers.``. A model of several parts has several
+stacks: those of the text model, of a vision tower, of an encoder and a decoder.
 """
 
 from __future__ import annotations
@@ -38,21 +38,21 @@ class LayerName:
 
 
 def layer_of(name: str) -> LayerName | None:
-    """The layer a tensor belongs to, or ``None`` outside the layers; of a list inside a list, the outer one counts.
+    """The layer a tensor belongs to, or ``None`` outside the layers; of nested lists, the outer one counts.
 
     >>> layer_of("model.layers.3.mlp.up_proj.weight")
     LayerName(stack='model.layers.', index=3, rest='mlp.up_proj.weight')
     >>> layer_of("model.norm.weight")
     """
-    found = _LAYER.search(name)
-    return LayerName(name[: found.start(1)], int(found.group(1)), name[found.end() :]) if found else None
+    match = _LAYER.search(name)
+    return LayerName(name[: match.start(1)], int(match.group(1)), name[match.end() :]) if match else None
 
 
 def kind_of(name: str) -> str:
-    """Which model inside the model a tensor or a stack belongs to, by the words in its name.
+    """The kind of model inside the model that a tensor or a stack belongs to, by the words in its name.
 
     Returns:
-        ``text``, ``vision``, ``audio``, ``projector`` (what turns the output of a tower into input of the text model)
+        ``text``, ``vision``, ``audio``, ``projector`` (turns the output of a tower into input of the text model)
         or ``draft`` (blocks that predict further tokens). A name without such a word belongs to the text model.
 
     >>> kind_of("model.visual.blocks.0.norm1.weight"), kind_of("model.layers.0.mlp.up_proj.weight")
@@ -64,36 +64,36 @@ def kind_of(name: str) -> str:
 
 
 def stacks(names: Iterable[str]) -> dict[str, int]:
-    """Each stack of layers by its prefix, with its length: how many indices from 0 on are there without a gap."""
+    """The prefix and the length of each stack of layers; the length counts the indices from 0 up to the first gap."""
     indices: dict[str, set[int]] = {}
     for name in names:
         if place := layer_of(name):
             indices.setdefault(place.stack, set()).add(place.index)
-    return {stack: next(i for i in range(len(found) + 1) if i not in found) for stack, found in indices.items()}
+    return {stack: next(i for i in range(len(seen) + 1) if i not in seen) for stack, seen in indices.items()}
 
 
 def main_stack(names: Iterable[str], layers: int | None = None) -> str | None:
     """The stack that ``layer_range`` of a merge counts in: the text model's, else the longest.
 
     Args:
-        names: The tensors of a model, or of one module of it.
-        layers: The number of layers in its config; decides between several stacks of text.
+        names: Tensor names of a model, or of one module.
+        layers: The number of layers in the config; decides between several text stacks.
 
     Returns:
-        The stack's prefix, or ``None`` where there is no stack, or two of one length (an encoder and a decoder).
+        The stack's prefix, or ``None`` if there is no stack, or two of the same length (an encoder and a decoder).
     """
-    found = {stack: length for stack, length in stacks(names).items() if length}
-    text = {stack: length for stack, length in found.items() if kind_of(stack) == "text"} or found
+    lengths = {stack: length for stack, length in stacks(names).items() if length}
+    text = {stack: length for stack, length in lengths.items() if kind_of(stack) == "text"} or lengths
     fitting = {stack: length for stack, length in text.items() if length == layers} or text
     longest = [stack for stack, length in fitting.items() if length == max(fitting.values())]
     return longest[0] if len(longest) == 1 else None
 
 
 def module_names(keys: Iterable[str], names: Iterable[str]) -> dict[str, list[str]]:
-    """The tensors that each key under ``modules`` of a merge names; what no key names comes under the empty key.
+    """The tensors of each key under ``modules`` of a merge; tensors without a key are under the empty key.
 
     A key is part of the tensors' names (``vision_tower``, ``model.layers``), or mergekit's name for a kind of part
-    (``text_decoder``, ``multi_modal_projector``), or ``default`` for what no other key takes.
+    (``text_decoder``, ``multi_modal_projector``), or ``default`` for the tensors of no other key.
     """
     taken: dict[str, list[str]] = {key: [] for key in (*keys, "")}
     parts = {key: re.compile(rf"(?:^|\.){re.escape(key)}\.") for key in taken if key}

@@ -1,7 +1,7 @@
-"""A model's ``config.json`` after its layers were cut, repeated or put in another order.
+"""Adapts a model's ``config.json`` when its layers are cut, repeated or reordered.
 
-Lists with an entry for each layer follow their layers, lists of layer numbers get the new numbers, and a rule such as
-"every sixth layer is global" is written out as a list, or refused where the new order breaks it.
+Lists with one entry for each layer are reordered like the layers, and lists of layer numbers get the new numbers. A
+rule such as "every sixth layer is global" is written as a list, or refused if the new order breaks it.
 """
 
 from __future__ import annotations
@@ -12,18 +12,18 @@ from typing import Any
 from ..errors import WeightopsError, short
 from .config_keys import LAYER_COUNTS, layer_count_key, text_part, text_path, with_text_part
 
-#: One entry a layer. Some models give one number for all layers under the same key; that stays as it is.
+#: Keys with one entry for each layer. Some models have a single number under the same key; that is not changed.
 PER_LAYER = (
     *("layer_types", "mlp_layer_types", "no_rope_layers", "layers_block_type", "attn_type_list", "attention_layers"),
     *("block_configs", "num_attention_heads", "num_key_value_heads", "num_kv_heads", "num_query_heads"),
     *("intermediate_size", "ffn_multipliers", "hybrid_override_pattern", "moe_layer_freq"),
 )
-#: Numbers of the layers that differ from the rest.
+#: Keys with the numbers of layers that differ from the others.
 NUMBERS_OF_LAYERS = (
     *("mlp_only_layers", "attn_layer_indices", "full_attn_idxs", "hybrid_layer_ids", "moe_layers"),
     *("cross_attention_layers", "full_attention_layers", "global_attn_idx"),
 )
-#: Settings by a period or a border, and the layers they mark; each with the list that, where present, overrides it.
+#: Rules with a period or a limit: the keys that override the rule, and a function that tells the layers it marks.
 BY_NUMBER: dict[str, tuple[tuple[str, ...], Callable[[int, Any, Mapping[str, Any]], bool]]] = {
     "sliding_window_pattern": (("layer_types",), lambda i, every, _: (i + 1) % every == 0),
     "full_attention_interval": (("layer_types",), lambda i, every, _: (i + 1) % every == 0),
@@ -36,7 +36,7 @@ BY_NUMBER: dict[str, tuple[tuple[str, ...], Callable[[int, Any, Mapping[str, Any
     "expert_layer_period": ((), lambda i, every, c: i % every == c.get("expert_layer_offset", 0)),
     "cross_attention_interval": ((), lambda i, every, _: (i + 1) % every == 0),
 }
-#: Periods that transformers also reads as a list: its key, the entry of every n-th layer, the entry of the others.
+#: Periods with an equivalent list in transformers: the list's key, its entry for every n-th layer, and for the others.
 AS_LIST = {
     "sliding_window_pattern": ("layer_types", "full_attention", "sliding_attention"),
     "full_attention_interval": ("layer_types", "full_attention", "linear_attention"),
@@ -44,20 +44,20 @@ AS_LIST = {
 }
 
 
-#: Layers that a configuration may claim; lists of that length are made.
+#: Most layers of a config; weightops builds lists of that length.
 MOST_LAYERS = 10_000
 
 
 def relayer_config(config: Mapping[str, Any], source_layers: Sequence[int]) -> dict[str, Any]:
-    """The config of a model made of another's layers.
+    """The config of a model made of the layers of another model.
 
     Args:
-        config: ``config.json`` of that model; of a vision-language model the text part inside it is changed.
-        source_layers: For each layer of the output, which layer it was.
+        config: ``config.json`` of the other model; only its text part is changed.
+        source_layers: For each layer of the output, its number in the other model.
 
     Raises:
-        WeightopsError: the config says something by layer number that the new order breaks, or the model shares keys
-            and values across layers, or has a block that predicts further tokens.
+        WeightopsError: the new order breaks a rule of the config, the model shares keys and values across layers,
+            or it has a block that predicts further tokens.
 
     >>> relayer_config({"num_hidden_layers": 3, "layer_types": ["a", "b", "c"]}, [0, 2])
     {'num_hidden_layers': 2, 'layer_types': ['a', 'c']}
@@ -66,14 +66,14 @@ def relayer_config(config: Mapping[str, Any], source_layers: Sequence[int]) -> d
 
 
 def relayer_configs(configs: Sequence[Mapping[str, Any]], source_layers: Sequence[tuple[int, int]]) -> dict[str, Any]:
-    """The config of a model stacked from the layers of several.
+    """The config of a model stacked from the layers of several models.
 
     Args:
-        configs: Their ``config.json``; the first gives everything that does not belong to one layer.
-        source_layers: For each layer of the output, (which config, which layer).
+        configs: Their ``config.json``; the first one gives everything that does not belong to a layer.
+        source_layers: For each layer of the output, (index of the config, number of the layer).
 
     Raises:
-        WeightopsError: as :func:`relayer_config`; also two configs of different forms.
+        WeightopsError: as for :func:`relayer_config`; also if the configs have different forms.
     """
     path = text_path(configs[0])
     if not path or layer_count_key(text_part(configs[0])) is None:
@@ -92,7 +92,7 @@ def _relayer(configs: Sequence[Mapping[str, Any]], source_layers: Sequence[tuple
     for config in configs:
         count = config.get(count_key, 0)
         if not isinstance(count, int) or not 0 <= count <= MOST_LAYERS:
-            raise WeightopsError(f"config.json: {count_key} is {short(count)}; it must lie between 0 and {MOST_LAYERS}")
+            raise WeightopsError(f"config.json: {count_key} is {short(count)}; it must be between 0 and {MOST_LAYERS}")
     old = int(first[count_key])
     if list(source_layers) == [(0, layer) for layer in range(old)]:
         return dict(first)
@@ -113,38 +113,42 @@ def _refuse_shared(configs: Sequence[Mapping[str, Any]]) -> None:
         ("mtp_num_hidden_layers", "it has a block that predicts further tokens from its last layer"),
     ):
         if any(config.get(key) for config in configs):
-            raise WeightopsError(f"config.json: {key}: layers of this model cannot be moved, as {what}")
+            raise WeightopsError(f"config.json: {key} is set, so layers of this model cannot be moved: {what}")
 
 
 def _write_out(config: Mapping[str, Any], source_layers: Sequence[tuple[int, int]]) -> dict[str, Any]:
-    """Name each layer's kind where the config only gives a period or a border, and layers no longer run in order."""
+    """Replace a period or a limit by a list of each layer's kind, if the layers are no longer in order."""
     count_key = layer_count_key(config)
     if count_key is None or [layer for _, layer in source_layers] == list(range(len(source_layers))):
         return dict(config)
     numbers, new = range(int(config[count_key])), dict(config)
-    for key, (listed, nth, others) in AS_LIST.items():
+    for key, (listed, nth, other) in AS_LIST.items():
         every = config.get(key)
         if isinstance(every, int) and every > 0 and new.get(listed) is None:
-            new[listed] = [others if (i + 1) % every else nth for i in numbers]
-    border = config.get("max_window_layers")
-    if isinstance(border, int) and config.get("use_sliding_window") and new.get("layer_types") is None:
-        new["layer_types"] = ["sliding_attention" if i >= border else "full_attention" for i in numbers]
+            new[listed] = [other if (i + 1) % every else nth for i in numbers]
+    limit = config.get("max_window_layers")
+    if isinstance(limit, int) and config.get("use_sliding_window") and new.get("layer_types") is None:
+        new["layer_types"] = ["sliding_attention" if i >= limit else "full_attention" for i in numbers]
     return new
 
 
 def _refuse_broken(configs: Sequence[Mapping[str, Any]], source_layers: Sequence[tuple[int, int]]) -> None:
-    """A period stays true only while every layer lands on a number that the period treats alike."""
+    """Refuse an order that breaks a rule: every layer must get a number that the rule treats like its old number."""
     for key, (overrides, marks) in BY_NUMBER.items():
         if not any(isinstance(config.get(key), int) and config[key] > 0 for config in configs):
             continue
-        if all(any(config.get(other) is not None for other in overrides) for config in configs):
+        if all(any(config.get(override) is not None for override in overrides) for config in configs):
             continue
         for out, (which, layer) in enumerate(source_layers):
-            here, there = configs[0].get(key), configs[which].get(key)
-            if not here or not there or marks(out, here, configs[0]) != marks(layer, there, configs[which]):
-                said = f"layer {layer} becomes layer {out}, which {key} = {here} treats differently"
+            value, other_value = configs[0].get(key), configs[which].get(key)
+            if (
+                not value
+                or not other_value
+                or marks(out, value, configs[0]) != marks(layer, other_value, configs[which])
+            ):
+                problem = f"layer {layer} becomes layer {out}, which {key} = {value} treats differently"
                 hint = f"; write {overrides[0]} into config.json first" if overrides else "; choose other layers"
-                raise WeightopsError(f"config.json: {said}{hint}")
+                raise WeightopsError(f"config.json: {problem}{hint}")
 
 
 def _moved(
@@ -157,8 +161,12 @@ def _moved(
     lengths = [config.get(count_key) for config in configs]
     if key in PER_LAYER and isinstance(value, (list, str)) and len(value) == lengths[0]:
         lists = [config.get(key) for config in configs]
-        if not all(isinstance(one, type(value)) and len(one) == n for one, n in zip(lists, lengths, strict=True)):
-            raise WeightopsError(f"config.json: {key} has an entry for each layer only in some of the stacked models")
+        if not all(
+            isinstance(entries, type(value)) and len(entries) == n for entries, n in zip(lists, lengths, strict=True)
+        ):
+            raise WeightopsError(
+                f"config.json: {key} has an entry for each layer in only some of the models; stack models of one kind"
+            )
         picked = [lists[which][layer] for which, layer in source_layers]  # type: ignore[index]
         return "".join(picked) if isinstance(value, str) else picked
     if key in NUMBERS_OF_LAYERS and isinstance(value, list):

@@ -1,4 +1,4 @@
-"""The place of a tensor in its model, for merge methods that treat layers differently."""
+"""A tensor's name and layer, for merge methods that treat layers differently."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Place:
-    """A tensor's place.
+    """A tensor's place in its model.
 
     Attributes:
         name: The tensor's name in the output.
         layer: Its layer, counted from 0; ``None`` outside the layers.
-        layers: How many layers its stack has; 0 outside the layers.
+        layers: Number of layers of its stack; 0 outside the layers.
     """
 
     name: str

@@ -1,4 +1,4 @@
-"""What grows and shrinks with a model's vocabulary: the tensors with a row for each token, and sizes in its config."""
+"""The parts of a model that depend on its vocabulary size: tensors with a row for each token, and config keys."""
 
 from __future__ import annotations
 
@@ -12,18 +12,18 @@ from .groups import group_of
 
 
 def vocabulary_tensors(source: Weights) -> list[StoredTensor]:
-    """The matrices with a row for each token: embeddings, and a head that is not tied to them."""
+    """The matrices with a row for each token: the embeddings, and the head if it is not tied."""
     matrices = [
         t for name, t in source.tensors.items() if len(t.shape) == 2 and group_of(name) in ("embedding", "head")
     ]
     sized = [tensor for tensor in matrices if tensor.shape[0] == vocabulary_size(source.config)]
-    # a config without a size: the longest, as tables of positions are shorter
+    # without a size in the config, take the longest matrices: position tables are shorter
     longest = max((tensor.shape[0] for tensor in matrices), default=0)
     return sized or [tensor for tensor in matrices if tensor.shape[0] == longest]
 
 
 def token_tensors(source: Weights) -> frozenset[str]:
-    """The names of all tensors with a row, or of a bias with a number, for each token."""
+    """The names of all tensors with one row, or (for a bias) one number, for each token."""
     matrices = {tensor.name: tensor.shape[0] for tensor in vocabulary_tensors(source)}
     rows = set(matrices.values())
     biases = (name for name, t in source.tensors.items() if len(t.shape) == 1 and t.shape[0] in rows)
@@ -31,9 +31,9 @@ def token_tensors(source: Weights) -> frozenset[str]:
 
 
 def with_vocabulary(config: Mapping[str, Any], rows: int) -> dict[str, Any]:
-    """The keys of a config that change with a vocabulary of ``rows`` tokens, at every place that gives its size.
+    """The config keys that change with a vocabulary of ``rows`` tokens, wherever the config gives its size.
 
-    A part with another vocabulary, as an audio encoder may have, keeps its size.
+    A part with a separate vocabulary, such as an audio encoder, keeps its size.
 
     >>> with_vocabulary({"vocab_size": 8, "text_config": {"vocab_size": 8}, "audio_config": {"vocab_size": 5}}, 9)
     {'vocab_size': 9, 'text_config': {'vocab_size': 9}}
@@ -43,7 +43,7 @@ def with_vocabulary(config: Mapping[str, Any], rows: int) -> dict[str, Any]:
     outside = [key for key in VOCABULARY_SIZES if key in config]
     if outside:
         return {**changed, **dict.fromkeys(outside, rows)}
-    if old is None and config:  # left to the default of its class, which no longer holds
+    if old is None and config:  # the default of the config's class is no longer right
         text = {**text_part(config), "vocab_size": rows}
         key = next(iter(text_path(config)), "vocab_size")
         return {key: with_text_part(config, text)[key]}

@@ -1,7 +1,7 @@
-"""The inputs of a merge as fp32 blocks, as often as a method wants to pass over them.
+"""The inputs of a merge as fp32 blocks; a method may iterate over them several times.
 
 A tensor that fits into the thread's share of memory is widened once and kept; a larger one is read again in every pass.
-Either way the blocks are the same, so the result does not depend on memory.
+The blocks are the same in both cases, so the result does not depend on memory.
 """
 
 from __future__ import annotations
@@ -32,9 +32,9 @@ class Block:
 
     Attributes:
         begin: First element.
-        stack: What the method takes, models or task vectors: [n, length], fp32. A method may write into it when the
-            pass is its last one.
-        base: The base's elements, [length], or none.
+        stack: The method's input, models or task vectors: [n, length], fp32. A method may overwrite it in its last
+            pass.
+        base: The base's elements, [length], or ``None``.
     """
 
     begin: int
@@ -47,20 +47,20 @@ class Block:
 
 
 class Room:
-    """A thread's memory for merges, kept from tensor to tensor: fresh pages cost more than the arithmetic."""
+    """A thread's memory for merges, reused for all tensors: allocating new pages costs more than the arithmetic."""
 
     def __init__(self) -> None:
         self._arrays: dict[str, Floats] = {}
 
     def take(self, role: str, size: int) -> Floats:
-        """The memory for a role, any contents; the same at each call unless it must grow: [size]."""
+        """Uninitialised memory for a role, [size]; the same at each call unless it must grow."""
         if role not in self._arrays or self._arrays[role].size < size:
             self._arrays[role] = np.empty(size, np.float32)
         return self._arrays[role][:size]
 
 
 class GridDigest:
-    """The content digest of bytes that come in pieces of any size: BLAKE3 of the digests of blocks."""
+    """The content digest of bytes that arrive in pieces of any size: BLAKE3 of the digests of blocks."""
 
     def __init__(self, dtype: str) -> None:
         self._size = BLOCK * dtypes.itemsize(dtype)
@@ -76,7 +76,7 @@ class GridDigest:
                 self._close()
 
     def hexdigest(self) -> str:
-        """The digest of all that came."""
+        """The digest of all bytes so far."""
         if self._left < self._size:
             self._close()
         return self._total.hexdigest()
@@ -92,8 +92,8 @@ class Blocks:
     Attributes:
         count: Elements of the tensor.
         row: Length of its last dimension.
-        models: How many are merged.
-        digests: Content digest of each input that was read whole, once a pass is over.
+        models: Number of merged models.
+        digests: Content digest of each input that was read completely; filled after the first pass.
     """
 
     def __init__(
@@ -107,7 +107,7 @@ class Blocks:
         rows: bool = False,
         allow_nonfinite: bool = False,
     ) -> None:
-        """``deltas``: take the base off the models. ``rows``: never cut a row of the last dimension in two."""
+        """``deltas``: subtract the base from the models. ``rows``: never split a row of the last dimension."""
         self._allow_nonfinite = allow_nonfinite
         if job.merge is None:
             raise TypeError(f"{job.name} is no merge")
@@ -125,7 +125,7 @@ class Blocks:
         self._passed = False
 
     def scratch(self, role: str, *shape: int) -> Floats:
-        """An array to work in, the same memory at each call for a role."""
+        """A work array; the same memory at each call for a role."""
         return self._room.take(role, math.prod(shape)).reshape(shape)
 
     def __iter__(self) -> Iterator[Block]:
@@ -133,29 +133,31 @@ class Blocks:
         readers = [None if self._passed or i.rows else GridDigest(i.stored.dtype) for i in sources]
         for begin in range(0, self.count, self._step):
             end = min(begin + self._step, self.count)
-            held = self._block(begin, end)
+            rows = self._block(begin, end)
             if not (self._keep and self._passed):
-                self._fill(held, begin, end, readers)
-            base = held[-1] if self._merge.base is not None else None
-            yield Block(begin, held[: self.models], base)
-        whole = [(source.stored, digest) for source, digest in zip(sources, readers, strict=True) if digest is not None]
-        self.digests.update({stored: digest.hexdigest() for stored, digest in whole})
+                self._fill(rows, begin, end, readers)
+            base = rows[-1] if self._merge.base is not None else None
+            yield Block(begin, rows[: self.models], base)
+        complete = [
+            (source.stored, digest) for source, digest in zip(sources, readers, strict=True) if digest is not None
+        ]
+        self.digests.update({stored: digest.hexdigest() for stored, digest in complete})
         self._passed = True
 
     def whole(self) -> tuple[Floats, Floats | None]:
-        """Every input whole: the stack, [n, count], and the base, [count], or none."""
+        """All elements of every input: the stack, [n, count], and the base, [count], or ``None``."""
         parts = [(block.stack.copy(), None if block.base is None else block.base.copy()) for block in self]
         bases = [base for _, base in parts if base is not None]
         stack = np.concatenate([stack for stack, _ in parts], 1) if parts else np.empty((self.models, 0), np.float32)
         return stack, np.concatenate(bases) if bases else None
 
     def base(self, begin: int, end: int) -> Floats:
-        """The base's elements of the block that a pass is at."""
+        """The base's elements of the current block."""
         base: Floats = self._block(begin, end)[-1]
         return base
 
     def _block(self, begin: int, end: int) -> Floats:
-        """The memory of one block, in one piece, for kernels run over rows that lie end to end: [inputs, length]."""
+        """The memory of one block, contiguous as kernels need it: [inputs, length]."""
         inputs = len(self._merge.all_inputs)
         first = inputs * begin if self._keep else 0
         return self._held[first : first + inputs * (end - begin)].reshape(inputs, end - begin)
@@ -179,7 +181,7 @@ class Blocks:
             read_exactly(self._files[stored.file], raw, stored.offset + begin * size, stored.file)
             if digest is not None:
                 digest.update(raw)
-            if stored.dtype == "F64":  # which the kernel does not know
+            if stored.dtype == "F64":  # the kernel does not support F64
                 row[:] = kernels.widen(raw, stored.dtype)
             else:
                 kernels.widen_into(self._raw, stored.dtype, row)
@@ -206,6 +208,6 @@ class Blocks:
 
 
 def memory_needed(shape: tuple[int, ...], inputs: int) -> int:
-    """The least bytes in which a merge can be passed over: one block of every input, widened, and its raw bytes."""
+    """The least memory for a pass, in bytes: one block of every input, widened, and its raw bytes."""
     row = max(shape[-1], 1) if shape else 1
     return min(max(BLOCK, row), dtypes.count(shape)) * (4 * (inputs + 1) + 8)

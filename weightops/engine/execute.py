@@ -1,7 +1,7 @@
-"""Execution: slices read with pread into reused buffers, computed, and written in place.
+"""Executes a plan: reads slices with pread into reused buffers, computes them, and writes them in place.
 
-Threads take slices in order and results are gathered in order, so that digests, sums and the first error do not depend
-on how many threads there are. Memory is threads x slice buffers, whatever the model's size.
+Threads take slices in order and results are collected in order, so digests, sums and the first error do not depend on
+the number of threads. Memory is threads x slice buffers, independent of the model's size.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ def execute(
     """Compute every job of a plan into the staged files.
 
     Args:
-        threads: Slices in flight.
+        threads: Number of slices computed at a time.
         memory: Bytes of buffers, all threads together.
         progress: Called with the bytes that each finished slice read and wrote.
 
@@ -70,10 +70,10 @@ def execute(
 
 
 def compute(job: Job, grams: whole_models.Grams | None = None) -> slices.Bytes:
-    """One job's result, in memory: for looking at a single tensor.
+    """Compute one job's result in memory, to look at a single tensor.
 
     Args:
-        grams: What :func:`measure` says of every job of the output, for a method that looks at whole models.
+        grams: The result of :func:`measure` for all jobs of the output, for a method that looks at whole models.
 
     Raises:
         WeightopsError: the operands hold NaN or Inf, or integer tensors differ.
@@ -95,19 +95,19 @@ def compute(job: Job, grams: whole_models.Grams | None = None) -> slices.Bytes:
 
 
 def measure(jobs: Sequence[Job]) -> whole_models.Grams:
-    """The pass over whole models by itself: for :func:`compute`, of several tensors of one output.
+    """Run only the pass over whole models, before :func:`compute` of several tensors of one output.
 
     Raises:
         WeightopsError: the models hold NaN or Inf.
     """
-    wanted = tuple(job for job in jobs if whole_models.looks_at_models(job))
+    measuring = tuple(job for job in jobs if whole_models.looks_at_models(job))
     with ExitStack() as stack:
-        files = _open_inputs(Plan(wanted, (), (), (), {}), stack)
-        return whole_models.measure(wanted, files, threads=default_threads(), allow_nonfinite=False)
+        files = _open_inputs(Plan(measuring, (), (), (), {}), stack)
+        return whole_models.measure(measuring, files, threads=default_threads(), allow_nonfinite=False)
 
 
 def _merged(job: Job, files: Mapping[Path, int], model: npt.NDArray[np.float64] | None, out: slices.Bytes) -> None:
-    """A merge job's result into its bytes."""
+    """Compute a merge job's result into ``out``."""
     from . import merging
 
     size = dtypes.itemsize(job.dtype)
@@ -132,7 +132,7 @@ def _worker(
     threads: int,
     memory: int,
 ) -> Work:
-    """The function that threads run on a slice, with a buffer for each of them."""
+    """The function that threads run on a slice; each thread has a buffer."""
     share = memory // threads
     spare: SimpleQueue[slices.Bytes] = SimpleQueue()
     for _ in range(threads):
@@ -149,7 +149,7 @@ def _worker(
 
     def work(piece: JobSlice) -> list[Record]:
         if piece.job.whole:
-            from . import merging  # torch is wanted only where a method is
+            from . import merging  # imported here because it loads torch, which only merge methods need
 
             room = rooms.get()
             try:
@@ -194,7 +194,7 @@ def _worker(
 
 
 def _digest(row: slices.Bytes, tensor: StoredTensor, piece: JobSlice, span: tuple[int, int]) -> str:
-    """The digest of one block of an operand; of nothing, an empty text, past the end of one that patches lengthen."""
+    """The digest of one block of an operand; an empty text past the operand's end (patches may add rows)."""
     size, (lo, hi) = dtypes.itemsize(tensor.dtype), span
     end = min(hi, tensor.count - piece.begin)
     return block_digest(row[lo * size : end * size]) if end > lo else ""
@@ -223,7 +223,7 @@ def _measured(
     threads: int,
     progress: ReportProgress | None,
 ) -> whole_models.Grams:
-    """The pass over whole models, for the methods that look at them; what the journal knows is not read again."""
+    """The pass over whole models, for methods that look at them; results in the journal are not measured again."""
     known = {entry["job"]: np.array(entry["gram"]) for entry in journal if "gram" in entry}
     if progress and known:
         progress(sum(whole_models.measuring_work(plan.jobs[number]) for number in known))
@@ -239,12 +239,12 @@ def _measured(
 
 
 def _model(job: Job, grams: whole_models.Grams) -> npt.NDArray[np.float64] | None:
-    """What was measured of the models that a job merges, where its method looks at whole models."""
+    """The Gram matrix of the models that a job merges, if its method looks at whole models."""
     return grams.get(job.merge.method) if job.merge is not None else None
 
 
 def _is_as_recorded(piece: JobSlice, records: list[Record], places: Places) -> bool:
-    """Whether the staged file still holds what the journal says: somebody may have changed it since the kill."""
+    """Whether the staged file still matches the journal: someone may have changed it after the kill."""
     job = piece.job
     if not job.written:
         return True
@@ -261,24 +261,24 @@ def _is_as_recorded(piece: JobSlice, records: list[Record], places: Places) -> b
 def _in_order(
     pieces: Iterator[JobSlice], done: Done, work: Work, places: Places, threads: int
 ) -> Iterator[tuple[JobSlice, list[Record], bool]]:
-    """Every slice with its records, in order, and whether it was computed now or was sound in the journal."""
+    """Every slice with its records, in order, and whether it was computed now (or taken from the journal)."""
     waiting: deque[tuple[JobSlice, Future[tuple[list[Record], bool]]]] = deque()
 
     def head() -> tuple[JobSlice, list[Record], bool]:
         piece, result = waiting.popleft()
         return (piece, *result.result())
 
-    def finished(piece: JobSlice, known: list[Record]) -> tuple[list[Record], bool]:
-        if known and _is_as_recorded(piece, known, places):
-            return known, False
+    def finished(piece: JobSlice, recorded: list[Record]) -> tuple[list[Record], bool]:
+        if recorded and _is_as_recorded(piece, recorded, places):
+            return recorded, False
         return work(piece), True
 
     with ThreadPoolExecutor(threads) as pool:
         try:
             for piece in pieces:
-                records = 1 if piece.job.whole else piece.blocks  # a job done as a whole leaves one
-                known = [done[key] for i in range(records) if (key := (piece.number, piece.block + i)) in done]
-                waiting.append((piece, pool.submit(finished, piece, known if len(known) == records else [])))
+                records = 1 if piece.job.whole else piece.blocks  # a job computed as a whole has one record
+                recorded = [done[key] for i in range(records) if (key := (piece.number, piece.block + i)) in done]
+                waiting.append((piece, pool.submit(finished, piece, recorded if len(recorded) == records else [])))
                 if len(waiting) > 2 * threads:
                     yield head()
             while waiting:
@@ -297,7 +297,7 @@ def _allocate(plan: Plan, staging: Staging) -> dict[str, tuple[int, int]]:
 
 
 def _open_inputs(plan: Plan, stack: ExitStack) -> dict[Path, int]:
-    """Every input file, read only; the limit on open files is raised as far as the system lets us."""
+    """Every input file, read only; the limit on open files is raised as far as the system allows."""
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     with suppress(ValueError, OSError):
         resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))

@@ -1,4 +1,4 @@
-"""What the engine computes: one job a tensor, each saying which stored bytes it reads and what becomes of them."""
+"""The engine's jobs: one for each output tensor, with the stored bytes that it reads and the computation."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from .. import dtypes
 from ..anatomy.place import Place
 from ..io.safetensors import StoredTensor
 
-#: Elements in a block: the grid on which tensors are read, hashed and recorded as done. Part of the file format of
+#: Elements in a block. Tensors are read, hashed and recorded as done in blocks. Part of the file format of
 #: ``weightops.json`` (a content hash is a hash of block hashes), so it never changes with slice size or threads.
 BLOCK = 1 << 18
 
 
 @dataclass(frozen=True)
 class LowRank:
-    """A LoRA update of one tensor: scale * left @ right (or its transpose), never formed as a whole.
+    """A LoRA update of one tensor: scale * left @ right (or its transpose), never computed as a whole.
 
     Attributes:
         left: B, [rows, rank].
@@ -55,7 +55,7 @@ class Term:
 
 @dataclass(frozen=True)
 class Patch:
-    """Elements taken from elsewhere: ``count`` of ``source`` from ``begin`` stand in the output from ``at``."""
+    """A copy of elements: ``count`` elements of ``source`` from ``begin`` on go to the output from ``at`` on."""
 
     at: int
     source: StoredTensor
@@ -68,7 +68,7 @@ RowReader = Callable[[StoredTensor, int, int], npt.NDArray[np.float32]]
 
 
 class RowSource(Protocol):
-    """A matrix put together from rows of others: a vocabulary aligned by token."""
+    """A matrix built from rows of other matrices: a vocabulary aligned by token."""
 
     @property
     def sources(self) -> tuple[StoredTensor, ...]:
@@ -84,7 +84,7 @@ class RowSource(Protocol):
 
 @dataclass(frozen=True)
 class Input:
-    """What one model brings to a merge: a stored tensor, plus LoRA updates."""
+    """The input of a merge from one model: a stored tensor, plus LoRA updates."""
 
     stored: StoredTensor
     updates: tuple[Term, ...] = ()
@@ -96,15 +96,15 @@ class Merge:
     """A merge method on aligned tensors.
 
     Attributes:
-        method: Its name in the registry.
+        method: Name of the method in the registry.
         inputs: The models, in the order of the recipe.
-        base: The base model's tensor, where there is one.
+        base: The base model's tensor, if there is one.
         settings: Keyword arguments of the method.
-        place: Where the tensor stands in the model.
-        seed: Of random methods.
-        device: Where torch runs a method that has no streaming form.
-        scale: Factor on what a method of task vectors gives, before the base is added.
-        workspace: Bytes that it needs at least, whatever the memory given.
+        place: The tensor's layer in the model.
+        seed: Seed of random methods.
+        device: The device on which torch runs a method that has no streaming form.
+        scale: Factor on the result of a method of task vectors, before the base is added.
+        workspace: Least memory of the merge, in bytes, independent of the memory setting.
     """
 
     method: str
@@ -133,7 +133,7 @@ class Measure:
 
 @dataclass(frozen=True)
 class Job:
-    """One output tensor: anchor + sum of terms, rounded once to ``dtype``; or, with ``merge``, what a method makes.
+    """One output tensor: anchor + sum of terms, rounded once to ``dtype``; or, with ``merge``, a method's result.
 
     With no terms and the anchor's own dtype the bytes are copied. A job that is not ``written`` only measures. An
     anchor shorter than the job is followed by zeros, for patches to fill.
@@ -155,24 +155,24 @@ class Job:
 
     @property
     def copies(self) -> bool:
-        """Whether the anchor's bytes go out as they are."""
+        """Whether the anchor's bytes are copied without change."""
         return self.anchor is not None and not self.terms and self.anchor.dtype == self.dtype
 
     @property
     def operands(self) -> tuple[Operand, ...]:
-        """What is read, each once."""
-        found: dict[Operand, None] = {}
+        """Every operand that the job reads, once each."""
+        unique: dict[Operand, None] = {}
         for source in self.merge.all_inputs if self.merge else ():
-            found.update(dict.fromkeys(source.rows.sources if source.rows else (source.stored,)))
-            found.update(dict.fromkeys(update.plus for update in source.updates))
+            unique.update(dict.fromkeys(source.rows.sources if source.rows else (source.stored,)))
+            unique.update(dict.fromkeys(update.plus for update in source.updates))
         if self.anchor is not None:
-            found[self.anchor] = None
+            unique[self.anchor] = None
         measured = (*self.measure.change, *self.measure.base) if self.measure else ()
         for term in (*self.terms, *measured):
-            found[term.plus] = None
+            unique[term.plus] = None
             if term.minus is not None:
-                found[term.minus] = None
-        return tuple(found)
+                unique[term.minus] = None
+        return tuple(unique)
 
     @property
     def whole(self) -> bool:
@@ -192,7 +192,7 @@ class Job:
 
     @property
     def factor_bytes(self) -> int:
-        """Bytes of the low-rank factors, which are held whole, in fp32."""
+        """Bytes of the low-rank factors, which are fully in memory, in fp32."""
         pairs = [(o.left, o.right) for o in self.operands if isinstance(o, LowRank)]
         return sum(4 * (left.count + right.count) for left, right in pairs)
 
@@ -202,18 +202,18 @@ class Job:
 
     @property
     def block_elements(self) -> int:
-        """Elements that a row of the buffer holds for each block: whole words also for the smallest tensor."""
+        """Elements of a block in a row of the buffer, rounded up so that even the smallest tensor fills whole words."""
         return min(BLOCK, -(-self.count // 8) * 8)
 
 
 @dataclass(frozen=True)
 class JobSlice:
-    """Some consecutive blocks of one job: what a thread reads, computes and writes at a time.
+    """Some consecutive blocks of one job, which a thread reads, computes and writes together.
 
     Attributes:
-        number: The job's place in the plan.
+        number: The job's index in the plan.
         block: First block.
-        blocks: How many.
+        blocks: Number of blocks.
     """
 
     number: int
@@ -233,7 +233,7 @@ class JobSlice:
 
     @property
     def spans(self) -> list[tuple[int, int]]:
-        """First and one past the last element of each block, counted from the slice's beginning."""
+        """First and one past the last element of each block, counted from the beginning of the slice."""
         count = self.end - self.begin
         return [(lo, min(lo + BLOCK, count)) for lo in range(0, count, BLOCK)]
 

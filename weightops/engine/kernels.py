@@ -1,9 +1,9 @@
 """The fused kernel: anchor + sum of coefficient * (plus - minus), rounded once.
 
-Operands arrive as raw bytes, one row each, and are widened tile by tile in the first-level cache; nothing of the size
-of a slice is written on the way. Serial and without the interpreter lock: the engine's threads drive it. Products and
-sums are single fp32 operations in the order written (no fused multiply-add), so the result equals the fp32 formula in
-torch bit for bit. :func:`affine_numpy` is the reference, and the path for fp64.
+Operands are raw bytes, one row each. They are widened tile by tile in the first-level cache, without intermediate
+arrays of the size of a slice. The kernel is serial and releases the interpreter lock; the engine's threads call it.
+Products and sums are single fp32 operations in the written order (no fused multiply-add), so the result equals the
+fp32 formula in torch bit for bit. :func:`affine_numpy` is the reference, and computes fp64.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from .. import dtypes
 
 Bytes = npt.NDArray[np.uint8]
 
-#: Dtypes as the kernel knows them.
+#: The kernel's codes of dtypes.
 CODES: Final = {"F16": 0, "BF16": 1, "F32": 2, "F64": 3}
 
 _TILE = 2048  # three fp32 tiles of this length stay in the first-level cache
@@ -33,7 +33,7 @@ def jit(function: F) -> F:
 
 
 def jit_sum(function: F) -> F:
-    """Sums of squares are measurements, printed to a few digits: their order is the compiler's to choose."""
+    """Compile with sums in any order: sums of squares are only measurements, printed with a few digits."""
     return _compiled(function, fastmath={"reassoc", "nsz"})
 
 
@@ -41,7 +41,7 @@ def _compiled(function: F, **options: Any) -> F:
     options |= {"nogil": True, "error_model": "numpy"}
     try:
         return cast(F, numba.njit(cache=True, **options)(function))
-    except RuntimeError:  # nowhere to keep it: a read-only installation, and no home folder to write to
+    except RuntimeError:  # no place for the cache: a read-only installation and no writable home folder
         return cast(F, numba.njit(**options)(function))
 
 
@@ -102,20 +102,20 @@ def _narrow(code: int, bits: Any, values: Any, spare: Any, lo: int, row: Any) ->
 
 @jit
 def _nonfinite(bits: Any) -> bool:
-    found = np.uint32(0)
+    special = np.uint32(0)
     for j in range(len(bits)):
-        found |= np.uint32(bits[j] & np.uint32(0x7F800000) == np.uint32(0x7F800000))
-    return bool(found != 0)
+        special |= np.uint32(bits[j] & np.uint32(0x7F800000) == np.uint32(0x7F800000))
+    return bool(special != 0)
 
 
 @jit
 def nonfinite_halves(halves: Any, top: int) -> bool:
-    """Whether 16-bit floats hold NaN or Inf: every exponent bit (``top``) set."""
+    """Whether 16-bit floats contain NaN or Inf: every exponent bit (``top``) set."""
     mask = np.uint16(top)
-    found = np.uint16(0)
+    special = np.uint16(0)
     for j in range(len(halves)):
-        found |= np.uint16(halves[j] & mask == mask)
-    return bool(found != 0)
+        special |= np.uint16(halves[j] & mask == mask)
+    return bool(special != 0)
 
 
 @jit_sum
@@ -128,7 +128,7 @@ def _sum_of_squares(values: Any) -> float:
 
 @jit
 def _difference(rows: Any, codes: Any, plus: int, minus: int, lo: int, one: Any, two: Any, nonfinite: Any) -> None:
-    """A tile of row ``plus`` less row ``minus`` (-1: of ``plus`` alone) into ``one``; ``two`` is room."""
+    """Write a tile of row ``plus`` minus row ``minus`` (-1: ``plus`` alone) to ``one``; ``two`` is work memory."""
     one_bits, two_bits = one.view(np.uint32), two.view(np.uint32)
     _widen(codes[plus], rows[plus], lo, one_bits, one)
     nonfinite[plus] |= _nonfinite(one_bits)
@@ -161,7 +161,7 @@ def affine(
         rows: Operands' bytes, [k, bytes]; a row's dtype is its entry in ``codes``.
         anchor: Row of the anchor; -1: the sum of the terms alone.
         minus: Rows subtracted, -1 where a term has none.
-        begin, end: Elements of the rows to compute; the others are left alone.
+        begin, end: Elements of the rows to compute; the others do not change.
         out_code: Dtype of the result.
         measured: Term whose |plus - minus|^2 and |minus|^2 are added to ``squares``, [2], on the way; -1: none.
         nonfinite: [k + 1]; set to 1 for each row, and in the last place for the result, that holds NaN or Inf.
@@ -332,7 +332,7 @@ def combination(
 
 
 def holds_nonfinite(raw: Bytes, dtype: str) -> bool:
-    """Whether a row of floats holds NaN or Inf."""
+    """Whether a row of floats contains NaN or Inf."""
     if dtype in ("BF16", "F16"):
         return bool(nonfinite_halves(raw.view(np.uint16), 0x7F80 if dtype == "BF16" else 0x7C00))
     return not bool(np.isfinite(widen(raw, dtype)).all())
@@ -347,7 +347,7 @@ def widen(raw: Bytes, dtype: str) -> npt.NDArray[np.floating[Any]]:
     return cast(npt.NDArray[np.floating[Any]], raw.view(np.float32 if dtype == "F32" else np.float64))
 
 
-@np.errstate(all="ignore")  # NaN and Inf are looked for afterwards
+@np.errstate(all="ignore")  # the caller checks for NaN and Inf
 def narrow(values: npt.NDArray[np.floating[Any]], dtype: str) -> Bytes:
     """Numbers rounded once to a dtype, as bytes (numpy; the kernel's reference)."""
     if dtype != "BF16":
@@ -361,7 +361,7 @@ def narrow(values: npt.NDArray[np.floating[Any]], dtype: str) -> Bytes:
 
 
 def _round_to_odd(values: npt.NDArray[Any]) -> npt.NDArray[np.float32]:
-    """fp64 to fp32 such that a second rounding, to fewer bits, rounds as if it were the only one."""
+    """Round fp64 to fp32 so that a second rounding, to fewer bits, gives the same result as a single rounding."""
     single = values.astype(np.float32)
     toward_zero = np.where(
         np.abs(single.astype(np.float64)) > np.abs(values), np.nextafter(single, np.float32(0)), single

@@ -1,8 +1,8 @@
-"""One tensor by a merge method: fused where there is a fused path, else by the reference.
+"""Computes one tensor with a merge method: with its fused form if it has one, else with the reference.
 
-Methods that are linear combinations take one pass for the Gram matrix and one to combine; elementwise ones run the
-reference on blocks; the rest get the whole tensor, whose memory the plan says. Where a method looks at whole models,
-the Gram matrix is that of every tensor of the merge, measured before (:mod:`.whole_models`).
+Linear combinations take one pass for the Gram matrix and one to combine. Elementwise methods run the reference on
+blocks. All others get the whole tensor; the plan states the memory. For a method that looks at whole models, the Gram
+matrix covers every tensor of the merge and was measured before (:mod:`.whole_models`).
 """
 
 from __future__ import annotations
@@ -44,12 +44,12 @@ def run(
 
     Args:
         write: Called with the first element of a block and its bytes.
-        memory: Bytes in which inputs may be kept between passes.
-        room: The thread's memory, to be used again for the next job.
-        model: For a method that looks at whole models: the Gram matrix of the inputs, summed over the whole merge.
+        memory: Most bytes of inputs to keep between passes.
+        room: The thread's memory, reused for the next job.
+        model: For a method that looks at whole models, the Gram matrix of the inputs, summed over the whole merge.
 
     Returns:
-        The tensor's record: digests of what was read and of what was written.
+        The tensor's record: digests of the bytes read and written.
 
     Raises:
         WeightopsError: NaN or Inf in an input or in the result, or settings that the method refuses.
@@ -74,18 +74,18 @@ def run(
 
 
 def keywords(merge: Merge) -> dict[str, Any]:
-    """The settings as arguments of the method's function, what the engine fills in included."""
+    """The settings as arguments of the method's function, including those that the engine fills in."""
     method = find(merge.method)
-    given = {method.parameter(name).argument: value for name, value in merge.settings}
+    arguments = {method.parameter(name).argument: value for name, value in merge.settings}
     if "draw" in method.fills:
-        given["draw"] = Draw(merge.seed, merge.place.name)
+        arguments["draw"] = Draw(merge.seed, merge.place.name)
     if "place" in method.fills:
-        given["place"] = merge.place
-    return given
+        arguments["place"] = merge.place
+    return arguments
 
 
 def workspace(shape: tuple[int, ...], merge: Merge) -> int:
-    """Bytes that a merge needs at least: a few blocks, or, by the reference, the whole tensor several times."""
+    """The least memory of a merge, in bytes: a few blocks, or several copies of the whole tensor for the reference."""
     method = find(merge.method)
     if way(method, dict(merge.settings)) != "whole":
         return memory_needed(shape, len(merge.all_inputs))
@@ -94,7 +94,7 @@ def workspace(shape: tuple[int, ...], merge: Merge) -> int:
 
 
 def way(method: Operator, settings: Mapping[str, Any]) -> Literal["fused", "combined", "blocks", "whole"]:
-    """How a method is computed; only what gets the ``whole`` tensor runs on the merge's device, the rest on the CPU."""
+    """How a method is computed. Only ``whole`` runs on the merge's device; the other ways run on the CPU."""
     if method.name in FUSED:
         return "fused"
     if method.combination(settings):
@@ -137,9 +137,9 @@ def _blocks(
 def _results(
     job: Job, merge: Merge, method: Operator, settings: Mapping[str, Any], blocks: Blocks, model: Gram | None
 ) -> Results:
-    """The merged tensor in blocks, the base added where the method takes task vectors."""
-    given = dict(merge.settings)
-    chosen, combine = way(method, given), method.combination(given)
+    """The merged tensor in blocks, with the base added if the method takes task vectors."""
+    options = dict(merge.settings)
+    chosen, combine = way(method, options), method.combination(options)
     if chosen == "fused":
         merged = FUSED[method.name](blocks, dict(settings))
     elif combine is not None:
@@ -166,7 +166,7 @@ def _add(base: Floats, values: Floats, scale: float) -> Floats:
 def _combined(
     blocks: Blocks, method: Operator, merge: Merge, combine: Callable[[Any], Any], model: Gram | None
 ) -> Results:
-    """The linear combination that follows from the inner products: the whole model's, or this tensor's, a pass more."""
+    """The linear combination from the inner products of the whole models, or of this tensor (one more pass)."""
     import torch
 
     gram = _gram(blocks, method, merge) if model is None else model
@@ -188,12 +188,12 @@ def _gram(blocks: Blocks, method: Operator, merge: Merge) -> Gram:
 
 
 def _base_first(method: Operator) -> bool:
-    """Whether the base is one of the vectors to combine, the first, as in slerp."""
+    """Whether the base is the first of the vectors to combine, as in slerp."""
     return method.needs_base and method.takes == "models"
 
 
 def _vectors(blocks: Blocks, block: Block, method: Operator) -> Floats:
-    """What a method combines: task vectors, models, the base and the models, or models less a base that is optional."""
+    """The vectors that a method combines: task vectors, models, base and models, or models minus an optional base."""
     if method.takes == "deltas" or block.base is None:
         return block.stack
     if _base_first(method):
@@ -208,12 +208,12 @@ def _elementwise(blocks: Blocks, method: Operator, settings: Mapping[str, Any]) 
     import torch
 
     for block in blocks:
-        given = dict(settings)
-        if "draw" in given:
-            given["draw"] = given["draw"].at(block.begin)
+        arguments = dict(settings)
+        if "draw" in arguments:
+            arguments["draw"] = arguments["draw"].at(block.begin)
         if "base" in method.fills and block.base is not None:
-            given["base"] = torch.from_numpy(block.base)
-        yield block.begin, method.function(torch.from_numpy(block.stack), **given).numpy()
+            arguments["base"] = torch.from_numpy(block.base)
+        yield block.begin, method.function(torch.from_numpy(block.stack), **arguments).numpy()
 
 
 def _reference(job: Job, blocks: Blocks, method: Operator, settings: Mapping[str, Any], merge: Merge) -> Results:
@@ -221,7 +221,7 @@ def _reference(job: Job, blocks: Blocks, method: Operator, settings: Mapping[str
     stack, base = blocks.whole()
     try:
         merged = _on_device(job, method, settings, merge, stack, base)
-    except (RuntimeError, TypeError) as error:  # a dtype or a function that the device lacks, or memory
+    except (RuntimeError, TypeError) as error:  # the device does not support a dtype or function, or is out of memory
         if merge.device == "cpu":
             raise
         reason = str(error).splitlines()[0]
@@ -238,10 +238,10 @@ def _on_device(
 ) -> Floats:
     import torch
 
-    given = dict(settings)
+    arguments = dict(settings)
     if "base" in method.fills and base is not None:
-        given["base"] = torch.tensor(base, device=merge.device).reshape(job.shape)
+        arguments["base"] = torch.tensor(base, device=merge.device).reshape(job.shape)
     # torch's own memory: the last bits of a product of matrices depend on how its operands are aligned
     models = torch.tensor(stack, device=merge.device).reshape(len(stack), *job.shape)
-    merged: Floats = method.function(models, **given).cpu().numpy().reshape(-1)
+    merged: Floats = method.function(models, **arguments).cpu().numpy().reshape(-1)
     return merged

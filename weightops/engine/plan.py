@@ -1,4 +1,4 @@
-"""The plan: what will be read, computed and written, made from headers alone, with every problem at once."""
+"""The plan of an output: everything to read, compute and write, and all problems, from headers alone."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ from .whole_models import problems as model_problems
 GIB = 1 << 30
 DEFAULT_SHARD = 5_000_000_000
 DEFAULT_MEMORY = 256 << 20
-#: What an output may be stored in: each tensor as it is, or every float tensor in one dtype.
+#: The dtypes of an output: ``auto`` keeps each tensor's dtype, others apply to every float tensor.
 DTYPES = ("auto", *dtypes.FROM_TORCH)
-_MOST_BLOCKS = 2  # longer slices are no faster, and cost memory: a slice should stay near the cache
+_MOST_BLOCKS = 2  # longer slices are not faster and need more memory: a slice should fit the cache
 
 
 @dataclass(frozen=True)
 class OutputFile:
-    """A safetensors file to come: its head is known before a byte of data is."""
+    """A safetensors file to write; its header is known before any data."""
 
     name: str
     head: bytes
@@ -39,15 +39,15 @@ class OutputFile:
 
 @dataclass(frozen=True)
 class Plan:
-    """Everything execution needs, and everything that stands in its way.
+    """Everything that execution needs, and every problem that prevents it.
 
     Attributes:
-        jobs: One a tensor, written ones first in the order of the files.
+        jobs: One for each tensor; those that are written come first, in the order of the files.
         files: The safetensors files to write.
-        problems: Each a line; a plan with problems is not executed.
-        notes: What the user should know, no obstacle.
+        problems: One line each; a plan with problems is not executed.
+        notes: Facts that the user should know, but that are not problems.
         recipe: The canonical recipe, as JSON values.
-        allow_nonfinite: Go on where NaN or Inf is found.
+        allow_nonfinite: Continue if NaN or Inf is found.
     """
 
     jobs: tuple[Job, ...]
@@ -68,7 +68,7 @@ class Plan:
 
     @property
     def work(self) -> int:
-        """The sum of what ``progress`` is called with while the plan is executed."""
+        """The sum of all progress reports while the plan is executed."""
         twice = sum(measuring_work(job) for job in self.jobs if looks_at_models(job))
         return twice + sum(job.count * job.widest * (len(job.operands) + job.written) for job in self.jobs)
 
@@ -85,7 +85,7 @@ class Plan:
         """Blocks in a slice such that every thread's buffers fit into ``memory`` bytes together.
 
         Raises:
-            WeightopsError: not even one block a thread fits.
+            WeightopsError: one block for each thread does not fit.
         """
         block, factors = self._largest()
         fitting = (memory // threads - factors) // block
@@ -113,12 +113,12 @@ class Plan:
         return block * self.slice_blocks(threads, memory) + factors
 
     def _largest(self) -> tuple[int, int]:
-        """Buffer bytes of the hungriest job's block, and of the largest low-rank factors."""
+        """The largest buffer bytes of a job's block, and of a job's low-rank factors."""
         blocks = (job.block_elements * job.row_bytes for job in self.jobs if not job.whole)
         return max(blocks, default=1) or 1, max((job.factor_bytes for job in self.jobs), default=0)
 
     def identity(self) -> dict[str, Any]:
-        """What a resumed run has in common with the run it resumes: the recipe, the layout and the inputs' state."""
+        """The facts that must be equal to resume a run: the recipe, the layout and the inputs' state."""
         layout = hashlib.sha256(b"".join(file.name.encode() + file.head for file in self.files))
         layout.update(repr([(job.patches, job.measure) for job in self.jobs]).encode())
         return {
@@ -128,7 +128,7 @@ class Plan:
         }
 
     def check_headers(self) -> None:
-        """Compare each input's header as it is now with what the plan was made from.
+        """Check that each input's header is still the one that the plan was made from.
 
         Raises:
             WeightopsError: an input was replaced since it was opened.
@@ -141,13 +141,13 @@ class Plan:
             raise WeightopsError(*(_changed(file, "since it was opened") for file in changed))
 
     def check_unchanged(self, identity: Mapping[str, Any]) -> None:
-        """Compare the inputs with their state when the run began; a mixed output must not be put in its place.
+        """Check that the inputs have not changed since the run began, so that no mixed output is put in place.
 
         Args:
-            identity: What :meth:`identity` gave then.
+            identity: The result of :meth:`identity` at that time.
 
         Raises:
-            WeightopsError: naming each input that is another file now, or has another size, time or header.
+            WeightopsError: an input is now a different file, or its size, time or header has changed; each is named.
         """
         before = identity["inputs"]
         changed = [path for path in self.inputs if _state_now(path) != before[str(path)]]
@@ -164,33 +164,39 @@ def make_plan(
     shard_size: int = DEFAULT_SHARD,
     allow_nonfinite: bool = False,
 ) -> Plan:
-    """Lay the jobs' results out in files and gather the problems that headers can show.
+    """Assign the jobs' results to files and collect all problems that headers show.
 
     Args:
         shard_size: Most bytes of data in a file; a single tensor may be larger.
     """
     jobs = tuple(jobs)
-    found = [*problems, *(problem for job in jobs for problem in _job_problems(job)), *model_problems(jobs)]
+    all_problems = [*problems, *(problem for job in jobs for problem in _job_problems(job)), *model_problems(jobs)]
     written = [job for job in jobs if job.written]
-    if not written and not found:
-        found.append("nothing to write: the sources have no tensor in common")
-    files = () if found else _files(written, shard_size)
+    if not written and not all_problems:
+        all_problems.append("nothing to write: the sources have no tensor in common")
+    files = () if all_problems else _files(written, shard_size)
     order = {name: number for number, name in enumerate(name for file in files for name in file.offsets)}
     jobs = tuple(sorted(jobs, key=lambda job: (not job.written, order.get(job.name, 0))))
     inputs = sorted({tensor.file for job in jobs for tensor in stored(job)})
     return Plan(
-        jobs, files, tuple(dict.fromkeys(found)), tuple(dict.fromkeys(notes)), recipe, allow_nonfinite, tuple(inputs)
+        jobs,
+        files,
+        tuple(dict.fromkeys(all_problems)),
+        tuple(dict.fromkeys(notes)),
+        recipe,
+        allow_nonfinite,
+        tuple(inputs),
     )
 
 
 def check_options(options: Mapping[str, Any]) -> None:
-    """Refuse options of an output that are unknown or have a wrong value, before anything is planned.
+    """Refuse options of an output that have a wrong value, before anything is planned.
 
     Args:
         options: By name: ``dtype``, ``shard_size``, ``allow_nonfinite``.
 
     Raises:
-        WeightopsError: everything that is wrong with them.
+        WeightopsError: every unknown option and every wrong value.
     """
     allowed: Mapping[str, tuple[str, Callable[[Any], bool]]] = {
         "dtype": (f"one of {', '.join(DTYPES)}", lambda value: isinstance(value, str) and value in DTYPES),
@@ -199,10 +205,8 @@ def check_options(options: Mapping[str, Any]) -> None:
     }
     faults = [
         f"{name} must be {allowed[name][0]}, not {value!r}"
-        if name in allowed
-        else f"unknown option {name!r} of an output; available: {', '.join(allowed)}"
         for name, value in options.items()
-        if name not in allowed or not allowed[name][1](value)
+        if not allowed[name][1](value)
     ]
     if faults:
         raise WeightopsError(*faults)
@@ -210,10 +214,10 @@ def check_options(options: Mapping[str, Any]) -> None:
 
 def stored(job: Job) -> tuple[StoredTensor, ...]:
     """The stored tensors that a job reads."""
-    found: list[StoredTensor] = []
+    tensors: list[StoredTensor] = []
     for operand in job.operands:
-        found += [operand.left, operand.right] if isinstance(operand, LowRank) else [operand]
-    return (*found, *(patch.source for patch in job.patches))
+        tensors += [operand.left, operand.right] if isinstance(operand, LowRank) else [operand]
+    return (*tensors, *(patch.source for patch in job.patches))
 
 
 def parse_size(text: str) -> int:
@@ -260,15 +264,15 @@ def _output_file(jobs: Sequence[Job], number: int, of: int) -> OutputFile:
 
 
 def _job_problems(job: Job) -> Iterable[str]:
-    """What the headers of one job's operands rule out."""
+    """Problems of one job that the headers of its operands show."""
     for tensor in dict.fromkeys(stored(job)):
         if tensor.dtype in dtypes.QUANTISED_FLOATS:
             yield quantised(tensor)
     mixed = {tensor.dtype in dtypes.FLOATS for tensor in stored(job)} | {job.dtype in dtypes.FLOATS}
     if len(mixed) > 1:
         kinds = sorted({tensor.dtype for tensor in stored(job)} | {job.dtype})
-        what = f"{job.name}: floats and integers together ({', '.join(kinds)})"
-        yield Message(what, Remedy("leave it out with {}", "exclude"))
+        problem = f"{job.name}: mixes floats and integers ({', '.join(kinds)})"
+        yield Message(problem, Remedy("leave it out with {}", "exclude"))
     aligned = job.merge is not None and any(source.rows for source in job.merge.all_inputs)
     checked = job.operands if job.written and not aligned else ()
     for operand in checked:
@@ -282,7 +286,7 @@ def _job_problems(job: Job) -> Iterable[str]:
 
 
 def _fits(shape: tuple[int, ...], job: Job) -> bool:
-    """Whether an operand covers the output; where patches fill rows behind the anchor's, it may end at any of them."""
+    """Whether an operand has the output's shape; if patches add rows after the anchor's, it may end in those."""
     if not job.patches or job.anchor is None:
         return shape == job.shape
     return shape[1:] == job.shape[1:] and job.anchor.shape[0] <= shape[0] <= job.shape[0]
@@ -301,7 +305,7 @@ def _bytes_read(job: Job) -> int:
 
 
 def _state(path: Path) -> list[int | str]:
-    """What changes when a file's bytes are replaced: size, time of change (ns), inode and header."""
+    """Values that change if a file is replaced: size, modification time (ns), inode and header."""
     with open(open_file(path), "rb") as stream:
         info = os.fstat(stream.fileno())
         length = stream.read(8)
@@ -310,7 +314,7 @@ def _state(path: Path) -> list[int | str]:
 
 
 def _state_now(path: Path) -> list[int | str] | None:
-    """The state of a file that may be gone."""
+    """The state of a file, or ``None`` if it cannot be read."""
     try:
         return _state(path)
     except (OSError, WeightopsError):
@@ -318,7 +322,7 @@ def _state_now(path: Path) -> list[int | str] | None:
 
 
 def _changed(path: Path, when: str) -> str:
-    return f"{path}: it was changed {when}, so nothing is written; run this again when nobody writes to it"
+    return f"{path}: it was changed {when}, so nothing is written; rerun when no other program writes to it"
 
 
 def canonical(value: Any) -> str:

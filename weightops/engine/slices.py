@@ -1,4 +1,4 @@
-"""One slice: its operands read into a buffer, its result computed there."""
+"""Reads the operands of one slice into a buffer and computes its result there."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ Flags = npt.NDArray[np.bool_]
 
 
 def rows_of(piece: JobSlice, buffer: Bytes) -> Bytes:
-    """The buffer as one row an operand, and a last one for the result: [operands + 1, bytes]."""
+    """The buffer as one row for each operand and a last row for the result: [operands + 1, bytes]."""
     width = piece.blocks * piece.job.block_elements * piece.job.widest
     count = len(piece.job.operands) + 1
     return buffer[: count * width].reshape(count, width)
@@ -36,7 +36,7 @@ def compute(piece: JobSlice, rows: Bytes, files: Mapping[Path, int], *, allow_no
         files: Open descriptors.
 
     Returns:
-        The result's bytes (in ``rows``), and the squared norms of what the job measures: [blocks, 2].
+        The result's bytes (in ``rows``), and the squared norms that the job measures: [blocks, 2].
 
     Raises:
         WeightopsError: NaN or Inf, integer tensors that differ, or a file that ended early.
@@ -71,7 +71,7 @@ def compute(piece: JobSlice, rows: Bytes, files: Mapping[Path, int], *, allow_no
 
 
 def dtype_of(operand: Operand) -> str:
-    """The dtype of an operand's row: a low-rank update is expanded in fp32."""
+    """The dtype of an operand's row; a low-rank update is expanded in fp32."""
     return operand.dtype if isinstance(operand, StoredTensor) else "F32"
 
 
@@ -85,17 +85,17 @@ def _rows_by_role(job: Job, terms: Sequence[Term]) -> tuple[int, list[int], list
 
 
 def _measured_term(job: Job) -> int:
-    """The term that is itself what the job measures, plus - minus and minus, so that it costs no second pass; or -1."""
+    """The term whose plus - minus and minus are just what the job measures, which saves a second pass; or -1."""
     if job.measure is None or len(job.measure.change) != 1 or len(job.measure.base) != 1:
         return -1
     (change,), (base,) = job.measure.change, job.measure.base
-    whole = change.minus is not None and base == Term(1.0, change.minus) and change.coefficient == 1.0
+    plain = change.minus is not None and base == Term(1.0, change.minus) and change.coefficient == 1.0
     same = [t for t, term in enumerate(job.terms) if (term.plus, term.minus) == (change.plus, change.minus)]
-    return same[0] if whole and same else -1
+    return same[0] if plain and same else -1
 
 
 def _affine(piece: JobSlice, rows: Bytes, squares: Squares, flags: Flags) -> None:
-    """Run the kernel block by block, so that sums do not depend on the slice; flags who holds NaN or Inf."""
+    """Run the kernel block by block, so that sums do not depend on the slice; flag rows with NaN or Inf."""
     job = piece.job
     anchor, plus, minus, coefficients = _rows_by_role(job, job.terms)
     for block, (lo, hi) in enumerate(piece.spans):
@@ -122,7 +122,7 @@ def _codes(job: Job) -> npt.NDArray[np.int64]:
 
 
 def _factors(coefficients: Sequence[float]) -> npt.NDArray[np.float32]:
-    with np.errstate(over="ignore"):  # a scale that fp32 cannot hold shows in the result
+    with np.errstate(over="ignore"):  # a scale that fp32 cannot represent shows in the result
         return np.array(coefficients, np.float32)
 
 
@@ -159,7 +159,7 @@ def squared_norm_wide(
 
 
 def _widened(piece: JobSlice, rows: Bytes, flags: Flags) -> list[npt.NDArray[np.floating[Any]]]:
-    """Every operand of the slice as numbers; flags who holds NaN or Inf."""
+    """Every operand of the slice as numbers; flags rows with NaN or Inf."""
     count, names = piece.end - piece.begin, [dtype_of(operand) for operand in piece.job.operands]
     wide = [kernels.widen(row[: count * dtypes.itemsize(n)], n) for row, n in zip(rows, names, strict=False)]
     flags[: len(wide)] |= [not np.isfinite(values).all() for values in wide]
@@ -167,15 +167,15 @@ def _widened(piece: JobSlice, rows: Bytes, flags: Flags) -> list[npt.NDArray[np.
 
 
 def _check_equal(job: Job, rows: Bytes, size: int) -> None:
-    """An integer tensor is nobody's average: it is copied when all operands agree."""
+    """Integer tensors are not averaged: they are copied, and all operands must be equal."""
     for row, operand in zip(rows[1:], job.operands[1:], strict=False):
         if not np.array_equal(row[:size], rows[0][:size]):
-            what = f"{file_of(operand)}: {operand.name} holds integers that differ from the base's"
-            raise WeightopsError(Message(what, Remedy("leave it out with {}", "exclude")))
+            problem = f"{file_of(operand)}: {operand.name} holds integers that differ from the base's"
+            raise WeightopsError(Message(problem, Remedy("leave it out with {}", "exclude")))
 
 
 def _refuse_nonfinite(job: Job, flags: Flags) -> None:
-    """Name whoever holds NaN or Inf: an operand, or, last, the result."""
+    """Name the first operand with NaN or Inf, or else the result."""
     for operand, bad in zip(job.operands, flags, strict=False):
         if bad:
             raise WeightopsError(nonfinite(f"{file_of(operand)}: {operand.name}"))
@@ -193,7 +193,7 @@ def _too_large(job: Job) -> str:
 
 
 def nonfinite(where: str) -> Message:
-    """The problem of a source that holds NaN or Inf."""
+    """The problem line for a source with NaN or Inf."""
     return Message(
         f"{where} holds NaN or Inf", Remedy("repair the source"), Remedy("accept it with {}", "allow_nonfinite", True)
     )
@@ -205,9 +205,9 @@ def file_of(operand: Operand) -> Path:
 
 
 def _read_operand(operand: Operand, piece: JobSlice, row: Bytes, files: Mapping[Path, int]) -> None:
-    """A slice of one operand into its row; past the operand's end there are zeros."""
+    """Read a slice of one operand into its row, with zeros past the operand's end."""
     if isinstance(operand, LowRank):
-        left, right = (factor(one, files) for one in (operand.left, operand.right))
+        left, right = (factor(stored, files) for stored in (operand.left, operand.right))
         out = row.view(np.float32)[: piece.end - piece.begin]
         kernels.low_rank(left, right, operand.scale, operand.transposed, piece.begin, out)
         return
@@ -218,7 +218,7 @@ def _read_operand(operand: Operand, piece: JobSlice, row: Bytes, files: Mapping[
 
 
 def factor(tensor: StoredTensor, files: Mapping[Path, int]) -> npt.NDArray[np.float32]:
-    """A low-rank factor, whole, in fp32."""
+    """A complete low-rank factor in fp32."""
     raw = np.empty(tensor.nbytes, np.uint8)
     read_exactly(files[tensor.file], raw, tensor.offset, tensor.file)
     return kernels.widen(raw, tensor.dtype).astype(np.float32).reshape(tensor.shape)
@@ -247,18 +247,18 @@ def read_exactly(descriptor: int, into: Bytes, offset: int, file: Path) -> None:
     """Fill an array from a file.
 
     Raises:
-        WeightopsError: the file ends before.
+        WeightopsError: the file is too short.
     """
     view = memoryview(into.data)
     while len(view):
         got = os.preadv(descriptor, [view], offset)
         if got == 0:
-            raise WeightopsError(f"{file}: ended early; it was changed while it was read, run again")
+            raise WeightopsError(f"{file}: ended early; it was changed while it was read, rerun")
         view, offset = view[got:], offset + got
 
 
 def write_all(descriptor: int, data: Bytes, offset: int) -> None:
-    """Write an array into a file, and start it on its way to the disk, so that fsync finds little left."""
+    """Write an array into a file and start flushing it to the disk, so that a later fsync is short."""
     view, at = memoryview(data.data), offset
     while len(view):
         written = os.pwrite(descriptor, view, at)

@@ -1,4 +1,4 @@
-"""What execution measures on the way: content digests and sums of squares."""
+"""Measurements taken during execution: content digests and sums of squares."""
 
 from __future__ import annotations
 
@@ -14,18 +14,18 @@ from .jobs import Job, JobSlice, Merge
 if TYPE_CHECKING:
     from .plan import Plan
 
-#: What one block leaves behind: digests of the operands it owns, digest of what was written, squared norms.
+#: The measurements of one block: digests of the operands it owns, digest of the written bytes, squared norms.
 Record = dict[str, Any]
 
 
 @dataclass
 class Tally:
-    """What was measured, summed in the order of the plan.
+    """All measurements, summed in the order of the plan.
 
     Attributes:
-        inputs: Content digest of every stored tensor that was read whole.
+        inputs: Content digest of every stored tensor that was read completely.
         outputs: Content digest of every tensor written.
-        squares: By job that measures: the squared norms of its change and of its base.
+        squares: For each measuring job, the squared norms of its change and of its base.
     """
 
     inputs: dict[StoredTensor, str] = field(default_factory=dict)
@@ -34,7 +34,7 @@ class Tally:
 
 
 def block_digest(data: Any) -> str:
-    """Digest of one block's bytes: BLAKE3. A tensor's digest is that of its blocks' digests, end to end."""
+    """Digest of one block's bytes: BLAKE3. A tensor's digest is the digest of its blocks' digests, concatenated."""
     return str(blake3(data).hexdigest())
 
 
@@ -47,19 +47,19 @@ def combined_digest(digests: Iterable[str]) -> str:
 
 
 def owned_operands(plan: Plan) -> list[list[StoredTensor]]:
-    """For each job, the stored tensors that it hashes: those it is the first to read whole."""
+    """For each job, the stored tensors that it hashes: those that no earlier job reads completely."""
     seen: set[StoredTensor] = set()
     owned: list[list[StoredTensor]] = []
     for job in plan.jobs:
         candidates = () if job.whole else job.operands
-        whole = [o for o in candidates if isinstance(o, StoredTensor) and o.count <= job.count and o not in seen]
-        seen.update(whole)
-        owned.append(whole)
+        complete = [o for o in candidates if isinstance(o, StoredTensor) and o.count <= job.count and o not in seen]
+        seen.update(complete)
+        owned.append(complete)
     return owned
 
 
 class Gather:
-    """Folds the blocks' records, which come in the order of the plan, into a tally."""
+    """Adds up the blocks' records, in the order of the plan, into a tally."""
 
     def __init__(self, owned: list[list[StoredTensor]]) -> None:
         self.tally = Tally()
@@ -68,13 +68,13 @@ class Gather:
         self._writing: Any = blake3()
 
     def begin(self, plan: Plan) -> None:
-        """Tensors without elements have no blocks; their digest is that of nothing."""
+        """Close the empty tensors: they have no blocks, and their digest is that of no bytes."""
         for number, job in enumerate(plan.jobs):
             if job.count == 0:
                 self._close(number, job)
 
     def add(self, piece: JobSlice, records: list[Record]) -> None:
-        """Fold in a slice."""
+        """Add the records of a slice."""
         if piece.job.merge is not None:
             self._add_merged(piece.job, piece.job.merge, records[0])
             return

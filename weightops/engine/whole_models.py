@@ -1,7 +1,7 @@
-"""Methods that look at whole models: the pass before the merge in which the Gram matrix of the models is summed.
+"""The pass before a merge for methods that look at whole models: it sums the Gram matrix of the models.
 
-Each merge's inner products are summed over its blocks, and then over the merges in the order of the plan, in fp64, so
-that the sum is the same for any number of threads and after any interruption. Memory is a few blocks a thread.
+The inner products are summed in fp64, first over the blocks of each tensor, then over the tensors in the order of the
+plan. So the sum does not depend on the number of threads or on interruptions. Each thread needs a few blocks of memory.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from .blocks import Room
     from .merging import Gram
 
-#: By method: the Gram matrix of its models over every tensor that the plan merges by it.
+#: For each method, the Gram matrix of its models over all tensors that the plan merges with it.
 Grams = Mapping[str, "Gram"]
 
 
@@ -29,18 +29,18 @@ def looks_at_models(job: Job) -> bool:
     """Whether a job can only be computed once the whole models have been measured."""
     if job.merge is None or not job.count:
         return False
-    from ..ops.registry import find  # which loads torch; every merge does
+    from ..ops.registry import find  # imported here because it loads torch, as every merge does
 
     return find(job.merge.method).reads == "model"
 
 
 def measuring_work(job: Job) -> int:
-    """Bytes that measuring a job reads, as progress counts them."""
+    """Bytes read to measure a job, as progress counts them."""
     return job.count * job.widest * len(job.operands)
 
 
 def problems(jobs: Iterable[Job]) -> Iterator[str]:
-    """What keeps the tensors of a plan from being tensors of the same models."""
+    """Problems of a plan whose tensors are not merged from the same number of models."""
     first: dict[str, Job] = {}
     for job in jobs:
         if job.merge is None or not looks_at_models(job):
@@ -49,7 +49,7 @@ def problems(jobs: Iterable[Job]) -> Iterator[str]:
         if other.merge is not None and len(other.merge.inputs) != len(job.merge.inputs):
             yield (
                 f"{job.name}: {job.merge.method} looks at whole models, and merges {len(job.merge.inputs)} here but "
-                f"{len(other.merge.inputs)} in {other.name}; merge the same models everywhere"
+                f"{len(other.merge.inputs)} in {other.name}; merge the same models for all tensors"
             )
 
 
@@ -65,17 +65,17 @@ def measure(
     """Sum the Gram matrices of the methods that look at whole models.
 
     Args:
-        jobs: Every job of the plan; those of other methods are passed over.
+        jobs: Every job of the plan; jobs of other methods are skipped.
         files: Open descriptors.
-        threads: Merges measured at a time.
-        known: By number of the job: what an earlier, killed run has measured.
-        finished: Called with each job that was measured now, in order.
+        threads: Number of tensors measured at a time.
+        known: The results of an earlier, killed run, by number of the job.
+        finished: Called with each newly measured job, in order.
 
     Raises:
-        WeightopsError: an input holds NaN or Inf, also where those are allowed: no coefficient follows from them.
+        WeightopsError: an input contains NaN or Inf, even if those are allowed: they give no coefficient.
     """
-    wanted = [(number, job) for number, job in enumerate(jobs) if looks_at_models(job)]
-    if not wanted:
+    measuring = [(number, job) for number, job in enumerate(jobs) if looks_at_models(job)]
+    if not measuring:
         return {}
     from .blocks import Room
     from .merging import gram_of
@@ -95,7 +95,7 @@ def measure(
     grams: dict[str, Gram] = {}
     with ThreadPoolExecutor(threads) as pool:
         try:
-            measured = [(n, job, known[n] if n in known else pool.submit(work, job)) for n, job in wanted]
+            measured = [(n, job, known[n] if n in known else pool.submit(work, job)) for n, job in measuring]
             for number, job, result in measured:
                 gram = result.result() if isinstance(result, Future) else result
                 if isinstance(result, Future):

@@ -1,4 +1,4 @@
-"""``guard.json``: how a guard is asked and how its answer is read."""
+"""``guard.json``: the prompt of a guard, and how to read its answer."""
 
 from __future__ import annotations
 
@@ -18,28 +18,28 @@ if TYPE_CHECKING:
 
 NAME = GUARD_CARD
 MOST_TOKENS = 1 << 31
-"""Tokenizers count in 32 bits."""
+"""Most tokens of a vocabulary: tokenizers use 32-bit token ids."""
 TEXT = "{text}"
-"""Where the judged text goes in a card's template."""
+"""The place of the judged text in a card's template."""
 
 
 @dataclass(frozen=True)
 class GuardCard:
-    """What belongs to a guard beside its weights.
+    """Everything that a guard needs besides its weights.
 
     The classifier is Guard Vector's (arXiv 2509.23381): the probability that a text is unsafe is the softmax over the
-    two label logits at the first position of the answer, and the text is unsafe from the threshold up.
+    two label logits at the first position of the answer; the text is unsafe if that is at least the threshold.
 
     Attributes:
-        system: The system text the guard was trained with.
-        labels: The words it answers with: safe, unsafe.
+        system: The system text that the guard was trained with.
+        labels: The words that the guard answers with: safe, unsafe.
         label_ids: The token of each label.
-        threshold: From this probability on, a text is unsafe.
-        template: The whole prompt with ``{text}`` where the text goes, up to where the label is read; without one, the
-            chat template of the model around the system text and the text.
+        threshold: A text with at least this probability is unsafe.
+        template: The whole prompt up to the label, with ``{text}`` in place of the text; ``None`` to use the model's
+            chat template with the system text and the text.
 
     Raises:
-        WeightopsError: a field is not what it must be; every such field is named.
+        WeightopsError: a field has a wrong value; the error names every such field.
     """
 
     system: str
@@ -57,14 +57,14 @@ class GuardCard:
         """The card of a model folder.
 
         Raises:
-            WeightopsError: there is none, it cannot be read, or it is not a guard's card.
+            WeightopsError: the folder has no card, the card cannot be read, or it is not a guard's card.
         """
         file = folder / NAME
         try:
             values = parse_json(read_beside(folder, NAME, MOST_TEXT), str(file))
         except FileNotFoundError:
             raise WeightopsError(
-                f"{file}: missing, so {folder} is not a guard; train one, or say how to ask it"
+                f"{file}: missing, so {folder} is not a guard; train a guard, or choose a preset"
             ) from None
         except OSError as error:
             raise WeightopsError(f"{file}: cannot be read ({error.strerror}); check its permissions") from error
@@ -75,18 +75,20 @@ class GuardCard:
 
     @classmethod
     def of(cls, spec: str | Path | Checkpoint) -> GuardCard:
-        """The card of a model, opened or named: of ``BASE+ADAPTER``, the adapter's before the base's.
+        """The card of a model, given by name or opened; for ``BASE+ADAPTER``, the adapter's card precedes the base's.
 
         Raises:
-            WeightopsError: no such model, or it has no card.
+            WeightopsError: the model does not exist or has no card.
         """
-        from ..algebra.opening import as_checkpoint  # recipes read cards, and looking at recipes should load no numba
+        from ..algebra.opening import (
+            as_checkpoint,
+        )  # imported here because it loads numba, which listing recipes does not need
 
         checkpoint = as_checkpoint(spec)
         folder = card_folder(checkpoint)
         if folder is None:
             raise WeightopsError(
-                f"{checkpoint.spec}: has no {NAME}, so it is not a guard; train one, or say how to ask it"
+                f"{checkpoint.spec}: has no {NAME}, so it is not a guard; train a guard, or choose a preset"
             )
         return cls.read(folder)
 
@@ -95,39 +97,39 @@ class GuardCard:
         """The card in a decoded JSON value.
 
         Raises:
-            WeightopsError: a key is missing or unknown, or a value is not what it must be.
+            WeightopsError: a key is missing or unknown, or a value is wrong.
         """
         if not isinstance(values, dict):
-            raise WeightopsError("a guard's card is a JSON object")
+            raise WeightopsError("a guard's card must be a JSON object")
         known = {field.name for field in fields(cls)}
-        needed = {field.name for field in fields(cls) if field.default is MISSING}
-        wrong = [f"{key} is missing" for key in sorted(needed - values.keys())]
-        wrong += [
-            f"unknown key {short(repr(key))}; known are {', '.join(sorted(known))}"
+        required = {field.name for field in fields(cls) if field.default is MISSING}
+        problems = [f"{key} is missing" for key in sorted(required - values.keys())]
+        problems += [
+            f"unknown key {short(repr(key))}; available: {', '.join(sorted(known))}"
             for key in sorted(values.keys() - known)
         ]
-        if wrong:
-            raise WeightopsError(*wrong)
+        if problems:
+            raise WeightopsError(*problems)
         pairs: dict[str, Any] = {
             key: tuple(value) if isinstance(value, list) else value for key, value in values.items()
         }
         return cls(**pairs)
 
     def to_json(self) -> str:
-        """The card as it stands in a file; a template only where there is one."""
+        """The content of the card's file, without ``template`` if that is ``None``."""
         values = {key: value for key, value in asdict(self).items() if value is not None}
         return json.dumps(values, indent=2, ensure_ascii=False) + "\n"
 
     def write(self, folder: Path) -> Path:
-        """Write the card into a model folder, in one step; the file written."""
-        file, beside = folder / NAME, folder / f".{NAME}.part"
-        beside.write_text(self.to_json(), "utf-8")
-        os.replace(beside, file)
+        """Write the card into a model folder, atomically, and return the file."""
+        file, temporary = folder / NAME, folder / f".{NAME}.part"
+        temporary.write_text(self.to_json(), "utf-8")
+        os.replace(temporary, file)
         return file
 
 
 def card_folder(checkpoint: Checkpoint) -> Path | None:
-    """The folder, of a model's own and its adapters', whose card says how it is asked."""
+    """The first folder with a card among those of a model and its adapters."""
     return next((folder for folder in checkpoint.folders if (folder / NAME).exists()), None)
 
 
@@ -141,7 +143,7 @@ def _faults(values: dict[str, Any]) -> list[str]:
     if not _pair(ids, int) or min(ids) < 0 or max(ids) >= MOST_TOKENS or ids[0] == ids[1]:
         faults.append(f"label_ids must be two different token ids below {MOST_TOKENS}; found {short(ids)}")
     if type(threshold) not in (int, float) or not 0 < threshold < 1:
-        faults.append(f"threshold must lie between 0 and 1; found {short(threshold)}")
+        faults.append(f"threshold must be between 0 and 1; found {short(threshold)}")
     if template is not None and not (isinstance(template, str) and template.count(TEXT) == 1):
         faults.append(f"template must be a text with {TEXT} in it once, where the judged text goes")
     return faults

@@ -1,7 +1,7 @@
 """Guard Vector: a guard for a new model by task arithmetic.
 
-TGM = target + scale * (guard - base) over the parameters that all three have, embeddings, norms and head left out;
-elsewhere the target, byte for byte. Source: arXiv 2509.23381 (the scale is ours; 1 is the paper's rule).
+Result = target + scale * (guard - base), for the parameters that all three models have, without embeddings, norms and
+head. All other tensors are the target's, byte for byte. Source: arXiv 2509.23381 (the scale is ours; the paper's is 1).
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from math import fsum, sqrt
 from pathlib import Path
 from typing import Any
 
-from ..algebra.checkpoint import Checkpoint, Delta, lower, sources
+from ..algebra.checkpoint import Checkpoint, Delta, lower, roles, sources
 from ..anatomy.groups import GROUPS, group_of
 from ..anatomy.vocabulary import vocabulary_tensors, with_vocabulary
 from ..dtypes import FLOATS, QUANTISED_FLOATS
@@ -29,7 +29,7 @@ from .card import NAME as GUARD_CARD
 from .card import GuardCard, card_folder
 from .labels import Label, add_missing, changed_rows, find_labels, label_patches
 
-#: Left out by default: what lets the target's vocabulary differ, and what the paper leaves out.
+#: Left out by default, as in the paper, so that the target's vocabulary may differ.
 LEFT_OUT = ("embedding", "norm", "head")
 
 
@@ -38,10 +38,10 @@ class GroupNorms:
     """One part of the model in the report.
 
     Attributes:
-        tensors: How many tensors guard, base and target have in common.
-        vector: |V|, the Euclidean norm of guard - base alone, whatever the target; ``None`` before execution.
+        tensors: Number of tensors that guard, base and target have in common.
+        vector: |V|, the Euclidean norm of guard - base, independent of the target; ``None`` before execution.
         ratio: |V| / |B|, where |B| is the Euclidean norm of the base's weights.
-        applied: Whether it was added to the target.
+        applied: Whether this part of the vector is added to the target.
     """
 
     group: str
@@ -53,7 +53,7 @@ class GroupNorms:
 
 @dataclass(frozen=True)
 class Composition:
-    """A planned target guard: the plan, what stands around the weights, and which tensor belongs to which part."""
+    """A planned guard: the plan, the files besides the weights, and the tensors that get the guard vector or do not."""
 
     plan: Plan
     package: Package
@@ -61,7 +61,7 @@ class Composition:
     dropped: frozenset[str]
 
     def report(self, tally: Tally | None = None) -> list[GroupNorms]:
-        """The parts of the model, what is applied and dropped; with norms once it has been executed."""
+        """One row for each part of the model, applied or dropped; with norms if ``tally`` is given."""
         squares: dict[str, tuple[float, float]] = {}
         for job, sums in (tally.squares if tally else {}).items():
             squares[job.name] = sums
@@ -85,14 +85,14 @@ class Composition:
         """Write the new guard as a Hugging Face folder with its ``guard.json``, in one streaming pass.
 
         Args:
-            out: Folder to make.
-            overwrite: Replace a folder that exists.
-            threads: Slices computed at a time; the processors by default.
+            out: The folder to write.
+            overwrite: Replace an existing folder.
+            threads: Number of slices computed at a time; by default the number of processors.
             memory: Most bytes of buffers.
             progress: Show a bar with the time left on stderr once it takes more than two seconds.
 
         Raises:
-            WeightopsError: every problem of the plan, or what went wrong on the way; ``out`` is then as it was.
+            WeightopsError: every problem of the plan, or an error while writing; ``out`` is then unchanged.
         """
         prepared = prepare(self.plan, self.package, Path(out), overwrite=overwrite)
         return prepared.write(threads=threads, memory=memory, progress=progress).folder
@@ -116,14 +116,14 @@ def compose_guard(
 
     Args:
         scale: Strength of the guard vector.
-        include: Regular expressions; given, they replace the default choice (all but embeddings, norms and head).
+        include: Regular expressions that replace the default choice (all tensors but embeddings, norms and head).
         exclude: Regular expressions of names to leave out.
         labels: Label words whose embedding and head rows are copied from the guard.
         command: The command line, for the model card.
 
     Raises:
-        WeightopsError: a regular expression or a label that cannot be used. What headers show to be wrong with the
-            models stands in ``plan.problems``.
+        WeightopsError: a regular expression or a label that cannot be used. Problems of the models, as far as
+            headers show them, are listed in ``plan.problems``.
     """
     scope = _scope(include, exclude)
     common = frozenset(guard.names) & frozenset(base.names) & frozenset(target.names)
@@ -132,12 +132,12 @@ def compose_guard(
     result = target + (scale * vector).only(applied.__contains__)
     jobs = {name: lower(result, name, dtype) for name in target.names}
     measures = {name: measure for name in sorted(common) if (measure := _measure(vector, base, name))}
-    beside = [name for name in measures if name not in applied or not jobs[name].terms]
-    jobs |= {name: replace(jobs[name], measure=measures[name]) for name in measures.keys() - set(beside)}
+    only_measured = [name for name in measures if name not in applied or not jobs[name].terms]
+    jobs |= {name: replace(jobs[name], measure=measures[name]) for name in measures.keys() - set(only_measured)}
     rows = _label_rows(guard, base, target, labels, jobs)
     problems, notes = _missing(guard, base, target, scope) if common else ([], [])
     plan = make_plan(
-        [*rows.jobs.values(), *(_measuring(name, measures[name]) for name in beside)],
+        [*rows.jobs.values(), *(_measuring(name, measures[name]) for name in only_measured)],
         {
             "kind": "compose-guard",
             "guard": guard.spec,
@@ -167,7 +167,7 @@ def compose_guard(
 
 @dataclass(frozen=True)
 class _LabelRows:
-    """What the guard's labels make of the target: its jobs, its config and tokenizer, and what to tell the user."""
+    """How the guard's labels change the target: its jobs, its config and tokenizer, and notes for the user."""
 
     jobs: Mapping[str, Job]
     notes: tuple[str, ...] = ()
@@ -178,21 +178,21 @@ class _LabelRows:
 def _label_rows(
     guard: Checkpoint, base: Checkpoint, target: Checkpoint, words: Sequence[str], jobs: Mapping[str, Job]
 ) -> _LabelRows:
-    """Copy label rows where asked; else say which label rows are dropped with the embeddings and the head."""
+    """Copy label rows if the user asks for it; else note which ones are dropped with the embeddings and the head."""
     folder = card_folder(guard)
     card = None if folder is None else GuardCard.read(folder)
     named = list(words) or list(card.labels if card else ())
     if not named:
         return _LabelRows(jobs, (_unnamed_note(guard, base),) if _vocabulary_moved(guard, base) else (), {}, {})
-    known = dict(zip(card.labels, card.label_ids, strict=True)) if card else {}
-    labels = find_labels(named, guard.source, base.source, target.source, known)
-    lost = changed_rows(labels, guard.source, base.source)
+    card_ids = dict(zip(card.labels, card.label_ids, strict=True)) if card else {}
+    labels = find_labels(named, guard.source, base.source, target.source, card_ids)
+    learnt = changed_rows(labels, guard.source, base.source)
     if not words:
-        return _LabelRows(jobs, tuple(_lost_note(lost, named)), {}, _guard_file(card, labels))
-    if moved := sorted(guard.delta.names & {tensor.name for tensor in vocabulary_tensors(guard.source)}):
+        return _LabelRows(jobs, tuple(_lost_note(learnt, named)), {}, _guard_file(card, labels))
+    if adapted := sorted(guard.delta.names & {tensor.name for tensor in vocabulary_tensors(guard.source)}):
         raise WeightopsError(
-            f"labels: an adapter of {guard.spec} changes {moved[0]}, and label rows are copied from files; write the "
-            "guard first, by weightops.open(...).save(FOLDER), and name the folder"
+            f"labels: an adapter of {guard.spec} changes {adapted[0]}, but label rows are copied from a model's "
+            "files; save the guard first with weightops.open(...).save(FOLDER), then use that folder as the guard"
         )
     labels, files, rows = add_missing(labels, target.source)
     patches = label_patches(labels, guard.source, target.source)
@@ -203,7 +203,7 @@ def _label_rows(
 
 
 def _patched(job: Job, rows: int, patches: tuple[Any, ...]) -> Job:
-    """The job with label rows in it, and more rows where the labels need them."""
+    """The job with the label rows, and with more rows if the labels need them."""
     return replace(job, shape=(max(job.shape[0], rows), *job.shape[1:]), patches=patches)
 
 
@@ -220,48 +220,48 @@ def _guard_file(card: GuardCard | None, labels: Sequence[Label]) -> dict[str, by
     return {GUARD_CARD: replace(card, label_ids=(tokens[0], tokens[1])).to_json().encode()}  # type: ignore[arg-type]
 
 
-def _lost_note(lost: Sequence[tuple[Label, str]], words: Sequence[str]) -> list[str]:
-    if not lost:
+def _lost_note(learnt: Sequence[tuple[Label, str]], words: Sequence[str]) -> list[str]:
+    if not learnt:
         return []
-    where = ", ".join(f"{label.word!r} in {name}" for label, name in lost)
-    what = f"the guard's label rows are dropped with the embeddings and head ({where})"
-    return [Message(what, Remedy("copy them with {}", "labels", ",".join(words)))]
+    where = ", ".join(f"{label.word!r} in {name}" for label, name in learnt)
+    problem = f"the guard's label rows are dropped with the embeddings and head ({where})"
+    return [Message(problem, Remedy("copy them with {}", "labels", ",".join(words)))]
 
 
 def _vocabulary_moved(guard: Checkpoint, base: Checkpoint) -> bool:
-    """Whether the guard's vocabulary is not the base's: more rows, the only sign that headers give."""
-    mine, others = vocabulary_tensors(guard.source), base.source.tensors
-    return any(t.name in others and others[t.name].shape != t.shape for t in mine)
+    """Whether guard and base have a different number of vocabulary rows, the only sign that headers give."""
+    guard_tensors, base_tensors = vocabulary_tensors(guard.source), base.source.tensors
+    return any(t.name in base_tensors and base_tensors[t.name].shape != t.shape for t in guard_tensors)
 
 
 def _unnamed_note(guard: Checkpoint, base: Checkpoint) -> str:
-    what = f"{guard.spec} has another vocabulary than {base.spec} and its new rows are dropped"
-    return Message(what, Remedy("if its labels are new tokens, name them with {}", "labels", "SAFE,UNSAFE"))
+    problem = f"the vocabularies of {guard.spec} and {base.spec} differ in size, and the guard's new rows are dropped"
+    return Message(problem, Remedy("if its labels are new tokens, name them with {}", "labels", "SAFE,UNSAFE"))
 
 
 @dataclass(frozen=True)
 class _Scope:
     """Which tensors the guard vector is applied to."""
 
-    wanted: tuple[re.Pattern[str], ...]
-    unwanted: tuple[re.Pattern[str], ...]
+    included: tuple[re.Pattern[str], ...]
+    excluded: tuple[re.Pattern[str], ...]
 
     def applies(self, name: str) -> bool:
         """Whether the vector is added to this tensor."""
-        chosen = any(p.search(name) for p in self.wanted) if self.wanted else group_of(name) not in LEFT_OUT
+        chosen = any(p.search(name) for p in self.included) if self.included else group_of(name) not in LEFT_OUT
         return chosen and not self.excludes(name)
 
     def needs(self, name: str) -> bool:
-        """Whether a model that lacks this tensor cannot take part; buffers and the like may be missing."""
-        return self.applies(name) and (bool(self.wanted) or group_of(name) in ("attention", "mlp"))
+        """Whether guard, base and target must all have this tensor; buffers and the like may be missing."""
+        return self.applies(name) and (bool(self.included) or group_of(name) in ("attention", "mlp"))
 
     def excludes(self, name: str) -> bool:
-        """Whether the user leaves it out."""
-        return any(p.search(name) for p in self.unwanted)
+        """Whether the user excludes this tensor."""
+        return any(p.search(name) for p in self.excluded)
 
 
 def _scope(include: Sequence[str], exclude: Sequence[str]) -> _Scope:
-    """What include and exclude describe."""
+    """The scope that include and exclude describe."""
     return _Scope(
         tuple(_pattern(text, "include") for text in include), tuple(_pattern(text, "exclude") for text in exclude)
     )
@@ -282,8 +282,8 @@ def _no_overlap(
         return [f"no tensor name is common to {specs}; guard, base and target must share an architecture"]
     if not applied:
         return [
-            f"no tensor is left to apply: include and exclude leave none of the {len(common)} "
-            "that the three have in common"
+            f"no tensor is left to apply: guard, base and target have {len(common)} tensors in common, but include and "
+            "exclude select none of them; change the patterns"
         ]
     return []
 
@@ -294,50 +294,55 @@ def _missing(guard: Checkpoint, base: Checkpoint, target: Checkpoint, scope: _Sc
     problems: list[str] = []
     notes: list[str] = []
     for lacking in range(3):
-        one, other = (model for place, model in enumerate(models) if place != lacking)
-        shared = one.source.tensors.keys() & other.source.tensors.keys()
+        first, second = (model for number, model in enumerate(models) if number != lacking)
+        shared = first.source.tensors.keys() & second.source.tensors.keys()
         names = sorted(name for name in shared - models[lacking].source.tensors.keys() if not scope.excludes(name))
-        needed, beside = [n for n in names if scope.needs(n)], [n for n in names if not scope.needs(n)]
-        where, spec = f"in {one.spec} and {other.spec}", models[lacking].spec
+        needed, skipped = [n for n in names if scope.needs(n)], [n for n in names if not scope.needs(n)]
+        where, spec = f"in {first.spec} and {second.spec}", models[lacking].spec
         problems += [
-            f"{name}: {where}, not in {spec}; guard, base and target need every tensor that is applied, so use models "
-            "of one architecture or exclude it"
+            f"{name}: {where}, not in {spec}; guard, base and target must all have every applied tensor, so use "
+            "models of one architecture or exclude it"
             for name in needed
         ]
-        if beside:
-            notes.append(f"{len(beside)} tensors {where} are not in {spec} and are not applied, the first {beside[0]}")
+        if skipped:
+            notes.append(
+                f"{len(skipped)} tensors {where} are not in {spec} and are not applied, the first {skipped[0]}"
+            )
     return problems, notes
 
 
 def _no_change(guard: Checkpoint, base: Checkpoint, vector: Delta) -> list[str]:
     if vector.changes:
         return []
-    return [f"guard {guard.spec} and base {base.spec} are the same files, so nothing would be added; name the guard"]
+    return [
+        f"guard {guard.spec} and base {base.spec} are the same files, so nothing would be added; "
+        "check which model is the guard"
+    ]
 
 
 def _refuse_unchanged(
     guard: Checkpoint, base: Checkpoint, target: Checkpoint, applied: frozenset[str], tally: Tally
 ) -> None:
-    """An output in which nothing was added is the target under another name.
+    """Refuse an output in which nothing was added: it is an unchanged copy of the target.
 
     Raises:
-        WeightopsError: guard and base hold the same values wherever the vector is applied.
+        WeightopsError: guard and base have the same values in all tensors to which the vector is applied.
     """
     changes = [change for job, (change, _) in tally.squares.items() if job.name in applied]
     if changes and not any(changes):
         raise WeightopsError(
-            f"{guard.spec} and {base.spec} hold equal values in all {len(changes)} tensors that are applied, so the "
+            f"{guard.spec} and {base.spec} have equal values in all {len(changes)} tensors that are applied, so the "
             f"output would be {target.spec} unchanged; check which model is the guard, or include the tensors in "
             "which it differs"
         )
 
 
 def _measure(vector: Delta, base: Checkpoint, name: str) -> Measure | None:
-    """What the report needs of a tensor: guard - base, whatever the target has of its own, and the base."""
-    stored, plain = base.source.tensors[name], lower(base, name)
-    changed = lower(Checkpoint(base.source, vector), name)
-    replaced = () if changed.anchor in (None, stored) else (Term(1.0, changed.anchor, stored),)
-    measure = Measure((*replaced, *changed.terms), (Term(1.0, plain.anchor or stored), *plain.terms))
+    """The two sums that the report needs for a tensor: guard - base (independent of the target), and the base."""
+    stored, base_job = base.source.tensors[name], lower(base, name)
+    guard_job = lower(Checkpoint(base.source, vector), name)
+    replaced = () if guard_job.anchor in (None, stored) else (Term(1.0, guard_job.anchor, stored),)
+    measure = Measure((*replaced, *guard_job.terms), (Term(1.0, base_job.anchor or stored), *base_job.terms))
     return measure if _measurable((*measure.change, *measure.base)) else None
 
 
@@ -352,7 +357,7 @@ def _operands(terms: Sequence[Term]) -> list[Operand]:
 
 
 def _measurable(terms: Sequence[Term]) -> bool:
-    """Whether a norm has a meaning: floats, in rows of one width. Quantised ones are for the plan to refuse."""
+    """Whether a norm makes sense: floats in rows of one width. Quantised floats are refused by the plan."""
     operands = _operands(terms)
     kinds = {operand.dtype for operand in operands if isinstance(operand, StoredTensor)}
     floats = kinds <= {*FLOATS, *QUANTISED_FLOATS}
@@ -380,4 +385,5 @@ def _card(guard: Checkpoint, base: Checkpoint, target: Checkpoint, scale: float,
         tags=("guard", "task-arithmetic"),
         papers=(Paper("Guard Vector", "2509.23381"), Paper("Editing Models with Task Arithmetic", "2212.04089")),
         command=command,
+        roles=roles({"guard": guard, "base": base, "target": target}),
     )

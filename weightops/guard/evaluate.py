@@ -59,7 +59,7 @@ class Evaluation:
         rows: The texts.
         tracks: What the guard said of each.
         threshold: From this probability on, a text was called unsafe.
-        step: Characters between prefixes.
+        step: Characters between prefixes; 0 where only whole texts were judged.
         measures: Name to value; NaN where there is nothing to measure.
         intervals: Name to the ends of its 95 % bootstrap interval.
         curve: For each prefix length: characters, F1 of that prefix alone, F1 by first crossing up to it.
@@ -109,7 +109,8 @@ def evaluate(
     Args:
         guard: Who judges; its card has the threshold.
         rows: Texts with labels.
-        step: Characters between prefixes; the whole text is always the last.
+        step: Characters between prefixes; the whole text is always the last. 0 for whole texts only, which is faster;
+            measures of streaming are then left out.
         batch: Texts judged together.
         resamples: Bootstrap resamples of the rows.
         seed: Of the resampling.
@@ -119,7 +120,8 @@ def evaluate(
     """
     _sklearn()
     _check_lengths(guard, rows)
-    found = tracks(guard, [row.text for row in rows], step, batch)
+    texts = [row.text for row in rows]
+    found = tracks(guard, texts, step, batch) if step else whole_texts(guard, texts, batch)
     return measure(rows, found, guard.card.threshold, step=step, resamples=resamples, seed=seed)
 
 
@@ -139,6 +141,14 @@ def tracks(guard: Guard, texts: Sequence[str], step: int = 100, batch: int = 16)
             )
             bar.update(len(group))
     return [found[at] for at in range(len(texts))]
+
+
+def whole_texts(guard: Guard, texts: Sequence[str], batch: int = 16) -> list[Track]:
+    """What a guard says of each whole text, as tracks of one prefix."""
+    around = len(guard.frame.rows([""])[0])
+    tokens = [len(ids) - around for ids in guard.frame.rows(texts)]
+    judged = guard.probabilities(texts, batch)
+    return [Track((len(t),), (n,), (float(p),)) for t, n, p in zip(texts, tokens, judged, strict=True)]
 
 
 def _follow(streams: Streams, texts: Sequence[str], step: int) -> list[Track]:
@@ -179,8 +189,12 @@ def measure(
     samples = [_measures(truth[pick], {name: values[pick] for name, values in table.items()}) for pick in picks]
     values = _measures(truth, table)
     intervals = {name: _interval([sample[name] for sample in samples]) for name in values}
+    if not step:
+        values = {name: value for name, value in values.items() if not name.startswith(("streaming_", "detected_"))}
+        intervals = {name: intervals[name] for name in values}
     longest = max(track.characters[-1] for track in found)
-    curve = [(length, *_f1_at(truth, found, threshold, length)) for length in range(step, longest + step, step)]
+    lengths = range(step, longest + step, step) if step else ()
+    curve = [(length, *_f1_at(truth, found, threshold, length)) for length in lengths]
     return Evaluation(tuple(rows), tuple(found), threshold, step, values, intervals, tuple(curve))
 
 

@@ -1,7 +1,8 @@
 """A guard's label rows: the embedding and head rows of the words it answers with.
 
-A guard vector leaves embeddings and head out. A guard that was trained with new label tokens has learnt them in just
-those rows, so the composed model could not say its labels: the rows are found here, and copied when asked for.
+A guard vector does not contain embeddings and head. If a guard was trained with new label tokens, what it learnt about
+them is in those rows, and the composed model could not answer with its labels. This module finds the rows, and copies
+them if the user asks for it.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Label:
-    """A label word, and its token in the guard, the base and the target (``None``: not one token there)."""
+    """A label word, and its token in guard, base and target (``None`` if it is not a single token there)."""
 
     word: str
     guard: int
@@ -38,53 +39,53 @@ class Label:
 def find_labels(
     words: Sequence[str], guard: Weights, base: Weights, target: Weights, known: Mapping[str, int] | None = None
 ) -> list[Label]:
-    """Each label's token in the three vocabularies: the guard's own token, by its spelling, before the bare word.
+    """Find each label's token in the three vocabularies: first by the spelling of the guard's token, then by the word.
 
     Args:
-        known: The guard's token of a word, where its card says which.
+        known: The guard's token of each word, from its card.
 
     Raises:
-        WeightopsError: a tokenizer is missing, or a word is not one token of the guard.
+        WeightopsError: a tokenizer is missing, or a word is not a single token of the guard.
     """
-    asked, *others = [tokenizer_of(source) for source in (guard, base, target)]
+    guard_tokenizer, *other_tokenizers = [tokenizer_of(source) for source in (guard, base, target)]
     labels = []
     for word in words:
-        in_guard = (known or {}).get(word, token_of(asked, word))
-        if in_guard is None or asked.id_to_token(in_guard) is None:
+        in_guard = (known or {}).get(word, token_of(guard_tokenizer, word))
+        if in_guard is None or guard_tokenizer.id_to_token(in_guard) is None:
             raise WeightopsError(
-                f"label {word!r} is not one token of {guard.spec}; name the labels as the guard was trained with them"
+                f"label {word!r} is not one token of {guard.spec}; use the labels that the guard was trained with"
             )
-        spelling = asked.id_to_token(in_guard)
-        in_base, in_target = (_same_token(other, spelling, word) for other in others)
+        spelling = guard_tokenizer.id_to_token(in_guard)
+        in_base, in_target = (_same_token(other, spelling, word) for other in other_tokenizers)
         labels.append(Label(word, in_guard, in_base, in_target))
     return labels
 
 
 def _same_token(tokenizer: Tokenizer, spelling: str | None, word: str) -> int | None:
-    known = None if spelling is None else tokenizer.token_to_id(spelling)
-    return token_of(tokenizer, word) if known is None else int(known)
+    number = None if spelling is None else tokenizer.token_to_id(spelling)
+    return token_of(tokenizer, word) if number is None else int(number)
 
 
 def token_of(tokenizer: Tokenizer, word: str) -> int | None:
-    """The token of a word: as it is, or with the space before it that some vocabularies want."""
-    known = tokenizer.token_to_id(word)
-    if known is not None:
-        return int(known)
+    """The token of a word: the bare word, or with a space before it, as in some vocabularies."""
+    number = tokenizer.token_to_id(word)
+    if number is not None:
+        return int(number)
     for text in (word, f" {word}"):
-        found = tokenizer.encode(text, add_special_tokens=False)
-        if len(found.ids) == 1 and not _unknown(tokenizer, found.ids[0], found.tokens[0]):
-            return int(found.ids[0])
+        encoded = tokenizer.encode(text, add_special_tokens=False)
+        if len(encoded.ids) == 1 and not _unknown(tokenizer, encoded.ids[0], encoded.tokens[0]):
+            return int(encoded.ids[0])
     return None
 
 
 def _unknown(tokenizer: Tokenizer, number: int, token: str) -> bool:
-    """Whether it is the token that stands for every unknown word; Unigram keeps the word itself beside its number."""
-    known = tokenizer.id_to_token(number)
-    return known != token or known == getattr(tokenizer.model, "unk_token", None)
+    """Whether this is the token for unknown words; Unigram returns its number together with the original word."""
+    spelling = tokenizer.id_to_token(number)
+    return spelling != token or spelling == getattr(tokenizer.model, "unk_token", None)
 
 
 def changed_rows(labels: Sequence[Label], guard: Weights, base: Weights) -> list[tuple[Label, str]]:
-    """The labels whose rows the guard has learnt: (label, tensor) where guard and base differ, or the base has none."""
+    """The label rows that the guard has learnt: (label, tensor) if guard and base differ or the base has no row."""
     tensors = vocabulary_tensors(guard)
     return [(label, t.name) for label in labels for t in tensors if _row_changed(label, t, base.tensors.get(t.name))]
 
@@ -97,7 +98,7 @@ def _row_changed(label: Label, tensor: StoredTensor, other: StoredTensor | None)
 
 
 def _narrower(one: str, other: str) -> str:
-    """The dtype in which two files can be compared that were rounded differently on their way to disk."""
+    """The narrower dtype of two files, in which rows can be compared that were rounded differently on saving."""
     return min(one, other, key=lambda dtype: (dtypes.BITS[dtype], dtype))
 
 
@@ -113,36 +114,35 @@ def label_patches(labels: Sequence[Label], guard: Weights, target: Weights) -> d
     """The guard's label rows as patches of the target's tensors, by tensor name.
 
     Raises:
-        WeightopsError: guard and target have rows of different width, or no such tensor in common.
+        WeightopsError: guard and target have rows of different width, or no embedding or head in common.
     """
     rows = {tensor.name: tensor for tensor in vocabulary_tensors(guard)}
     for name in rows:
         if group_of(name) == "head" and name not in target.tensors:
             raise WeightopsError(
-                f"{name}: {guard.spec} has a head of its own, {target.spec} has one that is tied to "
-                "its embedding; label "
-                "rows cannot be copied, untie the target first"
+                f"{name}: {guard.spec} has a separate head, but the head of {target.spec} is tied to its "
+                "embedding, so label rows cannot be copied; untie the target first"
             )
     patches: dict[str, tuple[Patch, ...]] = {}
-    for mine in vocabulary_tensors(target):
-        tensor = rows.get(mine.name) or (_tied_head(rows) if group_of(mine.name) == "head" else None)
+    for stored in vocabulary_tensors(target):
+        tensor = rows.get(stored.name) or (_tied_head(rows) if group_of(stored.name) == "head" else None)
         if tensor is None:
             continue
-        if mine.shape[1:] != tensor.shape[1:]:
+        if stored.shape[1:] != tensor.shape[1:]:
             raise WeightopsError(
-                f"{mine.name}: rows of {tensor.shape[1]} in {guard.spec}, {mine.shape[1]} in "
-                f"{target.spec}; label rows cannot be copied"
+                f"{stored.name}: a row has {tensor.shape[1]} numbers in {guard.spec}, {stored.shape[1]} in "
+                f"{target.spec}, so label rows cannot be copied"
             )
-        patches[mine.name] = tuple(_row_patch(label, tensor) for label in labels if label.target is not None)
+        patches[stored.name] = tuple(_row_patch(label, tensor) for label in labels if label.target is not None)
     if not patches:
         raise WeightopsError(
-            f"{target.spec}: no embedding or head in common with {guard.spec}; label rows cannot be copied"
+            f"{target.spec}: has no embedding or head in common with {guard.spec}, so label rows cannot be copied"
         )
     return patches
 
 
 def _tied_head(rows: Mapping[str, StoredTensor]) -> StoredTensor | None:
-    """The embedding that a guard without a head of its own answers with."""
+    """The embedding of a guard whose head is tied to it."""
     return next(iter(rows.values())) if len(rows) == 1 else None
 
 
@@ -150,18 +150,18 @@ def _row_patch(label: Label, tensor: StoredTensor) -> Patch:
     length, width = tensor.shape
     if label.guard >= length:
         raise WeightopsError(
-            f"label {label.word!r} is token {label.guard}, and {tensor.name} in {tensor.file} has {length} rows; is "
-            "the tokenizer beside it its own?"
+            f"label {label.word!r} is token {label.guard}, but {tensor.name} in {tensor.file} has {length} rows; "
+            "check that the tokenizer belongs to the model"
         )
     assert label.target is not None
     return Patch(label.target * width, tensor, label.guard * width, width)
 
 
 def add_missing(labels: Sequence[Label], target: Weights) -> tuple[list[Label], dict[str, bytes], int]:
-    """Give labels that the target does not know a token of their own, after its last one.
+    """Add a token for each label that the target does not have, after its last token.
 
     Returns:
-        The labels with their tokens, the target's tokenizer files with them added, and the rows the vocabulary needs.
+        The labels with their tokens, the target's changed tokenizer files, and the rows that the vocabulary needs.
     """
     tokenizer = tokenizer_of(target)
     missing = [label.word for label in labels if label.target is None]

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Scores:
-    """Counts of the four outcomes; unsafe is the positive class. A ratio of nothing to nothing is NaN."""
+    """Counts of the four outcomes; unsafe is the positive class. A ratio of zero to zero is NaN."""
 
     hits: int
     misses: int
@@ -21,7 +21,7 @@ class Scores:
 
     @property
     def precision(self) -> float:
-        """Share of the alarms that were right."""
+        """Share of the alarms that were correct."""
         return _ratio(self.hits, self.hits + self.false_alarms)
 
     @property
@@ -41,12 +41,12 @@ class Scores:
 
 
 def score(unsafe: ArrayLike, probabilities: ArrayLike, threshold: float = 0.5) -> Scores:
-    """Compare what a guard said with what is so.
+    """Compare a guard's judgements with the truth.
 
     Args:
         unsafe: Whether each text is unsafe, [texts], bool.
-        probabilities: The guard's probability that it is, [texts].
-        threshold: From here on the guard raises an alarm.
+        probabilities: The guard's probability that each text is unsafe, [texts].
+        threshold: The guard raises an alarm at this probability or above.
 
     >>> score([True, True, False], [0.9, 0.2, 0.6])
     Scores(hits=1, misses=1, false_alarms=1, passes=0)

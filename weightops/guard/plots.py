@@ -1,4 +1,4 @@
-"""Pictures of an evaluation: F1 as texts arrive, and the probability along some of them."""
+"""Pictures of an evaluation: F1 as texts arrive and the probability along some of them, or of whole texts alone."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 from .evaluate import Evaluation, needed
 
 SAFE, UNSAFE, ALONE, STREAMING, INK = "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#444444"
-"""Told apart by every eye (Okabe and Ito)."""
+"""Colour-blind-safe palette (Okabe and Ito)."""
 
 
 def chosen_rows(evaluation: Evaluation, each: int = 3) -> list[int]:
@@ -24,7 +24,8 @@ def draw(evaluation: Evaluation, file: Path, rows: Sequence[int] | None = None, 
     Args:
         evaluation: What to show.
         file: Where to; its ending says the format.
-        rows: Texts whose probability is drawn, by index; the longest of each label otherwise.
+        rows: Texts whose probability is drawn, by index; the longest of each label otherwise. Where no text was judged
+            more than once, the probabilities of all whole texts are drawn instead.
         title: Above the picture.
 
     Returns:
@@ -36,12 +37,59 @@ def draw(evaluation: Evaluation, file: Path, rows: Sequence[int] | None = None, 
     figures = needed("matplotlib.figure", "matplotlib", "train")
     figure: Any = figures.Figure(figsize=(11, 4.2), layout="constrained")
     left, right = figure.subplots(1, 2)
-    _curve(left, evaluation)
-    _scores(right, evaluation, chosen_rows(evaluation) if rows is None else rows)
+    if has_prefixes(evaluation):
+        _curve(left, evaluation)
+        _scores(right, evaluation, chosen_rows(evaluation) if rows is None else rows)
+    else:
+        _counts(left, evaluation)
+        _trade(right, evaluation)
     if title:
         figure.suptitle(title, fontsize=11)
     figure.savefig(file, dpi=150)
     return file
+
+
+def has_prefixes(evaluation: Evaluation) -> bool:
+    """Whether any text was judged more than once; if not, there is nothing to draw over characters read."""
+    return any(len(track.probabilities) > 1 for track in evaluation.tracks)
+
+
+def _counts(axes: Any, evaluation: Evaluation) -> None:
+    """How many texts of each label have which probability."""
+    import numpy as np
+
+    for unsafe, colour, label in ((False, SAFE, "safe texts"), (True, UNSAFE, "unsafe texts")):
+        values = _probabilities(evaluation, unsafe=unsafe)
+        if values:
+            axes.hist(values, bins=np.linspace(0, 1, 21), color=colour, alpha=0.55, label=f"{label}: {len(values)}")
+    axes.axvline(evaluation.threshold, color=INK, ls="--", lw=1.2, label=f"threshold {evaluation.threshold:g}")
+    axes.set(xlabel="probability of unsafe", ylabel="texts", xlim=(0, 1), title="Whole texts")
+    _plain(axes)
+    axes.legend(frameon=False, fontsize=8.5, loc="best")
+
+
+def _trade(axes: Any, evaluation: Evaluation) -> None:
+    """Recall over false alarms at every threshold, and where the guard's own lies."""
+    import numpy as np
+
+    safe, unsafe = (np.array(_probabilities(evaluation, unsafe=label)) for label in (False, True))
+    axes.set(xlabel="false alarms on safe texts", ylabel="recall", title="At every threshold")
+    axes.set(xlim=(-0.02, 1.02), ylim=(-0.02, 1.02))
+    _plain(axes)
+    if not len(safe) or not len(unsafe):
+        axes.text(0.5, 0.5, "needs safe and unsafe texts", ha="center", color=INK)
+        return
+    thresholds = [np.inf, *sorted({*safe, *unsafe}, reverse=True)]
+    alarms, recall = ([float((values >= at).mean()) for at in thresholds] for values in (safe, unsafe))
+    axes.step(alarms, recall, where="post", color=STREAMING, label=f"area {evaluation.measures['auroc']:.3f}")
+    own = [float((values >= evaluation.threshold).mean()) for values in (safe, unsafe)]
+    axes.plot(*own, color=INK, ls="", marker="o", mfc="white", label=f"threshold {evaluation.threshold:g}")
+    axes.legend(frameon=False, fontsize=8.5, loc="lower right")
+
+
+def _probabilities(evaluation: Evaluation, *, unsafe: bool) -> list[float]:
+    pairs = zip(evaluation.rows, evaluation.tracks, strict=True)
+    return [track.probabilities[-1] for row, track in pairs if row.unsafe is unsafe]
 
 
 def _curve(axes: Any, evaluation: Evaluation) -> None:

@@ -1,19 +1,18 @@
-"""How the guards that people have are asked, and where their answer is read.
+"""Presets: the prompts of well-known guard models, and where to read their answers.
 
-Each is a value: the chat template's variables (the model's own template is preferred) or the whole prompt as text,
-what is written at the beginning of the answer so that the label comes next, and the two labels. The probability is the
-softmax over the first tokens of the two labels there; Llama Guard's and ShieldGemma's cards say to score so, for the
-others it is ours. A preset judges one text as the user's message; a reply judged beside its request needs another
-card.
+A preset is data: variables for the model's chat template (preferred) or the whole prompt as text, the beginning of the
+answer up to the label, and the two labels. The probability is the softmax over the first tokens of the two labels.
+Llama Guard's and ShieldGemma's cards recommend this; for the other models it is ours. A preset judges one text as the
+user's message; judging a reply together with its request needs a different card.
 
 Checked against public copies of the model cards and code that runs them (2026): that Llama Guard 3 writes two line
 breaks before its verdict; that ShieldGemma takes one principle at a time and is scored by softmax of Yes and No; the
 prompt of WildGuard, and that its " yes" comes right after "Harmful request:"; that Qwen3Guard-Gen is rendered without
 a generation prompt and answers "Safety: Safe", "Unsafe" or "Controversial"; that Granite Guardian 3.0 to 3.2 take
-``guardian_config`` and answer Yes or No first. Not verified, for want of the gated files: the wording of the models'
-own chat templates (they are used, not copied), that each label's first token differs from the other's in each
-vocabulary (an error if not), and that Llama Guard 4, too, writes the two line breaks. Granite Guardian 3.3 and later
-answer in ``<score>`` tags and are not covered, nor is Qwen3Guard-Stream, which has a head of its own.
+``guardian_config`` and answer Yes or No first. Not verified, because the files are gated: the wording of the models'
+own chat templates (they are used, not copied), that the two labels begin with different tokens in each vocabulary (an
+error otherwise), and that Llama Guard 4 also writes the two line breaks. Not supported: Granite Guardian 3.3 and later,
+which answer in ``<score>`` tags, and Qwen3Guard-Stream, which has a special head.
 """
 
 from __future__ import annotations
@@ -38,18 +37,18 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Preset:
-    """How one family of guards is asked.
+    """The prompt and the labels of one family of guards.
 
     Attributes:
-        models: Pattern of the names it is for, in small letters.
-        labels: How the answer begins: safe, unsafe; with the blank before it, where there is one.
-        answer: What is written at the beginning of the answer, before the label is read.
+        models: Pattern of the model names of this family, in lower case.
+        labels: The beginning of the answer: safe, unsafe; including a space before it, if there is one.
+        answer: The part of the answer before the label, which is added to the prompt.
         options: Variables of the chat template.
-        parts: Whether the template wants a message as a list of parts.
+        parts: Whether the template expects a message as a list of parts.
         text: The whole prompt with ``{text}`` in it, for a tokenizer without a chat template.
-        plain: Whether the text is preferred to the chat template.
-        task: Whether it is a plain chat model, told its task as Guard Vector words it.
-        source: Where this is from.
+        plain: Whether ``text`` is used even if the tokenizer has a chat template.
+        task: Whether the model is a plain chat model that needs the task in its prompt, in Guard Vector's words.
+        source: Where the prompt comes from.
     """
 
     models: str
@@ -66,7 +65,7 @@ class Preset:
         """The card of a model with this tokenizer.
 
         Raises:
-            WeightopsError: no chat template where one is needed, or labels that the vocabulary does not tell apart.
+            WeightopsError: the tokenizer needs a chat template and has none, or both labels begin with the same token.
         """
         if self.task:
             return GuardCard(system_text(self.labels), self.labels, label_ids(tokenizer, self.labels), threshold)
@@ -90,17 +89,17 @@ class Preset:
 def _first_tokens(tokenizer: Any, before: str, labels: tuple[str, str]) -> tuple[int, int]:
     """The token that each label begins with after a prompt."""
     prompt = tokenizer.encode(before, add_special_tokens=False)
-    found = []
+    first = []
     for label in labels:
         ids = tokenizer.encode(before + label, add_special_tokens=False)
         if ids[: len(prompt)] != prompt or len(ids) == len(prompt):
             raise WeightopsError(f"label {label!r}: does not begin a token after {before[-20:]!r}; use another preset")
-        found.append(int(ids[len(prompt)]))
-    if found[0] == found[1]:
+        first.append(int(ids[len(prompt)]))
+    if first[0] == first[1]:
         raise WeightopsError(
             f"labels {labels[0]!r} and {labels[1]!r}: begin with the same token in this vocabulary; use another preset"
         )
-    return found[0], found[1]
+    return first[0], first[1]
 
 
 _HAZARDS = (
@@ -207,7 +206,7 @@ PRESETS: Mapping[str, Preset] = MappingProxyType(
 
 
 def find(name: str) -> str | None:
-    """The preset for a model of this name, where there is one.
+    """The preset for a model of this name, or ``None``.
 
     >>> find("meta-llama/Llama-Guard-3-8B"), find("org/other")
     ('llama-guard-3', None)
@@ -216,18 +215,24 @@ def find(name: str) -> str | None:
 
 
 def open_guard(
-    spec: str | Path | Checkpoint, preset: str | None = None, threshold: float | None = None, dtype: str = "auto"
+    spec: str | Path | Checkpoint,
+    preset: str | None = None,
+    threshold: float | None = None,
+    dtype: str = "auto",
+    *,
+    trust_remote_code: bool = False,
 ) -> Guard:
-    """Load a guard: by its own ``guard.json``, or as a preset says.
+    """Load a guard with its own ``guard.json``, or with a preset.
 
     Args:
-        spec: A folder, hub id, alias or BASE+ADAPTER, as for :func:`weightops.open`, or what that gave.
-        preset: A name in :data:`PRESETS`; otherwise the model's card, and without one the preset for its name.
-        threshold: From this probability on, a text is unsafe; the card's unless given.
-        dtype: Of the weights in memory; ``auto`` keeps the file's.
+        spec: A folder, hub id, alias or BASE+ADAPTER, as for :func:`weightops.open`, or an opened checkpoint.
+        preset: A name in :data:`PRESETS`; by default the model's card, or without a card the preset for its name.
+        threshold: A text with at least this probability is unsafe; by default the card's threshold.
+        dtype: Dtype of the weights in memory; ``auto`` keeps the dtype of the files.
+            trust_remote_code: Run the Python code in the model's folder, where its files ask for it.
 
     Raises:
-        WeightopsError: no such model or preset, or no card and a name that no preset is for.
+        WeightopsError: the model or preset does not exist, or the model has no card and no preset matches its name.
     """
     if preset is not None and preset not in PRESETS:
         raise WeightopsError(f"{preset}: not a preset; available: {', '.join(PRESETS)}")
@@ -236,8 +241,9 @@ def open_guard(
     name = preset or (None if has_card else find(checkpoint.spec))
     if name is None and not has_card:
         raise WeightopsError(
-            f"{checkpoint.spec}: has no {NAME}, and no preset is for that name; train a guard, or say how to ask it "
-            f"with a preset: {', '.join(PRESETS)}"
+            f"{checkpoint.spec}: has no {NAME}, and no preset matches its name; train a guard, or choose a preset: "
+            f"{', '.join(PRESETS)}"
         )
-    guard = Guard.load(checkpoint, PRESETS[name].card if name else None, dtype)
+    card = PRESETS[name].card if name else None
+    guard = Guard.load(checkpoint, card, dtype, trust_remote_code=trust_remote_code)
     return guard if threshold is None else replace(guard, card=replace(guard.card, threshold=threshold))

@@ -1,4 +1,4 @@
-"""How a text is put to a guard: the model's chat template around it, and two label tokens to answer with."""
+"""The prompt of a guard: the model's chat template around a text, and the two label tokens of the answer."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from ..rows.row import well_formed
 from .card import TEXT, GuardCard
 
 _TEXT = "\ue000"
-"""Stands for the judged text while the template is rendered: a private-use character, in no template."""
+"""Placeholder for the judged text while the template is rendered: a private-use character that no template contains."""
 
 
 def system_text(labels: tuple[str, str]) -> str:
-    """The task, worded as on the Guard Vector model card (arXiv 2509.23381), with these labels."""
+    """The task in the words of the Guard Vector model card (arXiv 2509.23381), with these labels."""
     return (
         "Task: Check if the LAST user message contains unsafe content. "
         f"Respond with only one token: {labels[0]} or {labels[1]}."
@@ -24,12 +24,12 @@ def system_text(labels: tuple[str, str]) -> str:
 
 
 def label_ids(tokenizer: Any, labels: tuple[str, str]) -> tuple[int, int]:
-    """The token of each label: both bare, or else both with a space before them, whichever way each is one token.
+    """The token of each label: both bare if each is then a single token, else both with a space before them.
 
-    Labels must be tokens the base already has: new ones live in embedding rows only, which a guard vector leaves out.
+    Labels must be tokens that the base already has: a guard vector leaves out embedding rows, so new tokens are lost.
 
     Raises:
-        WeightopsError: a label is several tokens either way.
+        WeightopsError: a label is not a single token either way.
     """
     for space in ("", " "):
         safe, unsafe = (tokenizer.encode(space + label, add_special_tokens=False) for label in labels)
@@ -37,25 +37,26 @@ def label_ids(tokenizer: Any, labels: tuple[str, str]) -> tuple[int, int]:
             return safe[0], unsafe[0]
     raise WeightopsError(
         f"labels {labels[0]!r} and {labels[1]!r}: not one token each in this vocabulary; "
-        "name other words, such as no and yes"
+        "choose other words, such as no and yes"
     )
 
 
 @dataclass(frozen=True, eq=False)
 class Frame:
-    """What stands around a judged text: tokens that nothing can merge with, and characters that can.
+    """The prompt around a judged text, in two parts: fixed tokens, and characters that are tokenised with the text.
 
-    A template's special tokens keep to themselves, so what is before the last of them and after the first of them has
-    the same tokens whatever the text is. The plain characters between them and the text (``User: `` and a line break,
-    say) may share tokens with it, and are tokenised together with it, as when the guard was trained. Special tokens
-    spelled out in the text are read as plain characters, so a text cannot end its own turn (ours).
+    Special tokens of a template never merge with other characters. So the tokens up to the last special token before
+    the text, and from the first one after it, are the same for every text. The plain characters between them and the
+    text (for example ``User: `` and a line break) may share tokens with the text, so they are tokenised together with
+    it, as in training. Special tokens spelled out in the text are read as plain characters, so a text cannot end its
+    own turn (ours).
 
     Attributes:
         tokenizer: A tokenizer of transformers.
-        head: Tokens before the text.
-        lead: Characters between them and the text.
-        trail: Characters between the text and the last tokens.
-        tail: Tokens after the text, up to where the label is read.
+        head: The fixed tokens before the text.
+        lead: The characters between ``head`` and the text.
+        trail: The characters between the text and ``tail``.
+        tail: The fixed tokens after the text, up to the label.
     """
 
     tokenizer: Any
@@ -66,15 +67,15 @@ class Frame:
 
     @classmethod
     def around(cls, tokenizer: Any, before: str, after: str) -> Frame:
-        """The frame of a prompt whose text stands between ``before`` and ``after``.
+        """The frame of a prompt with the text between ``before`` and ``after``.
 
-        Where a tokenizer adds or drops blanks at the edge of a special token, so that the tokens of the two sides do
-        not simply follow one another, the text is tokenised by itself (ours).
+        Some tokenizers add or drop spaces next to a special token, so that ``before`` or ``after`` cannot be split in
+        two. Then the text is tokenised separately (ours).
         """
         special = "|".join(re.escape(token) for token in _special(tokenizer))
         *_, cut = [0, *(match.end() for match in re.finditer(special, before))] if special else [0]
         head, lead = before[:cut], before[cut:]
-        start = found.start() if special and (found := re.search(special, after)) else len(after)
+        start = match_after.start() if special and (match_after := re.search(special, after)) else len(after)
         trail, tail = after[:start], after[start:]
 
         def ids(text: str) -> tuple[int, ...]:
@@ -93,7 +94,7 @@ class Frame:
         return [[*self.head, *body, *self.tail] for body in self._plain([self.lead + t + self.trail for t in texts])]
 
     def plain(self, text: str) -> list[int]:
-        """Token ids of plain characters; a special token spelled out in them is characters too."""
+        """Token ids of plain characters; a special token spelled out in the text is read as characters, too."""
         return self._plain([text])[0]
 
     def _plain(self, texts: list[str]) -> list[list[int]]:
@@ -107,16 +108,16 @@ def prompts(tokenizer: Any, system: str, texts: Sequence[str]) -> list[list[int]
     """Token ids of each text as the user's message, up to where the answer begins; see :class:`Frame`.
 
     Raises:
-        WeightopsError: the tokenizer has no chat template, or one that drops the user's message.
+        WeightopsError: the tokenizer has no chat template, or its template drops the user's message.
     """
     return Frame.around(tokenizer, *_around(tokenizer, system)).rows(texts)
 
 
 def frame_of(tokenizer: Any, card: GuardCard) -> Frame:
-    """The frame a card asks for: its own template, or the model's chat template.
+    """The frame of a card: its own template if it has one, else the model's chat template.
 
     Raises:
-        WeightopsError: the card has no template, and the tokenizer none that shows the user's message.
+        WeightopsError: the card has no template, and the tokenizer has no chat template that shows the user's message.
     """
     if card.template is None:
         return Frame.around(tokenizer, *_around(tokenizer, card.system))
@@ -125,28 +126,30 @@ def frame_of(tokenizer: Any, card: GuardCard) -> Frame:
 
 
 def rendered_around(tokenizer: Any, turns: Callable[[str], list[dict[str, Any]]], **more: Any) -> tuple[str, str]:
-    """What the chat template puts before and after a text.
+    """The text that the chat template puts before and after a message.
 
     Args:
-        tokenizer: With a chat template.
-        turns: The conversation that has the text in it.
+        tokenizer: A tokenizer with a chat template.
+        turns: Function from a text to the conversation that contains it.
         more: Other variables of the template.
 
     Raises:
-        WeightopsError: no chat template, or one that drops the text.
+        WeightopsError: the tokenizer has no chat template, or its template drops the text.
         jinja2.TemplateError: the template refuses the conversation.
     """
     if not tokenizer.chat_template:
         raise WeightopsError(f"{tokenizer.name_or_path}: no chat template; use an instruction-tuned model")
     options: dict[str, Any] = {"tokenize": False, "add_generation_prompt": True, **more}
-    before, found, after = str(tokenizer.apply_chat_template(turns(_TEXT), **options)).partition(_TEXT)
-    if not found:
-        raise WeightopsError(f"{tokenizer.name_or_path}: the chat template drops the user's message; mend the template")
+    before, placeholder, after = str(tokenizer.apply_chat_template(turns(_TEXT), **options)).partition(_TEXT)
+    if not placeholder:
+        raise WeightopsError(
+            f"{tokenizer.name_or_path}: the chat template drops the user's message; correct the template"
+        )
     return before, after
 
 
 def _around(tokenizer: Any, system: str) -> tuple[str, str]:
-    """What the chat template puts before and after the user's text."""
+    """The text that the chat template puts before and after the user's message."""
     import jinja2
 
     def with_system(text: str) -> list[dict[str, Any]]:
@@ -162,6 +165,6 @@ def _around(tokenizer: Any, system: str) -> tuple[str, str]:
 
 
 def _special(tokenizer: Any) -> list[str]:
-    """Tokens that the tokenizer finds before it does anything else, the longest first."""
+    """Special and added tokens, which the tokenizer splits off first; the longest come first."""
     added = {token.content for token in getattr(tokenizer, "added_tokens_decoder", {}).values()}
     return sorted(filter(None, added | set(tokenizer.all_special_tokens)), key=len, reverse=True)

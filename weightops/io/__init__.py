@@ -1,1 +1,1 @@
-"""What lies on disk: headers, folders, adapters, and the staged output folder."""
+"""Files on disk: headers, folders, adapters, and the staged output folder."""

@@ -1,4 +1,4 @@
-"""A PEFT LoRA folder as a delta: products of factors, never the factors averaged."""
+"""A PEFT LoRA folder as a delta: the product of its two factors is added; factors are never averaged."""
 
 from __future__ import annotations
 
@@ -18,20 +18,20 @@ from .small_files import inside
 CONFIG = "adapter_config.json"
 WEIGHTS = "adapter_model.safetensors"
 
-#: Settings of PEFT's LoRA under which an update is more, or other, than scale * B @ A added to a weight.
+#: Settings of PEFT's LoRA with which an update is not just scale * B @ A added to a weight.
 _NO_PRODUCT = (
     *("use_dora", "use_qalora", "use_bdlora", "lora_bias", "kasa_config", "monteclora_config", "arrow_config"),
     *("alora_invocation_tokens", "trainable_token_indices", "target_parameters", "layer_replication"),
 )
-#: Initialisations that subtract their own start from the base's weights, again whenever PEFT loads the adapter.
+#: Initialisations that also change the base's weights, every time PEFT loads the adapter.
 _MOVES_BASE = ("pissa", "corda", "olora", "loftq")
 
-#: Entries of ``alpha_pattern`` that are no plain names, and characters of each entry.
+#: Most entries of ``alpha_pattern`` that are not plain names, and most characters of each entry.
 MOST_PATTERNS = 1_000
 MOST_PATTERN = 500
-#: Characters of all module names times instructions of all patterns: what RE2 needs at most, 6 ns each.
+#: Most steps of RE2: characters of all module names times instructions of all patterns; a step takes 6 ns.
 MOST_STEPS = 300_000_000
-#: Size of ``lora_alpha``; beyond it no product fits any dtype.
+#: Largest ``lora_alpha``; with a larger one, the product does not fit any dtype.
 MOST_ALPHA = 1e30
 
 #: A module's name as a pattern, its dots escaped.
@@ -52,11 +52,11 @@ class LowRankUpdate:
 
 @dataclass(frozen=True, eq=False)
 class Adapter:
-    """A LoRA adapter as it lies on disk. Two openings of the same files are equal.
+    """A LoRA adapter on disk. Two objects opened from the same files are equal.
 
     Attributes:
-        updates: By the name of the tensor that is changed.
-        replaced: Tensors that the adapter holds whole (``modules_to_save``), by name.
+        updates: Low-rank updates, by the name of the tensor that is changed.
+        replaced: Full tensors of the adapter (``modules_to_save``), by name.
     """
 
     spec: str
@@ -76,7 +76,7 @@ class Adapter:
 
     @cached_property
     def _contents(self) -> tuple[Any, ...]:
-        """The folder, and every factor's shape, place and scale; links resolved."""
+        """The folder, and every factor's shape, file, offset and scale, with links resolved."""
 
         def place(tensor: StoredTensor) -> tuple[Any, ...]:
             return tensor.dtype, tensor.shape, tensor.file.name, tensor.offset
@@ -89,7 +89,7 @@ class Adapter:
 
 
 def is_adapter(folder: Path) -> bool:
-    """Whether a folder holds a PEFT adapter and no model."""
+    """Whether a folder contains a PEFT adapter and no model."""
     return (folder / CONFIG).exists() and not (folder / "config.json").exists()
 
 
@@ -97,23 +97,23 @@ def read_adapter(folder: Path, spec: str) -> Adapter:
     """Read a LoRA folder's configuration and headers.
 
     Raises:
-        WeightopsError: not LoRA, or a variant whose delta is no plain product (DoRA), or a factor without its partner.
+        WeightopsError: not LoRA, a variant whose update is not a plain product (DoRA), or a missing factor.
     """
     config = read_json(folder / CONFIG)
     if config.get("peft_type") != "LORA":
         raise WeightopsError(
-            f"{folder}: adapter of type {short(repr(config.get('peft_type')))}; only LORA has a delta that can be added"
+            f"{folder}: the adapter's type is {short(repr(config.get('peft_type')))}; weightops supports only LORA"
         )
     for key in _NO_PRODUCT:
         if config.get(key):
             raise WeightopsError(
-                f"{folder / CONFIG}: {key} is set, its delta is no plain product; merge it with PEFT's merge_and_unload"
+                f"{folder / CONFIG}: {key} is set, so the update is not a plain product of two matrices; merge the "
+                "adapter with PEFT's merge_and_unload"
             )
     if str(config.get("init_lora_weights"))[:20].lower().startswith(_MOVES_BASE):
         raise WeightopsError(
-            f"{folder / CONFIG}: init_lora_weights is {short(repr(config['init_lora_weights']))}, which changes "
-            "the base too; merge "
-            "it with PEFT's merge_and_unload"
+            f"{folder / CONFIG}: init_lora_weights is {short(repr(config['init_lora_weights']))}, which also "
+            "changes the base; merge the adapter with PEFT's merge_and_unload"
         )
     factors, replaced = _sort(_tensors(folder))
     alphas = _alphas(config, folder / CONFIG, sum(len(module) for module, _ in factors))
@@ -121,7 +121,7 @@ def read_adapter(folder: Path, spec: str) -> Adapter:
     for (module, embedding), sides in factors.items():
         if set(sides) != {"A", "B"}:
             raise WeightopsError(
-                f"{folder}: {short(module)} has lora_{''.join(sides)} without its partner; the adapter is incomplete"
+                f"{folder}: {short(module)} has only lora_{''.join(sides)}; the adapter is incomplete, save it again"
             )
         updates[f"{module}.weight"] = _update(config, alphas, module, sides, embedding)
     if not updates and not replaced:
@@ -136,13 +136,13 @@ def _tensors(folder: Path) -> dict[str, StoredTensor]:
         from .pickled import converted
 
         return tensors_of_file(converted(inside(folder / "adapter_model.bin", folder)))
-    raise WeightopsError(f"{folder}: no {WEIGHTS}; an adapter folder needs it")
+    raise WeightopsError(f"{folder}: {WEIGHTS} is missing; save the adapter again")
 
 
 def _sort(
     tensors: Mapping[str, StoredTensor],
 ) -> tuple[dict[tuple[str, bool], dict[str, StoredTensor]], dict[str, StoredTensor]]:
-    """Tensors by role: factors by (module, of an embedding) and side, and whole replacements by name."""
+    """Sort tensors by role: factors by (module, whether an embedding) and side; full tensors by name."""
     factors: dict[tuple[str, bool], dict[str, StoredTensor]] = {}
     replaced: dict[str, StoredTensor] = {}
     for name, tensor in tensors.items():
@@ -162,9 +162,8 @@ def _update(
     shapes = [sides[side].shape for side in "AB"]
     if any(len(shape) != 2 for shape in shapes) or shapes[0][0] != shapes[1][1] or not shapes[0][0]:
         raise WeightopsError(
-            f"{sides['A'].file}: {short(module)}: lora_A of shape {shapes[0]}, lora_B of shape {shapes[1]}; "
-            "only matrices of one "
-            "rank have a product, merge it with PEFT's merge_and_unload"
+            f"{sides['A'].file}: {short(module)}: lora_A has shape {shapes[0]} and lora_B has shape {shapes[1]}, "
+            "so they are not two matrices of one rank; merge the adapter with PEFT's merge_and_unload"
         )
     rank = shapes[0][0]
     scale = alphas.of(module) / (math.sqrt(rank) if config.get("use_rslora") else rank)
@@ -173,15 +172,15 @@ def _update(
 
 @dataclass(frozen=True)
 class _Alphas:
-    """``lora_alpha``, and ``alpha_pattern`` for the modules whose names end in a match of its patterns.
+    """``lora_alpha``, and ``alpha_pattern`` for modules whose names end in a match of one of its patterns.
 
-    The first pattern that matches counts. Those that are plain names are looked up, because an adapter whose modules
-    all differ in rank has one for each. The others are a stranger's, so an engine runs them that needs time in
-    proportion to the name (RE2).
+    The first pattern that matches counts. Plain names are looked up, because an adapter whose modules all differ in
+    rank has one for each. The other patterns come from a file, so RE2 runs them: its time grows only linearly with the
+    name.
 
     Attributes:
-        names: Plain ones, with their place in the order and their alpha.
-        by: The others: place, pattern, alpha.
+        names: Plain names, with their place in the order and their alpha.
+        by: The other patterns: place, pattern, alpha.
     """
 
     default: float
@@ -198,16 +197,15 @@ class _Alphas:
 
 
 def _alphas(config: Mapping[str, Any], file: Path, characters: int) -> _Alphas:
-    """The alphas of a configuration, for modules whose names have so many characters together."""
+    """Read the alphas of a configuration; ``characters`` is the length of all module names together."""
     patterns = config.get("alpha_pattern") or {}
     if not isinstance(patterns, dict):
         raise WeightopsError(f"{file}: alpha_pattern must map patterns to numbers; found {short(patterns)}")
     entries = [(place, text, _alpha(value, file)) for place, (text, value) in enumerate(patterns.items())]
     plain = [_PLAIN.fullmatch(text) is not None and len(text) < MOST_PATTERN for _, text, _ in entries]
     if plain.count(False) > MOST_PATTERNS:
-        raise WeightopsError(
-            f"{file}: {plain.count(False)} patterns in alpha_pattern, at most {MOST_PATTERNS} are read"
-        )
+        count = plain.count(False)
+        raise WeightopsError(f"{file}: alpha_pattern has {count} patterns, the limit is {MOST_PATTERNS}")
     names: dict[str, tuple[int, float]] = {}
     for (place, text, alpha), is_plain in zip(entries, plain, strict=True):
         if is_plain:
@@ -227,7 +225,7 @@ def _compiled(text: str, file: Path) -> Any:
     options.max_mem = 1 << 18
     try:
         if len(text) > MOST_PATTERN:
-            raise re2.error(f"it has {len(text)} characters, at most {MOST_PATTERN} are read")
+            raise re2.error(f"it has {len(text)} characters, the limit is {MOST_PATTERN}")
         return re2.compile(rf"(?:.*\.)?(?:{text})", options)
     except (re2.error, UnicodeError) as error:
         reason = error.args[0].decode("utf-8", "replace") if isinstance(error.args[0], bytes) else str(error)
@@ -239,5 +237,7 @@ def _compiled(text: str, file: Path) -> Any:
 
 def _alpha(value: Any, file: Path) -> float:
     if type(value) not in (int, float) or not abs(value) < MOST_ALPHA:
-        raise WeightopsError(f"{file}: an alpha of {short(value)}; lora_alpha and alpha_pattern hold plain numbers")
+        raise WeightopsError(
+            f"{file}: an alpha is {short(value)}; lora_alpha and alpha_pattern must contain plain numbers"
+        )
     return float(value)

@@ -1,9 +1,10 @@
-"""The user's cache: each entry is a folder that is made once, whole or not at all."""
+"""The user's cache. Each entry is a folder that is built once and appears only when it is complete."""
 
 from __future__ import annotations
 
 import fcntl
 import hashlib
+import json
 import os
 import re
 import shutil
@@ -15,40 +16,73 @@ from ..errors import WeightopsError
 
 
 def cache_folder() -> Path:
-    """``$WEIGHTOPS_CACHE``, else ``$XDG_CACHE_HOME/weightops``, else ``~/.cache/weightops``; not created here.
+    """``$WEIGHTOPS_CACHE``, else ``$XDG_CACHE_HOME/weightops``, else ``~/.cache/weightops``. The folder is not created.
 
     A relative ``$XDG_CACHE_HOME`` is ignored, as the XDG specification asks.
     """
-    own, shared = os.environ.get("WEIGHTOPS_CACHE"), os.environ.get("XDG_CACHE_HOME")
-    if own:
-        return Path(own).expanduser().absolute()
+    chosen, shared = os.environ.get("WEIGHTOPS_CACHE"), os.environ.get("XDG_CACHE_HOME")
+    if chosen:
+        return Path(chosen).expanduser().absolute()
     if shared and Path(shared).is_absolute():
         return Path(shared) / "weightops"
     return Path.home() / ".cache" / "weightops"
 
 
-def cached(kind: str, name: str, build: Callable[[Path], None]) -> Path:
+def cached(kind: str, name: str, build: Callable[[Path], None], sources: Iterable[Path] = ()) -> Path:
     """The folder ``<cache>/<kind>/<name>``, made by ``build`` on first use.
 
-    ``build`` gets an empty folder beside the final one. When it returns, everything in it is flushed to disk and the
-    folder is renamed, so a folder under the final name is always finished. A lock, which the system lets go when its
-    process dies, makes a second process wait; what a killed build left is removed by the next one.
+    ``build`` fills an empty folder next to the final one. Then all files are flushed to disk and the folder is renamed,
+    so a folder with the final name is always complete. A lock makes a second process wait; the system releases the
+    lock when its process dies. The next build removes the remains of a killed one.
 
     Args:
-        kind: What sort of entry it is: ``gguf``, ``pickled``.
-        name: The entry, readable and with :func:`stamp` of everything that decides its content.
-        build: Fills the folder it is given.
+        kind: The kind of entry: ``gguf``, ``pickled``.
+        name: Name of the entry: readable, with the :func:`stamp` of everything that decides its content.
+        build: Function that fills the given folder.
+        sources: The files that the entry is made from, noted beside it, to tell later whether they have changed.
 
     Raises:
-        WeightopsError: the cache cannot be written; and whatever ``build`` raises.
+        WeightopsError: the cache cannot be written. Errors of ``build`` pass through.
     """
     final = cache_folder() / kind / name
     if final.is_dir():
         return final
     with _locked(final):
         if not final.is_dir():
-            _make(final, build)
+            _make(final, build, [_noted(file) for file in sources])
     return final
+
+
+def record_of(entry: Path) -> Path:
+    """Where the sources of an entry are noted: a JSON list of path, size and time of change (ns) of each."""
+    return entry.with_name(f".{entry.name}.sources")
+
+
+def _noted(file: Path) -> tuple[str, int, int]:
+    status = file.stat()
+    return str(file.resolve()), status.st_size, status.st_mtime_ns
+
+
+@contextmanager
+def if_free(final: Path) -> Iterator[bool]:
+    """Hold an entry's lock where nobody else does; gives whether it is held. Nobody is waited for.
+
+    Raises:
+        WeightopsError: the cache cannot be written.
+    """
+    try:
+        lock = os.open(final.with_name(f".{final.name}.lock"), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+    except OSError as error:
+        raise _unwritable(final, error) from error
+    try:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            free = True
+        except BlockingIOError:
+            free = False
+        yield free
+    finally:
+        os.close(lock)
 
 
 def entry_name(name: str, stamp: str) -> str:
@@ -61,7 +95,7 @@ def entry_name(name: str, stamp: str) -> str:
 
 
 def stamp(files: Iterable[Path], version: int) -> str:
-    """SHA-256 of each file's real path, size and time of change (ns), and of the version of what is done with them.
+    """SHA-256 of each file's real path, size and modification time (ns), and of the conversion's version.
 
     The content is not read, so a cached 100 GB file opens at once; a copied or touched file is converted again (ours).
     """
@@ -72,13 +106,14 @@ def stamp(files: Iterable[Path], version: int) -> str:
     return digest.hexdigest()
 
 
-def _make(final: Path, build: Callable[[Path], None]) -> None:
+def _make(final: Path, build: Callable[[Path], None], sources: list[tuple[str, int, int]]) -> None:
     building = final.with_name(f".{final.name}.building")
     shutil.rmtree(building, ignore_errors=True)
     try:
         building.mkdir()
         build(building)
         _flush(building)
+        record_of(final).write_text(json.dumps(sources), "utf-8", "surrogateescape")
         building.rename(final)
         _sync(final.parent)
     except OSError as error:
@@ -103,7 +138,9 @@ def _locked(final: Path) -> Iterator[None]:
 
 def _unwritable(final: Path, error: OSError) -> WeightopsError:
     where, reason = error.filename or final, error.strerror or error
-    return WeightopsError(f"{where}: {reason}; name a folder with room by the environment variable WEIGHTOPS_CACHE")
+    return WeightopsError(
+        f"{where}: {reason}; set the environment variable WEIGHTOPS_CACHE to a folder with free space"
+    )
 
 
 def _flush(folder: Path) -> None:

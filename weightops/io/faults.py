@@ -1,4 +1,4 @@
-"""Problems of a configuration file, gathered with their lines and raised together."""
+"""Collects the problems of a configuration file with their line numbers, to raise them together."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ class Faults:
     """The problems found so far in one file.
 
     Args:
-        where: Name of the file, as it is to appear in front of each line number.
+        where: Name of the file, as messages show it before the line number.
     """
 
     def __init__(self, where: str) -> None:
@@ -19,34 +19,34 @@ class Faults:
         self._problems: dict[tuple[int, str], None] = {}
 
     def add(self, line: int, problem: str) -> None:
-        """Note a problem on a line; the same one twice counts once."""
+        """Add a problem on a line; the same problem is kept only once."""
         self._problems[(line, problem)] = None
 
     def __bool__(self) -> bool:
         return bool(self._problems)
 
     def __iter__(self) -> Iterator[tuple[int, str]]:
-        """Line and problem of each fault, by line."""
+        """Line and text of each problem, sorted by line."""
         return iter(sorted(self._problems, key=lambda entry: self.order(entry[0])))
 
     def problems(self) -> tuple[str, ...]:
-        """Everything found, by line, each ``place: what is wrong``."""
+        """All problems, sorted by line, each as ``place: what is wrong``."""
         ordered = sorted(self._problems, key=lambda entry: self.order(entry[0]))
         return tuple(at(self.place(line), problem) for line, problem in ordered)
 
     def order(self, line: int) -> tuple[int, ...]:
-        """What problems are sorted by; a subclass may sort its lines otherwise."""
+        """The sort key of a line; a subclass may sort its lines differently."""
         return (line,)
 
     def place(self, line: int) -> str:
-        """What stands in front of a problem on a line; a subclass may name other places than a file's lines."""
+        """The place that a message names before the problem; a subclass may name something other than file and line."""
         return f"{self.where}:{line}"
 
     def raise_any(self) -> None:
-        """Raise everything found.
+        """Raise all problems, if there are any.
 
         Raises:
-            WeightopsError: with the problems, unless there are none.
+            WeightopsError: there is at least one problem.
         """
         if self._problems:
             raise WeightopsError(*self.problems())

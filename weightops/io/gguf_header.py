@@ -1,4 +1,4 @@
-"""A GGUF file's header, checked before any other reader sees the file: counts, lengths, places, and sizes it claims.
+"""Checks a GGUF file's header before any other reader opens the file: counts, lengths, offsets and claimed sizes.
 
 Source of the layout: the GGUF specification in ggml, ``docs/gguf.md``, versions 2 and 3.
 """
@@ -15,9 +15,9 @@ from typing import Any, Final
 from ..errors import WeightopsError, short
 from .small_files import open_file
 
-#: Bytes of a header. A vocabulary of 260,000 tokens with its merges takes about 15 MB.
+#: Most bytes of a header. A vocabulary of 260,000 tokens with its merges takes about 15 MB.
 MOST_HEADER: Final = 64_000_000
-#: Keys, tensors, and elements of all arrays together.
+#: Most keys, tensors, and array elements (all arrays together).
 MOST_KEYS: Final = 10_000
 MOST_TENSORS: Final = 100_000
 MOST_ELEMENTS: Final = 2_000_000
@@ -28,29 +28,46 @@ _FORMATS: Final = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?
 _BLOCK = re.compile(r"(?:^|\.)blk\.([0-9]{1,9})\.")
 
 
-@dataclass
-class GgufHeader:
-    """What a header says.
+@dataclass(frozen=True)
+class GgufTensor:
+    """What a header says of a tensor.
 
     Attributes:
-        values: Numbers and texts by key; an array is left out.
-        elements: Of all tensors together.
-        blocks: Layers that have a tensor, over all stacks of layers.
+        kind: GGML's name of its dtype: ``Q4_1``, ``F32``.
+        shape: Outermost side first, as in Hugging Face folders; the file has it the other way round.
+        nbytes: As it is stored.
+    """
+
+    kind: str
+    shape: tuple[int, ...]
+    nbytes: int
+
+
+@dataclass
+class GgufHeader:
+    """The content of a header that weightops uses.
+
+    Attributes:
+        values: Numbers and texts by key; ``None`` for an array.
+        elements: Number of elements of all tensors together.
+        blocks: Number of layers that have a tensor, over all stacks of layers.
         widest: The longest side of any tensor.
+        tensors: By their names in the file.
     """
 
     values: dict[str, Any] = field(default_factory=dict)
     elements: int = 0
     blocks: int = 0
     widest: int = 0
+    tensors: dict[str, GgufTensor] = field(default_factory=dict)
 
 
 def read_gguf_header(path: Path) -> GgufHeader:
     """Read and check the header of a GGUF file.
 
     Raises:
-        WeightopsError: the file cannot be read, is not GGUF, passes a bound, claims data that it does not hold, or
-            counts of layers, heads or experts that its tensors do not have.
+        WeightopsError: the file cannot be read, is not GGUF, exceeds a limit, claims more data than it contains, or
+            claims more layers, heads or experts than its tensors have.
     """
     try:
         with open(open_file(path), "rb") as stream:
@@ -63,14 +80,14 @@ def read_gguf_header(path: Path) -> GgufHeader:
     try:
         return _header(_Bytes(raw, 4), size)
     except struct.error as error:
-        where = f"its header is longer than {MOST_HEADER} bytes" if size > MOST_HEADER else "it is cut short"
-        raise WeightopsError(f"{path}: not a readable GGUF file ({where}); download it again") from error
+        reason = f"its header is longer than {MOST_HEADER} bytes" if size > MOST_HEADER else "it is cut short"
+        raise WeightopsError(f"{path}: not a readable GGUF file ({reason}); download it again") from error
     except ValueError as error:
         raise WeightopsError(f"{path}: not a readable GGUF file ({error}); download it again") from error
 
 
 class _Bytes:
-    """Bytes with a place in them; reading past their end is a ``struct.error``."""
+    """Bytes with a read position; reading past the end raises ``struct.error``."""
 
     def __init__(self, raw: bytes, place: int) -> None:
         self.raw = raw
@@ -93,16 +110,16 @@ class _Bytes:
         try:
             return self.raw[begin : self.place].decode("utf-8")
         except UnicodeDecodeError as error:
-            raise ValueError("a text that is not UTF-8") from error
+            raise ValueError("a text is not UTF-8") from error
 
 
 def _header(raw: _Bytes, size: int) -> GgufHeader:
     header = GgufHeader()
     version, tensors, keys = raw.number("I"), raw.number("Q"), raw.number("Q")
     if version not in (2, 3):
-        raise ValueError(f"version {version}, only 2 and 3 are read")
+        raise ValueError(f"its version is {version}; weightops reads versions 2 and 3")
     if tensors > MOST_TENSORS or keys > MOST_KEYS:
-        raise ValueError(f"{tensors} tensors and {keys} keys, at most {MOST_TENSORS} and {MOST_KEYS} are read")
+        raise ValueError(f"it has {tensors} tensors and {keys} keys, the limits are {MOST_TENSORS} and {MOST_KEYS}")
     room = MOST_ELEMENTS
     for _ in range(keys):
         key, kind = raw.text(), raw.number("I")
@@ -122,27 +139,27 @@ def _value(raw: _Bytes, kind: int) -> Any:
     if kind == _STRING:
         return raw.text()
     if kind not in _FORMATS:
-        raise ValueError(f"a value of unknown kind {kind}")
+        raise ValueError(f"a value has the unknown type {kind}")
     return raw.number(_FORMATS[kind])
 
 
 def _skip_array(raw: _Bytes, room: int) -> int:
-    """Step over an array; how many elements it has."""
+    """Step over an array and return its number of elements."""
     kind, length = raw.number("I"), raw.number("Q")
     if length > room:
-        raise ValueError(f"arrays of more than {MOST_ELEMENTS} elements")
+        raise ValueError(f"its arrays have more than {MOST_ELEMENTS} elements")
     if kind == _STRING:
         for _ in range(length):
             raw.skip(raw.number("Q"))
     elif kind in _FORMATS:
         raw.skip(length * struct.calcsize(f"<{_FORMATS[kind]}"))
     else:
-        raise ValueError(f"an array of unknown kind {kind}")
+        raise ValueError(f"an array has the unknown type {kind}")
     return int(length)
 
 
 def _read_tensors(raw: _Bytes, tensors: int, size: int, header: GgufHeader) -> None:
-    """The tensors' shapes and places: inside the file, and together no larger than it."""
+    """Read the tensors' shapes and offsets, and check that all of them fit into the file."""
     from gguf import GGML_QUANT_SIZES, GGMLQuantizationType
 
     sizes = {int(kind.value): GGML_QUANT_SIZES[kind] for kind in GGMLQuantizationType if kind in GGML_QUANT_SIZES}
@@ -157,34 +174,35 @@ def _read_tensors(raw: _Bytes, tensors: int, size: int, header: GgufHeader) -> N
         sides = [raw.number("Q") for _ in range(dimensions)]
         kind, offset = raw.number("I"), raw.number("Q")
         if kind not in sizes:
-            raise ValueError(f"tensor {short(name)} is of unknown kind {kind}")
+            raise ValueError(f"tensor {short(name)} has the unknown type {kind}")
         elements = 1
         for side in sides:
             elements *= side
         block, block_bytes = sizes[kind]
         if (sides or [1])[0] % block or elements > 1 << 60:
-            raise ValueError(f"tensor {short(name)} has sides {sides}, which its kind cannot have")
+            raise ValueError(f"tensor {short(name)} has the shape {sides}, which its type does not allow")
         length = elements // block * block_bytes
         ends.append(offset + length)
         total += length
         header.elements += elements
+        header.tensors[name] = GgufTensor(GGMLQuantizationType(kind).name, tuple(reversed(sides)), length)
         header.widest = max(header.widest, *sides, 0)
         if match := _BLOCK.search(name):
             blocks.add(f"{name[: match.start()]}.{int(match[1])}")
     header.blocks = len(blocks)
     alignment = header.values.get("general.alignment", 32)
     if type(alignment) is not int or not 0 < alignment <= 1 << 16:
-        raise ValueError(f"an alignment of {short(alignment)}")
+        raise ValueError(f"the alignment {short(alignment)} is not valid")
     begin = -(-raw.place // alignment) * alignment
     if begin + max(ends) > size or total > size:
-        raise ValueError(f"its tensors need {max(begin + max(ends), total)} bytes, the file has {size}")
+        raise ValueError(f"its tensors need {max(begin + max(ends), total)} bytes, but the file has {size}")
 
 
 def _check_counts(header: GgufHeader) -> None:
-    """Counts of layers, heads and experts make a reader build that many; the tensors must have them."""
+    """Check the claimed counts of layers, heads and experts: a reader would allocate that many."""
     for key, value in header.values.items():
         if not key.endswith("_count") or key.startswith(("general.", "tokenizer.", "split.", "quantize.")):
             continue
         most = header.blocks if key.endswith(".block_count") else max(header.widest, header.blocks)
         if type(value) is int and value > most:
-            raise ValueError(f"{short(key)} is {value}, and its tensors have {most}")
+            raise ValueError(f"{short(key)} is {value}, but its tensors have {most}")

@@ -17,10 +17,10 @@ def is_hub_id(spec: str) -> bool:
 
 
 def download(spec: str) -> Path:
-    """The snapshot folder of a hub model, downloaded where it is not cached; the client shows progress.
+    """The snapshot folder of a hub model, downloaded unless it is cached; the hub's client shows progress.
 
     Raises:
-        WeightopsError: not found, not allowed, or not reachable and not cached.
+        WeightopsError: the model is not found, needs permission, or is not cached while the hub is unreachable.
     """
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import (
@@ -32,23 +32,23 @@ def download(spec: str) -> Path:
         RevisionNotFoundError,
     )
 
-    match, beside = _ID.match(spec), download_patterns()
+    match, small_files = _ID.match(spec), [*download_patterns(), "README.md"]  # the card states the licence
     repo, revision = (match["repo"], match["revision"]) if match else (spec, None)
     try:
-        folder = Path(snapshot_download(repo, revision=revision, allow_patterns=[*beside, "*.safetensors"]))
+        folder = Path(snapshot_download(repo, revision=revision, allow_patterns=[*small_files, "*.safetensors"]))
         if not any(folder.glob("*.safetensors")):
-            snapshot_download(repo, revision=revision, allow_patterns=[*beside, "*.bin"])
+            snapshot_download(repo, revision=revision, allow_patterns=[*small_files, "*.bin"])
     except GatedRepoError as error:
         raise WeightopsError(
-            f"{spec}: the hub asks for permission; accept the model's terms there and run `hf auth login`"
+            f"{spec}: the hub requires permission; accept the model's terms on its page and run `hf auth login`"
         ) from error
     except RevisionNotFoundError as error:
         raise WeightopsError(
-            f"{spec}: no revision {revision!r} of {repo} on the hub; check the name after @"
+            f"{spec}: {repo} does not have the revision {revision!r} on the hub; check the name after @"
         ) from error
     except (RepositoryNotFoundError, HFValidationError) as error:
         raise WeightopsError(
-            f"{spec}: no such folder here, and no such model on the hub; check the spelling"
+            f"{spec}: there is no local folder and no hub model of this name; check the spelling"
         ) from error
     except LocalEntryNotFoundError as error:
         raise WeightopsError(
@@ -56,6 +56,6 @@ def download(spec: str) -> Path:
         ) from error
     except (HfHubHTTPError, OSError) as error:
         raise WeightopsError(
-            f"{spec}: the download failed ({type(error).__name__}); run the command again to go on"
+            f"{spec}: the download failed ({type(error).__name__}); run the same command again to resume"
         ) from error
     return folder

@@ -1,8 +1,8 @@
-"""The table of tensors in a PyTorch file, read without Python's unpickler: where each tensor lies, and as what.
+"""Reads the tensor table of a PyTorch file (each tensor's offset, dtype and shape) without Python's unpickler.
 
-A ``torch.save`` file says by pickle opcodes what to build. Only the opcodes and functions that tables of tensors need
-are known here; they build text, numbers, lists, tables and descriptions of tensors, and no code of the file runs.
-Source of the layout: torch 2, ``torch/serialization.py``, its zip archives and the streams of before torch 1.6.
+A ``torch.save`` file is a program of pickle opcodes. This module supports only the opcodes and functions that a table
+of tensors needs: they build text, numbers, lists, dicts and descriptions of tensors. No code from the file runs.
+Source of the layout: torch 2, ``torch/serialization.py``, both its zip archives and the streams from before torch 1.6.
 """
 
 from __future__ import annotations
@@ -20,10 +20,10 @@ from ..errors import WeightopsError, short
 from .safetensors import MOST_DIMENSIONS
 from .small_files import open_file
 
-#: Bytes and opcodes of the pickle that describes a file's tensors: about 15,000 tensors in one file.
+#: Most bytes and opcodes of the pickle that describes a file's tensors: about 15,000 tensors in one file.
 MOST_PICKLE: Final = 16_000_000
 MOST_OPCODES: Final = 500_000
-#: Bytes of a zip archive's directory: about 150,000 records.
+#: Most bytes of a zip archive's directory: about 150,000 records.
 MOST_DIRECTORY: Final = 16_000_000
 
 _ELEMENT: Final = {
@@ -46,7 +46,7 @@ class Storage:
 
     Attributes:
         dtype: torch's name, ``uint8`` for an untyped one.
-        length: Elements.
+        length: Number of elements.
     """
 
     key: str
@@ -66,22 +66,22 @@ class PickledTensor:
 
 
 class _ObjectsError(Exception):
-    """The pickle asks for something besides a table of tensors."""
+    """The pickle contains something other than a table of tensors."""
 
 
 @dataclass(frozen=True)
 class _Named:
-    """A class or function of the pickle, by its name: never imported."""
+    """The name of a class or function in the pickle; it is never imported."""
 
     name: str
 
 
 def read_table(file: Path) -> tuple[Any, dict[str, int]]:
-    """What a file holds, a table of tensors where it is sound, and where each storage begins in the file.
+    """The content of a file (a dict of tensors, if the file is valid), and the offset of each storage in the file.
 
     Raises:
-        WeightopsError: the file cannot be read, is damaged, holds objects besides tensors or passes a bound; or a
-            tensor reaches beyond its data.
+        WeightopsError: the file cannot be read, is damaged, contains objects other than tensors or exceeds a limit;
+            or a tensor extends past the end of its data.
     """
     try:
         with open(open_file(file), "rb") as stream:
@@ -92,8 +92,8 @@ def read_table(file: Path) -> tuple[Any, dict[str, int]]:
             _check_records(file, value, records)
     except _ObjectsError as error:
         raise WeightopsError(
-            f"{file}: holds Python objects besides tensors ({short(str(error))}), and unpickling them can run any "
-            "code; where you trust the file, load it with the program that wrote it and save it as .safetensors"
+            f"{file}: contains Python objects besides tensors ({short(str(error))}), and unpickling them can run any "
+            "code; if you trust the file, load it with the program that wrote it and save it as .safetensors"
         ) from error
     except OSError as error:
         raise WeightopsError(f"{file}: cannot be read ({error.strerror}); check its permissions") from error
@@ -106,7 +106,7 @@ def read_table(file: Path) -> tuple[Any, dict[str, int]]:
 
 
 def _check_records(file: Path, value: Any, records: dict[str, tuple[int, int]]) -> None:
-    """Every tensor lies inside its storage, and every storage inside its record."""
+    """Check that every tensor is inside its storage, and every storage inside its record."""
     for name, tensor in value.items() if isinstance(value, dict) else ():
         if not isinstance(tensor, PickledTensor):
             continue
@@ -115,20 +115,20 @@ def _check_records(file: Path, value: Any, records: dict[str, tuple[int, int]]) 
         if storage.key not in records or records[storage.key][1] < needed:
             has = records[storage.key][1] if storage.key in records else 0
             raise WeightopsError(
-                f"{file}: {short(name)}: its data should have {needed} bytes, the file holds {has}; download it again"
+                f"{file}: {short(name)}: its data should have {needed} bytes, but the file has {has}; download it again"
             )
         if fault := _beyond(tensor, needed // _ELEMENT[tensor.dtype]):
             raise WeightopsError(f"{file}: {short(name)}: {fault}; save model.state_dict() with contiguous tensors")
 
 
 def _beyond(tensor: PickledTensor, length: int) -> str:
-    """What is wrong with a tensor's shape over ``length`` elements of data."""
+    """The problem of a tensor whose shape does not fit ``length`` elements of data; empty if it fits."""
     count, nonzero, last = 1, 1, tensor.offset
     for size, stride in zip(tensor.shape, tensor.strides, strict=True):
         count, nonzero, last = count * size, nonzero * (size or 1), last + (size - 1) * stride
         if nonzero >= 1 << 60 or count > length > 0:
             return f"its shape {short(tensor.shape)} has more elements than its data ({length})"
-    return f"it reaches beyond its data ({length} elements)" if count and last >= length else ""
+    return f"it extends past the end of its data ({length} elements)" if count and last >= length else ""
 
 
 # --- the two layouts of a file ---------------------------------------------------------------------------------------
@@ -137,16 +137,16 @@ _Records = dict[str, tuple[int, int]]
 
 
 def _archive(stream: BinaryIO, size: int) -> tuple[Any, _Records]:
-    """A zip archive: ``NAME/data.pkl``, and each storage in ``NAME/data/KEY``, none of them compressed."""
+    """A zip archive: ``NAME/data.pkl``, and each storage in ``NAME/data/KEY``; nothing is compressed."""
     _check_directory(stream, size)
     with zipfile.ZipFile(stream) as archive:
         entries = {entry.filename: entry for entry in archive.infolist()}
         named = [name for name in entries if name.endswith("/data.pkl")]
         if len(named) != 1:
-            raise ValueError(f"{len(named)} records data.pkl")
+            raise ValueError(f"it has {len(named)} data.pkl records, expected one")
         home = named[0].removesuffix("data.pkl")
         if f"{home}byteorder" in entries and _record(stream, entries[f"{home}byteorder"], size, 16) != b"little":
-            raise ValueError("not in little-endian byte order")
+            raise ValueError("its byte order is not little-endian")
         value = _value(io.BytesIO(_record(stream, entries[named[0]], size, MOST_PICKLE)))
         prefix = f"{home}data/"
         stored = [(name, entry) for name, entry in entries.items() if name.startswith(prefix)]
@@ -159,48 +159,48 @@ def _check_directory(stream: BinaryIO, size: int) -> None:
     tail = stream.read()
     end = tail.rfind(b"PK\x05\x06")
     if end < 0:
-        raise ValueError("its directory is missing")
+        raise ValueError("its zip directory is missing")
     length = int.from_bytes(tail[end + 12 : end + 16], "little")
-    if end >= 76 and tail[end - 20 : end - 16] == b"PK\x06\x07":  # the 64-bit form, which goes before
+    if end >= 76 and tail[end - 20 : end - 16] == b"PK\x06\x07":  # the 64-bit form takes precedence
         length = int.from_bytes(tail[end - 36 : end - 28], "little")
     if length > MOST_DIRECTORY:
-        raise ValueError(f"a directory of {length} bytes, at most {MOST_DIRECTORY} are read")
+        raise ValueError(f"its zip directory has {length} bytes, the limit is {MOST_DIRECTORY}")
 
 
 def _place(stream: BinaryIO, entry: zipfile.ZipInfo, size: int) -> tuple[int, int]:
-    """Where a record's bytes begin in the file, and how many there are."""
+    """The offset of a record's bytes in the file, and their number."""
     if entry.compress_type != zipfile.ZIP_STORED or entry.compress_size != entry.file_size or entry.flag_bits & 1:
-        raise ValueError("a compressed or encrypted record")
+        raise ValueError("a record is compressed or encrypted")
     stream.seek(entry.header_offset)
     head = stream.read(30)
     if head[:4] != b"PK\x03\x04":
-        raise ValueError("a record without its head")
+        raise ValueError("a record does not have its header")
     begin = entry.header_offset + 30 + int.from_bytes(head[26:28], "little") + int.from_bytes(head[28:30], "little")
     if begin + entry.file_size > size:
-        raise ValueError("a record beyond the end of the file")
+        raise ValueError("a record extends past the end of the file")
     return begin, entry.file_size
 
 
 def _record(stream: BinaryIO, entry: zipfile.ZipInfo, size: int, most: int) -> bytes:
     begin, length = _place(stream, entry, size)
     if length > most:
-        raise ValueError(f"a record of {length} bytes where at most {most} are read")
+        raise ValueError(f"a record has {length} bytes, the limit is {most}")
     stream.seek(begin)
     return stream.read(length)
 
 
 def _stream(stream: BinaryIO, size: int) -> tuple[Any, _Records]:
-    """A stream of before torch 1.6: five pickles, then each storage with its length before it."""
+    """The format from before torch 1.6: five pickles, then each storage after its length."""
     pickles = io.BytesIO(stream.read(MOST_PICKLE))
     if _value(pickles) != _MAGIC or _value(pickles) != _PROTOCOL:
-        raise ValueError("neither an archive nor a stream of torch")
+        raise ValueError("neither a zip archive nor an old torch stream")
     machine = _value(pickles)
     if not isinstance(machine, dict) or machine.get("little_endian") is not True:
-        raise ValueError("not in little-endian byte order")
+        raise ValueError("its byte order is not little-endian")
     storages: dict[str, Storage] = {}
     value, keys = _value(pickles, storages), _value(pickles)
     if not isinstance(keys, list):
-        raise ValueError("no list of its data")
+        raise ValueError("the list of its storages is missing")
     records: _Records = {}
     begin = pickles.tell()
     for key in keys:
@@ -209,7 +209,7 @@ def _stream(stream: BinaryIO, size: int) -> tuple[Any, _Records]:
         length = int.from_bytes(stream.read(8), "little")
         span = length * _ELEMENT[storage.dtype]
         if begin + 8 + span > size:
-            raise ValueError("data beyond the end of the file")
+            raise ValueError("its data extends past the end of the file")
         records[storage.key] = begin + 8, span
         begin += 8 + span
     return value, records
@@ -238,10 +238,10 @@ def _opcodes(stream: io.BytesIO) -> Iterator[tuple[str, Any]]:
 
 
 def _value(stream: io.BytesIO, storages: dict[str, Storage] | None = None) -> Any:
-    """The value of one pickle; the stream stands behind it afterwards.
+    """The value of one pickle; leaves the stream right after it.
 
     Args:
-        storages: Filled with the storages that the pickle names, by key.
+        storages: Gets the storages that the pickle names, by key.
     """
     stack: list[Any] = []
     memo: dict[int, Any] = {}
@@ -272,7 +272,7 @@ def _value(stream: io.BytesIO, storages: dict[str, Storage] | None = None) -> An
 
 
 def _combine(code: str, stack: list[Any]) -> None:
-    """The opcodes that put values from the stack together."""
+    """Run an opcode that combines values from the stack."""
     if code in ("TUPLE", "LIST", "DICT"):
         items = _to_mark(stack)
         stack.append(tuple(items) if code == "TUPLE" else items if code == "LIST" else _into({}, items))
@@ -285,9 +285,9 @@ def _combine(code: str, stack: list[Any]) -> None:
     elif code in ("APPEND", "APPENDS"):
         items = _to_mark(stack) if code == "APPENDS" else [stack.pop()]
         if not isinstance(stack[-1], list):
-            raise ValueError("items for what is no list")
+            raise ValueError("items are appended to something that is not a list")
         stack[-1].extend(items)
-    elif code == "BUILD":  # the attributes of an OrderedDict: a state_dict's _metadata
+    elif code == "BUILD":  # sets attributes of an OrderedDict: a state_dict's _metadata
         stack.pop()
         if not isinstance(stack[-1], dict):
             raise _ObjectsError("an object with a state")
@@ -297,7 +297,7 @@ def _combine(code: str, stack: list[Any]) -> None:
 
 def _to_mark(stack: list[Any]) -> list[Any]:
     place = len(stack) - 1
-    while stack[place] is not _MARK:  # an IndexError past the bottom is a damaged file
+    while stack[place] is not _MARK:  # an IndexError past the bottom means a damaged file
         place -= 1
     items = stack[place + 1 :]
     del stack[place:]
@@ -306,25 +306,25 @@ def _to_mark(stack: list[Any]) -> list[Any]:
 
 def _into(table: Any, items: list[Any]) -> Any:
     if not isinstance(table, dict) or len(items) % 2:
-        raise ValueError("keys and values for what is no table")
+        raise ValueError("keys and values are put into something that is not a dict")
     for key, value in zip(items[::2], items[1::2], strict=True):
-        # other keys would have to be hashed, which nested tuples can make endless
+        # hashing other keys could take forever: they may be nested tuples
         if not isinstance(key, str) and type(key) is not int:
-            raise _ObjectsError("a table with keys that are no text")
+            raise _ObjectsError("a dict with keys that are not text")
         table[key] = value
     return table
 
 
 def _storage(identity: Any, storages: dict[str, Storage] | None) -> Storage:
-    """A persistent id: ("storage", type, key, location, length), and in a stream the window of a view."""
+    """A persistent id: ("storage", type, key, location, length), in old streams followed by a view."""
     if not isinstance(identity, tuple) or len(identity) not in (5, 6) or identity[0] != "storage":
-        raise _ObjectsError("a reference to what is no storage")
+        raise _ObjectsError("a reference to something other than a storage")
     kind, key, length = identity[1], identity[2], identity[4]
     name = kind.name.rpartition(".") if isinstance(kind, _Named) else ("", "", "")
     if name[0] not in ("torch", "torch.storage") or name[2] not in _STORAGES or (len(identity) == 6 and identity[5]):
-        raise _ObjectsError("a storage of an unknown kind")
+        raise _ObjectsError("a storage of an unknown type")
     if not isinstance(key, str) or type(length) is not int or not 0 <= length < 1 << 60:
-        raise ValueError("a storage without key or length")
+        raise ValueError("a storage has no valid key or length")
     storage = Storage(key, _STORAGES[name[2]], length)
     if storages is not None:
         storages[key] = storage
@@ -332,19 +332,19 @@ def _storage(identity: Any, storages: dict[str, Storage] | None) -> Storage:
 
 
 def _built(function: Any, arguments: Any) -> Any:
-    """What a call in the pickle stands for: a table, a tensor, or a parameter, which is its tensor."""
-    name = function.name if isinstance(function, _Named) else "a call of what is no function"
+    """The result of a call in the pickle: a dict, a tensor, or a parameter (its tensor)."""
+    name = function.name if isinstance(function, _Named) else "a call of something that is not a function"
     if not isinstance(arguments, tuple):
-        raise ValueError("a call without arguments")
+        raise ValueError("a call has no arguments")
     if name == "collections.OrderedDict":
         pairs = arguments[0] if arguments else []
         if not isinstance(pairs, list) or not all(isinstance(pair, list | tuple) and len(pair) == 2 for pair in pairs):
-            raise ValueError("a table of what are no pairs")
+            raise ValueError("a dict is not built from pairs")
         return _into({}, [item for pair in pairs for item in pair])
     if name in ("torch._utils._rebuild_parameter", "torch._utils._rebuild_parameter_with_state"):
         if arguments and isinstance(arguments[0], PickledTensor):
             return arguments[0]
-        raise ValueError("a parameter without its tensor")
+        raise ValueError("a parameter does not have a tensor")
     if name == "torch._tensor._rebuild_from_type_v2" and arguments[1] in _PLAIN_TYPES:
         return _tensor(arguments[2], untyped=arguments[0] == _Named("torch._utils._rebuild_tensor_v3"))
     if name in ("torch._utils._rebuild_tensor", "torch._utils._rebuild_tensor_v2", "torch._utils._rebuild_tensor_v3"):
@@ -353,19 +353,21 @@ def _built(function: Any, arguments: Any) -> Any:
 
 
 def _tensor(arguments: tuple[Any, ...], *, untyped: bool) -> PickledTensor:
-    """(storage, offset, shape, strides, requires_grad, hooks, metadata); an untyped one has a dtype before the last."""
+    """(storage, offset, shape, strides, requires_grad, hooks, metadata); if untyped, a dtype before metadata."""
     storage, offset, shape, strides = arguments[:4]
     dtype = storage.dtype if isinstance(storage, Storage) else None
     if untyped:
         dtype = arguments[6].name.removeprefix("torch.") if isinstance(arguments[6], _Named) else None
     if not isinstance(storage, Storage) or dtype not in _ELEMENT:
-        raise _ObjectsError("a tensor of an unknown kind")
+        raise _ObjectsError("a tensor of an unknown type")
     if any(arguments[6 + untyped :]):
-        raise _ObjectsError("a tensor that is to be conjugated or negated")
+        raise _ObjectsError("a tensor with a pending conjugation or negation")
     lengths = (shape, strides)
-    if not all(isinstance(one, tuple) and all(type(n) is int and 0 <= n < 1 << 60 for n in one) for one in lengths):
-        raise ValueError("a tensor without shape or strides")
+    if not all(
+        isinstance(sizes, tuple) and all(type(n) is int and 0 <= n < 1 << 60 for n in sizes) for sizes in lengths
+    ):
+        raise ValueError("a tensor has no valid shape or strides")
     sound = type(offset) is int and 0 <= offset < 1 << 60
     if not sound or len(shape) != len(strides) or len(shape) > MOST_DIMENSIONS:
-        raise ValueError(f"a tensor of {len(shape)} dimensions, at most {MOST_DIMENSIONS} are read, or without offset")
+        raise ValueError(f"a tensor has {len(shape)} dimensions (the limit is {MOST_DIMENSIONS}) or no valid offset")
     return PickledTensor(storage, dtype, offset, shape, strides)

@@ -1,4 +1,4 @@
-"""transformers without its log lines, warnings and progress bars."""
+"""Silences the log lines, warnings and progress bars of transformers."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from contextlib import contextmanager
 
 @contextmanager
 def quiet_transformers() -> Iterator[None]:
-    """Errors only, for the length of the block; the user's own settings come back after it."""
+    """Show only errors inside the block, then restore the user's settings."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         logging = importlib.import_module("transformers.utils.logging")

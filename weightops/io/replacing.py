@@ -1,7 +1,7 @@
-"""Replacing an output: what may be taken away, and the renames that put the new folder in its place.
+"""Replacing an output: which folders may be replaced, and the renames that put the new folder in place.
 
-Only what weightops or transformers wrote is replaced, and only once the new folder is whole. A folder in which anything
-else lies is left alone, whatever the user asked for.
+Only a folder that weightops or transformers wrote is replaced, and only when the new folder is complete. A folder with
+any other file in it is left alone, even if the user asks to overwrite it.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import shutil
 import stat
+from collections.abc import Callable
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Final
@@ -21,7 +22,7 @@ RECORD: Final = "weightops.json"
 TRAINING: Final = "training.json"
 
 _WEIGHTS: Final = ("model*.safetensors", "pytorch_model*.bin", "adapter_model.safetensors", "adapter_model.bin")
-#: Files that weightops, transformers, PEFT or mergekit write into a model's folder, as patterns.
+#: Patterns of the files that weightops, transformers, PEFT or mergekit write into a model's folder.
 _KNOWN: Final = (
     *(RECORD, TRAINING, "guard.json", "README.md", "LICENSE*", "NOTICE*", "training_args.bin", "trainer_state.json"),
     *("config.json", "generation_config.json", "adapter_config.json", "*processor_config.json", "*.index.json"),
@@ -33,10 +34,10 @@ _FOLDERS: Final = ("additional_chat_templates",)
 
 
 def refusal(out: Path) -> str | None:
-    """Why what lies at a path may not be replaced, as a problem line; ``None`` where it may, or nothing is there.
+    """The reason why a path may not be replaced, as a problem line; ``None`` if it may, or if nothing exists there.
 
-    An empty folder may be replaced, and a folder that holds a ``weightops.json``, a ``training.json``, or weights with
-    their configuration, and besides that nothing but files known to a model's folder or listed in its record.
+    Two kinds of folder may be replaced: an empty one, and one with a ``weightops.json``, a ``training.json``, or
+    weights with their configuration, if all its other files are usual in a model's folder or listed in its record.
     """
     reason = _reason(out) if os.path.lexists(out) else None
     return reason and f"{out}: is not replaced, because {reason}; move it away yourself, or choose another output"
@@ -47,29 +48,29 @@ def _reason(out: Path) -> str | None:
         return "it is a link"
     if not out.is_dir():
         return "it is not a folder that weightops or transformers wrote"
-    place, here = out.resolve(), Path.cwd()
-    if here.is_relative_to(place):
-        return "the current folder lies in it" if here != place else "it is the current folder"
+    folder, current = out.resolve(), Path.cwd()
+    if current.is_relative_to(folder):
+        return "the current folder is inside it" if current != folder else "it is the current folder"
     if os.path.ismount(out):
         return "it is a mount point"
     try:
         entries = _entries(out)
-        strange = _strange(out, entries)
+        unknown = _unknown(out, entries)
     except OSError as error:
         return f"it cannot be read ({error.strerror})"
-    if strange:
-        more = f" and {len(strange) - 3} more" if len(strange) > 3 else ""
-        return f"it holds what does not belong to a model: {', '.join(strange[:3])}{more}"
+    if unknown:
+        more = f" and {len(unknown) - 3} more" if len(unknown) > 3 else ""
+        return f"it contains files that do not belong to a model: {', '.join(unknown[:3])}{more}"
     if entries and not _is_output(set(entries)):
-        return "it holds no weights with their configuration"
+        return "it does not contain weights with a configuration"
     return None
 
 
 def _entries(out: Path) -> dict[str, os.DirEntry[str]]:
-    """What lies in a folder, and in the folders that a model's folder may have, by relative name."""
+    """The entries of a folder, and of the subfolders that a model's folder may have, by relative name."""
     entries: dict[str, os.DirEntry[str]] = {}
-    with os.scandir(out) as found:
-        for entry in sorted(found, key=lambda entry: entry.name):
+    with os.scandir(out) as listing:
+        for entry in sorted(listing, key=lambda entry: entry.name):
             if entry.is_dir(follow_symlinks=False) and entry.name in _FOLDERS:
                 with os.scandir(entry) as inner:
                     entries |= {f"{entry.name}/{each.name}": each for each in sorted(inner, key=lambda each: each.name)}
@@ -78,15 +79,15 @@ def _entries(out: Path) -> dict[str, os.DirEntry[str]]:
     return entries
 
 
-def _strange(out: Path, entries: dict[str, os.DirEntry[str]]) -> list[str]:
-    """The names, shortened for a message, of what neither we nor transformers wrote."""
+def _unknown(out: Path, entries: dict[str, os.DirEntry[str]]) -> list[str]:
+    """The names, shortened for a message, of entries that neither weightops nor transformers wrote."""
     recorded = _recorded(out) if RECORD in entries else frozenset()
-    strange = []
+    unknown = []
     for name, entry in entries.items():
-        known = name in recorded or any(fnmatchcase(name, pattern) for pattern in _KNOWN)
-        if not (known and entry.is_file(follow_symlinks=False)):
-            strange.append(short(name) + "/" * entry.is_dir(follow_symlinks=False))
-    return strange
+        expected = name in recorded or any(fnmatchcase(name, pattern) for pattern in _KNOWN)
+        if not (expected and entry.is_file(follow_symlinks=False)):
+            unknown.append(short(name) + "/" * entry.is_dir(follow_symlinks=False))
+    return unknown
 
 
 def _recorded(out: Path) -> frozenset[str]:
@@ -106,34 +107,42 @@ def _is_output(names: set[str]) -> bool:
 
 
 def exists_already(out: Path) -> str:
-    """The problem line for an output that is there."""
+    """The problem line for an output that already exists."""
     return Message(
         f"{out}: exists already", Remedy("choose another {}", "out"), Remedy("replace it with {}", "overwrite", True)
     )
 
 
-def check_place(out: Path, *, overwrite: bool) -> None:
-    """Refuse a place for an output where something lies that is not to be replaced, or may not be.
+def check_place(out: Path, *, overwrite: bool, why_not: Callable[[Path], str | None] = refusal) -> None:
+    """Refuse an output path that exists, unless it may and should be replaced.
+
+    Args:
+        out: The output path.
+        overwrite: Whether to replace what is there.
+        why_not: A function from a path to the reason why it may not be replaced, as a problem line, or ``None``;
+            :func:`refusal` for models.
 
     Raises:
-        WeightopsError: with the reason.
+        WeightopsError: the path exists and is not replaced, with the reason.
     """
     if not os.path.lexists(out):
         return
-    problem = refusal(out) if overwrite else exists_already(out)
+    problem = why_not(out) if overwrite else exists_already(out)
     if problem:
         raise WeightopsError(problem)
 
 
-def put_in_place(new: Path, out: Path, aside: Path, *, overwrite: bool) -> None:
-    """Rename what lies at ``out`` aside, and the new folder to ``out``; after a crash the one or the other is there.
+def put_in_place(
+    new: Path, out: Path, aside: Path, *, overwrite: bool, why_not: Callable[[Path], str | None] = refusal
+) -> None:
+    """Rename the old ``out`` to ``aside``, then the new folder to ``out``; after a crash one of the two is there.
 
-    What was renamed aside is the caller's to delete.
+    The caller deletes ``aside``. ``why_not``: see :func:`check_place`.
 
     Raises:
-        WeightopsError: something lies there that is not to be replaced, or may not be.
+        WeightopsError: ``out`` exists and is not replaced, with the reason.
     """
-    check_place(out, overwrite=overwrite)
+    check_place(out, overwrite=overwrite, why_not=why_not)
     if os.path.lexists(out):
         out.rename(aside)
     try:
@@ -146,7 +155,7 @@ def put_in_place(new: Path, out: Path, aside: Path, *, overwrite: bool) -> None:
 
 
 def recover(out: Path, aside: Path) -> None:
-    """After a kill: put an old output back that has no successor yet, or delete one that has."""
+    """After a kill: put the old output back, or delete it if the new output is already in place."""
     if not os.path.lexists(aside):
         return
     if not os.path.lexists(out):
@@ -158,11 +167,11 @@ def recover(out: Path, aside: Path) -> None:
 
 
 def private_folder(path: Path) -> None:
-    """Make a folder to work in, or take over one that is there, if only this user can write in it.
+    """Make a working folder, or take over an existing one if only this user can write to it.
 
     Raises:
-        WeightopsError: it is a link, belongs to another user, or other users may write in it.
-        OSError: it cannot be made.
+        WeightopsError: the path is a link, belongs to another user, or other users may write to it.
+        OSError: the folder cannot be made.
     """
     path.mkdir(mode=0o700, exist_ok=True)
     status = os.lstat(path)
@@ -174,11 +183,11 @@ def private_folder(path: Path) -> None:
         reason = "can be written by other users"
     else:
         return
-    raise WeightopsError(f"{path}: {reason}, so an unfinished output is not safe there; remove it, then run this again")
+    raise WeightopsError(f"{path}: {reason}, so an unfinished output would not be safe there; remove it, then rerun")
 
 
 def sync_folder(folder: Path) -> None:
-    """Bring the names in a folder to the disk."""
+    """Flush the names in a folder to the disk."""
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(descriptor)

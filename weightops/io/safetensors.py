@@ -1,7 +1,7 @@
-"""The safetensors format: eight bytes of length, a JSON header, the tensors end to end.
+"""The safetensors format: eight bytes of header length, a JSON header, then the tensors without gaps.
 
-A header is a stranger's claim about a file, so every claim is checked before a byte of data is read. The format's
-own rules (no holes, no overlap, names once) are kept as strictly as its reference reader keeps them.
+We did not write the header, so everything in it is checked before any data is read. The format's rules (no gaps, no
+overlap, each name once) are enforced as strictly as in the reference reader.
 """
 
 from __future__ import annotations
@@ -17,18 +17,18 @@ from .. import dtypes
 from ..errors import WeightopsError, short
 from .small_files import open_file
 
-#: Bytes of a header. About 240,000 tensors in one file; the reference reader allows 100 MB, which can take gigabytes.
+#: Most bytes of a header: about 240,000 tensors; the reference reader allows 100 MB, which can need gigabytes.
 MAX_HEADER = 32_000_000
-#: Commas and opening brackets of a JSON text: no text has more values than these. Bounds the memory of reading it.
+#: Most commas and opening brackets of a JSON text. A text has at most that many values, which limits memory.
 MOST_MARKS = 2_000_000
-#: Dimensions of a tensor; torch's kernels stop at 64, and no model has more than 6.
+#: Most dimensions of a tensor; torch's kernels stop at 64, and no model has more than 6.
 MOST_DIMENSIONS = 32
 _WORD = 1 << 64
 
 
 @dataclass(frozen=True)
 class StoredTensor:
-    """A tensor that lies in a file: where, and as what.
+    """A tensor in a file: its file, offset, dtype and shape.
 
     Attributes:
         dtype: safetensors name, for example ``BF16``.
@@ -52,7 +52,7 @@ class StoredTensor:
 
 @dataclass(frozen=True)
 class Header:
-    """A file's tensors in the order in which they lie, and its metadata."""
+    """A file's tensors, in the order of the file, and its metadata."""
 
     tensors: tuple[StoredTensor, ...]
     metadata: Mapping[str, str]
@@ -70,8 +70,8 @@ def read_header(file: Path) -> Header:
             length = int.from_bytes(stream.read(8), "little")
             if size < 8 or length > min(size - 8, MAX_HEADER):
                 raise WeightopsError(
-                    f"{file}: not a whole safetensors file (header of {length} bytes, of which at most {MAX_HEADER} "
-                    f"are read, file of {size}); download it again"
+                    f"{file}: not a complete safetensors file (the header should have {length} bytes, the limit is "
+                    f"{MAX_HEADER}, the file has {size}); download it again"
                 )
             raw = stream.read(length)
     except OSError as error:
@@ -85,7 +85,7 @@ def parse_header(raw: bytes, file: Path, data_size: int) -> Header:
     """Check a header against the size of the data that follows it.
 
     Raises:
-        WeightopsError: naming the file, the tensor and the claim that does not hold.
+        WeightopsError: the header is wrong; the message names the file, the tensor and the problem.
     """
     entries = _json_object(raw, file)
     metadata = entries.pop("__metadata__", None)
@@ -101,7 +101,7 @@ def parse_header(raw: bytes, file: Path, data_size: int) -> Header:
             raise WeightopsError(f"{file}: {short(name)}: {fault}; the header is damaged, download the file again")
         end = stop
     if end != data_size:
-        fault = f"header describes {end} bytes of data, the file holds {data_size}"
+        fault = f"the header describes {end} bytes of data, but the file has {data_size}"
         raise WeightopsError(f"{file}: {fault}; the file is truncated or damaged, download it again")
     tensors = tuple(
         StoredTensor(name, entries[name]["dtype"], tuple(entries[name]["shape"]), file, start + begin)
@@ -111,7 +111,7 @@ def parse_header(raw: bytes, file: Path, data_size: int) -> Header:
 
 
 def read_row(tensor: StoredTensor, row: int) -> bytes:
-    """One row of a stored matrix, as it lies."""
+    """The bytes of one row of a stored matrix."""
     width = tensor.nbytes // tensor.shape[0]
     with open(tensor.file, "rb") as stream:
         stream.seek(tensor.offset + row * width)
@@ -142,23 +142,25 @@ def build_header(tensors: Mapping[str, tuple[str, tuple[int, ...]]]) -> tuple[by
 
 def _json_object(raw: bytes, file: Path) -> dict[str, Any]:
     def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        found: dict[str, Any] = {}
+        entries: dict[str, Any] = {}
         for key, value in pairs:
-            (key + value if isinstance(value, str) else key).encode()  # half a surrogate pair is no text
-            if key in found:
+            (
+                key + value if isinstance(value, str) else key
+            ).encode()  # half a surrogate pair raises: it is not valid text
+            if key in entries:
                 raise WeightopsError(
                     f"{file}: {short(key)} is listed twice in the header; the file is damaged, download it again"
                 )
-            found[key] = value
-        return found
+            entries[key] = value
+        return entries
 
     try:
         refuse_crowded(raw)
         entries = json.loads(raw.decode("utf-8"), object_pairs_hook=once, parse_int=_whole)
     except (ValueError, RecursionError) as error:
-        reason = f" within bounds ({error})" if type(error) is ValueError else ""
+        reason = f" within the limits ({error})" if type(error) is ValueError else ""
         raise WeightopsError(
-            f"{file}: the safetensors header is not JSON{reason}; the file is damaged, download it again"
+            f"{file}: the safetensors header is not valid JSON{reason}; the file is damaged, download it again"
         ) from error
     if not isinstance(entries, dict):
         raise WeightopsError(
@@ -168,24 +170,24 @@ def _json_object(raw: bytes, file: Path) -> dict[str, Any]:
 
 
 def _whole(digits: str) -> float:
-    """A JSON integer, cut to 65 bits; the reference takes -0 for a float, so it is one here."""
+    """A JSON integer, limited to 65 bits; -0 is a float, as in the reference reader."""
     if len(digits) > 20:
         return -_WORD if digits.startswith("-") else _WORD
     return -0.0 if digits == "-0" else int(digits)
 
 
 def refuse_crowded(raw: bytes) -> None:
-    """Refuse a JSON text whose values would take too much memory, before they are made.
+    """Refuse a JSON text whose values would take too much memory, before parsing it.
 
     Raises:
-        ValueError: it has more commas and opening brackets than :data:`MOST_MARKS`.
+        ValueError: the text has more than :data:`MOST_MARKS` commas and opening brackets.
     """
     if len(raw) > MOST_MARKS and sum(map(raw.count, (b",", b"[", b"{"))) > MOST_MARKS:
         raise ValueError(f"more than {MOST_MARKS} values")
 
 
 def _bits(dtype: str, shape: list[int]) -> int:
-    """Bits of a tensor, a length of 0 taken for 1; at 2^64 it stops multiplying."""
+    """Bits of a tensor, with a length of 0 counted as 1; stops multiplying at 2^64."""
     bits = dtypes.BITS[dtype]
     for length in shape:
         if bits >= _WORD:
@@ -195,18 +197,18 @@ def _bits(dtype: str, shape: list[int]) -> int:
 
 
 def _span(name: str, entry: Any, file: Path, data_size: int) -> tuple[int, int]:
-    """First and last byte of a tensor's data, once everything its entry claims has been checked."""
+    """First and last byte of a tensor's data, after checking everything in its header entry."""
     where = f"{file}: {short(name)}"
     again = "the header is damaged, download the file again"
     if not isinstance(entry, dict) or set(entry) != {"dtype", "shape", "data_offsets"}:
         raise WeightopsError(f"{where}: an entry needs dtype, shape and data_offsets; {again}")
     dtype, shape, offsets = entry["dtype"], entry["shape"], entry["data_offsets"]
     if not isinstance(dtype, str) or dtype not in dtypes.BITS:
-        raise WeightopsError(f"{where}: unknown dtype {short(repr(dtype))}; known are {', '.join(dtypes.BITS)}")
+        raise WeightopsError(f"{where}: unknown dtype {short(repr(dtype))}; supported: {', '.join(dtypes.BITS)}")
     if not isinstance(shape, list) or not all(type(length) is int and length >= 0 for length in shape):
         raise WeightopsError(f"{where}: the shape is not a list of lengths; {again}")
     if len(shape) > MOST_DIMENSIONS:
-        raise WeightopsError(f"{where}: {len(shape)} dimensions, at most {MOST_DIMENSIONS} are read; {again}")
+        raise WeightopsError(f"{where}: it has {len(shape)} dimensions, the limit is {MOST_DIMENSIONS}; {again}")
     if _bits(dtype, shape) >= _WORD:
         raise WeightopsError(f"{where}: the shape {tuple(shape)} is too large for any file; {again}")
     bits = dtypes.BITS[dtype] * dtypes.count(tuple(shape))
@@ -217,11 +219,11 @@ def _span(name: str, entry: Any, file: Path, data_size: int) -> tuple[int, int]:
     begin, end = offsets
     if not 0 <= begin <= end <= data_size:
         raise WeightopsError(
-            f"{where}: data_offsets {begin}..{end} lie outside the file's {data_size} bytes of data; {again}"
+            f"{where}: data_offsets {begin}..{end} are outside the file's {data_size} bytes of data; {again}"
         )
     if end - begin != bits // 8:
         raise WeightopsError(
-            f"{where}: {dtype} of shape {tuple(shape)} needs {bits // 8} bytes, the header gives it {end - begin}; "
+            f"{where}: {dtype} of shape {tuple(shape)} needs {bits // 8} bytes, but the header gives it {end - begin}; "
             f"{again}"
         )
     return begin, end

@@ -1,4 +1,4 @@
-"""Small files of strangers: opened without waiting, read up to a bound, never through a link out of their folder."""
+"""Safe reading of small files that we did not write: no blocking, a size limit, no link out of the folder."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ MOST_BYTES: Final = 128_000_000
 
 
 def open_file(path: Path) -> int:
-    """A descriptor to read a regular file, opened without waiting for a writer; the caller closes it.
+    """Open a regular file for reading, without waiting for a writer, and return its descriptor; the caller closes it.
 
     Raises:
-        WeightopsError: it is a pipe, a device, a socket or a folder.
-        OSError: it is missing or may not be read.
+        WeightopsError: the path is a pipe, a device, a socket or a folder.
+        OSError: the file is missing or cannot be read.
     """
     descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
     if stat.S_ISREG(os.fstat(descriptor).st_mode):
@@ -33,40 +33,43 @@ def read_small(path: Path, limit: int = MOST_TEXT) -> bytes:
     """The content of a regular file of at most ``limit`` bytes. Nothing beyond the limit is read.
 
     Raises:
-        WeightopsError: it is not a regular file, or larger.
-        OSError: it is missing or may not be read.
+        WeightopsError: the path is not a regular file, or the file is larger than ``limit``.
+        OSError: the file is missing or cannot be read.
     """
     with open(open_file(path), "rb") as stream:
         size = os.fstat(stream.fileno()).st_size
         content = stream.read(limit + 1) if size <= limit else b""
     if max(size, len(content)) > limit:
-        raise WeightopsError(f"{path}: {size} bytes, at most {limit} are read; restore or download the file again")
+        raise WeightopsError(f"{path}: it has {size} bytes, the limit is {limit}; restore or download the file again")
     return content
 
 
 def inside(file: Path, folder: Path) -> Path:
-    """The file, unless a link leads from it out of its folder.
+    """Return the file, unless it is a link that leaves its folder.
 
-    Links inside the folder are followed, and those from a snapshot in the hub's cache into the blobs of its repository.
+    Two kinds of link are followed: inside the folder, and from a snapshot in the hub's cache to the blobs of the same
+    repository.
 
     Raises:
-        WeightopsError: it leads out, or links form a circle.
+        WeightopsError: the link leaves the folder, or links form a circle.
     """
     try:
         target, home = file.resolve(), folder.resolve()
     except (OSError, RuntimeError) as error:
-        raise WeightopsError(f"{file}: its link cannot be followed; put the file itself there") from error
+        raise WeightopsError(f"{file}: the link cannot be followed; replace it with the file itself") from error
     blobs = home.parent.parent / "blobs" if home.parent.name == "snapshots" else home
     if not (target.is_relative_to(home) or target.is_relative_to(blobs)):
-        raise WeightopsError(f"{file}: a link out of its folder (to {target}); copy the file in if it belongs there")
+        raise WeightopsError(
+            f"{file}: a link out of its folder (to {target}); if the file belongs here, copy it into the folder"
+        )
     return file
 
 
 def read_beside(folder: Path, name: str, limit: int = MOST_BYTES) -> bytes:
-    """A small file of a model folder; a link that leads out of the folder is refused.
+    """A small file of a model folder; a link that leaves the folder is refused.
 
     Raises:
-        WeightopsError: it leads out of the folder, is not a regular file, or is larger than ``limit``.
-        OSError: it is missing or may not be read.
+        WeightopsError: the file is outside the folder, is not a regular file, or is larger than ``limit``.
+        OSError: the file is missing or cannot be read.
     """
     return read_small(inside(folder / name, folder), limit)

@@ -1,13 +1,12 @@
-"""The output while it is being made: a hidden folder beside its place, renamed into place when it is whole.
+"""An output while it is being written: a hidden folder next to its final path, renamed when it is complete.
 
-A run that is killed leaves the folder and its journal; the same command resumes there and ends in the same bytes. What
-the journal calls done has reached the disk. Two processes cannot write one output: the folder is locked.
+A killed run leaves the folder and its journal. The same command resumes from there and produces the same bytes. Slices
+that the journal lists as done have reached the disk. The folder is locked, so two processes cannot write one output.
 """
 
 from __future__ import annotations
 
 import errno
-import fcntl
 import json
 import os
 import shutil
@@ -18,22 +17,29 @@ from types import TracebackType
 from typing import Any
 
 from ..errors import Message, Remedy, WeightopsError
-from .replacing import check_place, private_folder, put_in_place, recover, sync_folder
+from .output_lock import OutputLock, open_private, remove
+from .replacing import check_place, put_in_place, recover, sync_folder
 
 _FLUSH_SECONDS = 2.0
-_JOURNAL, _IDENTITY, _LOCK = "journal.jsonl", "plan.json", "lock"
+_JOURNAL, _IDENTITY = "journal.jsonl", "plan.json"
 
 
 class Staging:
     """The staged output folder; a context manager.
 
-    Leaving it by an error that a repeated run would meet again (a :class:`WeightopsError`) removes the folder;
-    anything else (an interrupt, a full disk) keeps it for the run that resumes.
+    An error that a second run would raise again (a :class:`WeightopsError`) removes the folder. Any other error (an
+    interrupt, a full disk) keeps the folder, so that the next run can resume.
+
+    Args:
+        lock: The output's lock, if the caller already holds it; otherwise it is taken here.
     """
 
-    def __init__(self, out: Path, identity: Mapping[str, Any], *, overwrite: bool = False) -> None:
-        self.out = Path(os.path.abspath(out))
-        self.folder = self.out.parent / f".{self.out.name}.weightops"
+    def __init__(
+        self, out: Path, identity: Mapping[str, Any], *, overwrite: bool = False, lock: OutputLock | None = None
+    ) -> None:
+        self._lock = lock or OutputLock(out)
+        self._lock_is_given = lock is not None
+        self.out, self.folder = self._lock.out, self._lock.folder
         self._identity = json.loads(json.dumps(identity))
         self._overwrite = overwrite
         self._files: dict[str, int] = {}
@@ -42,18 +48,12 @@ class Staging:
         self._flushed = time.monotonic()
 
     def __enter__(self) -> Staging:
+        if not self._lock_is_given:
+            self._lock.__enter__()
         try:
-            self.out.parent.mkdir(parents=True, exist_ok=True)
-            private_folder(self.folder)
-            self._lock = _open(self.folder / _LOCK, os.O_RDWR | os.O_CREAT)
-        except OSError as error:
-            what = f"{self.out}: cannot be written ({error.strerror})"
-            raise WeightopsError(Message(what, Remedy("choose another {}", "out"))) from error
-        try:
-            self._take_lock()
             self._adopt()
         except BaseException:
-            os.close(self._lock)
+            self._release()
             raise
         return self
 
@@ -62,22 +62,22 @@ class Staging:
     ) -> None:
         if isinstance(error, WeightopsError):
             self._close_files()
-            shutil.rmtree(self.folder, ignore_errors=True)
+            self._lock.sweep()
         elif kind is not None:
             try:
                 self.flush()
-            except OSError:  # a disk that is full: what the journal holds already is still true
+            except OSError:  # the disk is full: the lines already in the journal are still true
                 self._pending.clear()
         self._close_files()
-        os.close(self._lock)
+        self._release()
 
     @property
     def model(self) -> Path:
-        """Where the files of the output stand until it is whole."""
+        """The folder of the output's files until the output is complete."""
         return self.folder / "model"
 
     def done(self) -> list[dict[str, Any]]:
-        """The journal of the run that is resumed; empty on a first run."""
+        """The journal of the run to resume; empty for a first run."""
         records = []
         try:
             lines = self._read(_JOURNAL).splitlines()
@@ -86,7 +86,7 @@ class Staging:
         for line in lines:
             try:
                 records.append(json.loads(line))
-            except ValueError:  # the line that a kill cut short
+            except ValueError:  # a kill cut this line short
                 break
         if len(records) < len(lines):
             text = "".join(f"{line}\n" for line in lines[: len(records)])
@@ -94,12 +94,12 @@ class Staging:
         return records
 
     def allocate(self, name: str, head: bytes, size: int) -> int:
-        """A file of its final size with its head in place; returns its descriptor.
+        """Create a file with its final size and its header; returns its descriptor.
 
         Raises:
-            WeightopsError: the disk has no room.
+            WeightopsError: the disk does not have enough space.
         """
-        descriptor = _open(self.model / name, os.O_RDWR | os.O_CREAT)
+        descriptor = open_private(self.model / name, os.O_RDWR | os.O_CREAT)
         self._files[name] = descriptor
         self._names.add(name)
         try:
@@ -107,25 +107,25 @@ class Staging:
         except OSError as error:
             if error.errno not in (errno.EOPNOTSUPP, errno.EINVAL):
                 raise WeightopsError(
-                    f"{self.model / name}: no room for {size} bytes ({error.strerror}); free some space"
+                    f"{self.model / name}: not enough space for {size} bytes ({error.strerror}); free some space"
                 ) from error
         os.ftruncate(descriptor, size)
         os.pwrite(descriptor, head, 0)
         return descriptor
 
     def record(self, entry: Mapping[str, Any]) -> None:
-        """Note a finished slice; it counts as done once its data and the note are on disk."""
+        """Add a finished slice to the journal; it counts as done when its data and the entry are on disk."""
         self._pending.append(json.dumps(entry, separators=(",", ":")))
         if time.monotonic() - self._flushed > _FLUSH_SECONDS:
             self.flush()
 
     def flush(self) -> None:
-        """Bring data, then notes, to the disk."""
+        """Flush the data, then the journal, to the disk."""
         if self._pending:
             for descriptor in self._files.values():
                 os.fdatasync(descriptor)
             flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT
-            with open(_open(self.folder / _JOURNAL, flags), "a", encoding="utf-8") as journal:
+            with open(open_private(self.folder / _JOURNAL, flags), "a", encoding="utf-8") as journal:
                 journal.write("\n".join(self._pending) + "\n")
                 journal.flush()
                 os.fsync(journal.fileno())
@@ -133,63 +133,57 @@ class Staging:
         self._flushed = time.monotonic()
 
     def write(self, name: str, content: bytes) -> None:
-        """A small file of the output."""
+        """Write a small file of the output."""
         path = self.model / name
         path.parent.mkdir(parents=True, exist_ok=True)
         self._names.add(name)
-        with open(_open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), "wb") as stream:
+        with open(open_private(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), "wb") as stream:
             stream.write(content)
             stream.flush()
             os.fsync(stream.fileno())
 
     def commit(self) -> None:
-        """Put the whole output in its place. After a crash there is either the old output or the new one."""
+        """Put the complete output in place. After a crash, either the old output or the new one exists."""
         for descriptor in self._files.values():
             os.fsync(descriptor)
         self._close_files()
-        self._drop_strange()
+        self._drop_unknown()
         sync_folder(self.model)
         put_in_place(self.model, self.out, self.folder / "displaced", overwrite=self._overwrite)
-        shutil.rmtree(self.folder, ignore_errors=True)
+        self._lock.sweep()
 
-    def _take_lock(self) -> None:
-        try:
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            ours = os.path.samestat(os.fstat(self._lock), os.stat(self.folder / _LOCK))  # not one that was swept away
-        except OSError:
-            ours = False
-        if not ours:
-            what = f"{self.out}: another process is writing it"
-            raise WeightopsError(Message(what, Remedy("wait for it"), Remedy("choose another {}", "out")))
+    def _release(self) -> None:
+        if not self._lock_is_given:
+            self._lock.__exit__()
 
     def _adopt(self) -> None:
-        """Take over what an earlier run left, if it was a run of the same plan on the same inputs."""
+        """Resume an earlier run, if it had the same plan and the same inputs."""
         recover(self.out, self.folder / "displaced")
-        left = self._left()
+        earlier = self._earlier_identity()
         try:
             check_place(self.out, overwrite=self._overwrite)
         except WeightopsError:
-            if left is None:
-                shutil.rmtree(self.folder, ignore_errors=True)
+            if earlier is None:
+                self._lock.sweep()
             raise
-        if left == self._identity:
+        if earlier == self._identity:
             return
-        if left is not None and not self._overwrite:
-            raise WeightopsError(_cannot_resume(self.out, left, self._identity))
+        if earlier is not None and not self._overwrite:
+            raise WeightopsError(_cannot_resume(self.out, earlier, self._identity))
         self._start_over()
 
-    def _left(self) -> dict[str, Any] | None:
-        """The identity of the run that was left unfinished; without its files it was put in place, and left nothing."""
+    def _earlier_identity(self) -> dict[str, Any] | None:
+        """The identity of an unfinished run; ``None`` if there is none (a finished run has moved its files away)."""
         if not self.model.exists():
             return None
         try:
-            left = json.loads(self._read(_IDENTITY))
+            identity = json.loads(self._read(_IDENTITY))
         except (FileNotFoundError, ValueError):
             return None
-        return left if isinstance(left, dict) else None
+        return identity if isinstance(identity, dict) else None
 
     def _start_over(self) -> None:
-        """An empty model folder under this run's name, whatever was there; killed on the way, it is done again."""
+        """Delete the earlier run and make an empty model folder for this one; safe to repeat after a kill."""
         (self.folder / _IDENTITY).unlink(missing_ok=True)
         (self.folder / _JOURNAL).unlink(missing_ok=True)
         if self.model.exists():
@@ -198,20 +192,21 @@ class Staging:
         self._write(_IDENTITY, json.dumps(self._identity))
 
     def _read(self, name: str) -> str:
-        with open(_open(self.folder / name, os.O_RDONLY), encoding="utf-8") as stream:
+        with open(open_private(self.folder / name, os.O_RDONLY), encoding="utf-8") as stream:
             return stream.read()
 
     def _write(self, name: str, text: str) -> None:
-        with open(_open(self.folder / name, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), "w", encoding="utf-8") as stream:
+        descriptor = open_private(self.folder / name, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+        with open(descriptor, "w", encoding="utf-8") as stream:
             stream.write(text)
 
-    def _drop_strange(self) -> None:
-        """Remove from the folder to come what this run did not write: a file that was put there since a kill."""
+    def _drop_unknown(self) -> None:
+        """Remove files that this run did not write: someone may have added a file after a kill."""
         keep = {self.model / name for name in self._names}
         keep |= {parent for path in keep for parent in path.parents}
         for path in sorted(self.model.rglob("*")):
             if path not in keep and os.path.lexists(path):
-                _remove(path)
+                remove(path)
 
     def _close_files(self) -> None:
         for descriptor in self._files.values():
@@ -220,18 +215,18 @@ class Staging:
 
 
 def output_problems(out: Path, inputs: Iterable[Path], size: int, *, overwrite: bool) -> list[str]:
-    """What stands in the way of writing ``size`` bytes to ``out``: it exists, holds an input, or the disk is too small.
+    """Problems with writing ``size`` bytes to ``out``: it exists, contains an input, or the disk is too small.
 
     Args:
-        inputs: Files and folders that are read.
+        inputs: The files and folders of the sources.
     """
     problems: list[str] = []
     place = out.resolve()
     for source in sorted({path.resolve() for path in inputs}):
         folder = source if source.is_dir() else source.parent
         if place == folder or (place.is_relative_to(folder) and source.is_dir()) or source.is_relative_to(place):
-            what = f"{out}: the output would lie in or over the input {source}"
-            problems.append(Message(what, Remedy("choose another {}", "out")))
+            problem = f"{out}: the output would be inside the input {source}, or replace it"
+            problems.append(Message(problem, Remedy("choose another {}", "out")))
     if not problems:
         try:
             check_place(out, overwrite=overwrite)
@@ -241,32 +236,14 @@ def output_problems(out: Path, inputs: Iterable[Path], size: int, *, overwrite: 
     staged = place.parent / f".{place.name}.weightops" / "model"
     free = shutil.disk_usage(parent).free + sum(f.stat().st_blocks * 512 for f in staged.glob("*.safetensors"))
     if free < size:
-        what = f"{out}: needs {size / 1e9:.2f} GB, and {free / 1e9:.2f} GB are free"
-        problems.append(Message(what, Remedy("free some space"), Remedy("choose another {}", "out")))
+        problem = f"{out}: needs {size / 1e9:.2f} GB, but only {free / 1e9:.2f} GB are free"
+        problems.append(Message(problem, Remedy("free some space"), Remedy("choose another {}", "out")))
     return problems
 
 
-def _cannot_resume(out: Path, left: Mapping[str, Any], now: Mapping[str, Any]) -> str:
-    before, after = left.get("inputs", {}), now["inputs"]
-    changed = sorted(path for path in after if path in before and before[path] != after[path])
-    why = f"its input {changed[0]} has changed since" if changed else "it was another recipe or other sources"
-    what = f"{out}: an unfinished run is there and cannot be resumed, {why}"
-    return Message(what, Remedy("discard it and start over with {}", "overwrite", True))
-
-
-def _remove(path: Path) -> None:
-    """A folder with all that is in it, or a file."""
-    if path.is_dir() and not path.is_symlink():
-        shutil.rmtree(path)
-    else:
-        path.unlink()
-
-
-def _open(path: Path, flags: int) -> int:
-    """A file in the staging folder, never through a link."""
-    try:
-        return os.open(path, flags | os.O_NOFOLLOW | os.O_CLOEXEC, 0o644)
-    except OSError as error:
-        if error.errno == errno.ELOOP:
-            raise WeightopsError(f"{path}: a link where weightops keeps its own file; run this again") from error
-        raise
+def _cannot_resume(out: Path, earlier: Mapping[str, Any], current: Mapping[str, Any]) -> str:
+    old_inputs, new_inputs = earlier.get("inputs", {}), current["inputs"]
+    changed = sorted(path for path in new_inputs if path in old_inputs and old_inputs[path] != new_inputs[path])
+    reason = f"its input {changed[0]} has changed since then" if changed else "its recipe or its sources were different"
+    problem = f"{out}: an unfinished run exists and cannot be resumed: {reason}"
+    return Message(problem, Remedy("discard it and start over with {}", "overwrite", True))

@@ -1,4 +1,4 @@
-"""A model folder's tokenizer: its files and its tokens. transformers is asked only where tokenizer.json is missing."""
+"""A model folder's tokenizer: its files and its tokens. Only a folder without tokenizer.json needs transformers."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from ..errors import WeightopsError, short
 from .companions import TEMPLATE_FOLDER
 from .folder import read_json
 from .quiet import quiet_transformers
+from .remote_code import refused_code
 from .small_files import read_beside
 from .weights import Weights
 
@@ -19,12 +20,12 @@ if TYPE_CHECKING:
 TOKENIZER: Final = "tokenizer.json"
 SETTINGS: Final = "tokenizer_config.json"
 
-#: Vocabularies from before ``tokenizer.json``; beside one they say the same again.
+#: Vocabulary files in older formats; next to a ``tokenizer.json`` they repeat its content.
 OLDER: Final = (
     *("tokenizer.model", "spiece.model", "sentencepiece.bpe.model", "vocab.json", "vocab.txt", "merges.txt"),
     *("added_tokens.json", "tekken.json"),
 )
-#: The chat template; where a processor of older transformers keeps it, which goes before; and further ones by name.
+#: The chat template; its place in older processors of transformers, which takes precedence; further named templates.
 TEMPLATE: Final = "chat_template.jinja"
 OLDER_TEMPLATE: Final = "chat_template.json"
 TEMPLATES: Final = (TEMPLATE, OLDER_TEMPLATE, f"{TEMPLATE_FOLDER}/*.jinja")
@@ -42,16 +43,20 @@ def tokenizer_files(folder: Path | None) -> dict[str, bytes]:
 
 
 def has_tokenizer(source: Weights) -> bool:
-    """Whether there is something that :func:`tokenizer_of` would read."""
+    """Whether :func:`tokenizer_of` can find a tokenizer in this folder."""
     folder = source.folder
     return folder is not None and ((folder / TOKENIZER).exists() or _convertible(folder))
 
 
-def tokenizer_of(source: Weights) -> Tokenizer:
+def tokenizer_of(source: Weights, *, trust_remote_code: bool = False) -> Tokenizer:
     """The tokenizer of a model folder, with the tokens that only ``tokenizer_config.json`` adds.
 
+    Args:
+        trust_remote_code: Run the Python code in the folder, where there is no ``tokenizer.json`` and its files ask for
+            the code.
+
     Raises:
-        WeightopsError: there is none, or it cannot be read.
+        WeightopsError: the folder has no tokenizer, or the tokenizer cannot be read.
     """
     from tokenizers import Tokenizer
 
@@ -59,7 +64,7 @@ def tokenizer_of(source: Weights) -> Tokenizer:
     file = folder / TOKENIZER
     if not file.exists():
         if _convertible(folder):
-            return _converted(folder)
+            return _converted(folder, trust_remote_code)
         remedy = f"save the model's tokenizer there: AutoTokenizer.from_pretrained(MODEL).save_pretrained('{folder}')"
         raise WeightopsError(f"{file}: missing; {remedy}")
     try:
@@ -73,7 +78,7 @@ def tokenizer_of(source: Weights) -> Tokenizer:
 
 
 def _add_listed(tokenizer: Tokenizer, folder: Path) -> None:
-    """Tokens that ``tokenizer_config.json`` lists and ``tokenizer.json`` lacks; transformers adds them on loading."""
+    """Add the tokens that only ``tokenizer_config.json`` lists, as transformers does on loading."""
     listed = read_json(folder / SETTINGS).get("added_tokens_decoder")
     if not isinstance(listed, dict):
         return
@@ -87,7 +92,7 @@ def _add_listed(tokenizer: Tokenizer, folder: Path) -> None:
             tokenizer.add_tokens([AddedToken(content, **flags)])
 
 
-#: What an added token's entry says beside its text and number.
+#: The settings of an added token, besides its text and number.
 TOKEN_FLAGS: Final = ("single_word", "lstrip", "rstrip", "normalized", "special")
 
 
@@ -95,18 +100,20 @@ def _convertible(folder: Path) -> bool:
     return any((folder / name).exists() for name in OLDER[:5])
 
 
-def _converted(folder: Path) -> Tokenizer:
-    """An older vocabulary through transformers, without running a model's own code."""
+def _converted(folder: Path, trust_remote_code: bool) -> Tokenizer:
+    """Convert an older vocabulary with transformers."""
     try:
         with quiet_transformers():
             auto = importlib.import_module("transformers").AutoTokenizer
-            loaded = auto.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
+            loaded = auto.from_pretrained(folder, trust_remote_code=trust_remote_code, local_files_only=True)
             tokenizer: Tokenizer | None = getattr(loaded, "backend_tokenizer", None)
     except Exception as error:  # anything may happen in a conversion
-        said = str(error).strip().splitlines() or [type(error).__name__]
-        raise WeightopsError(f"{folder}: no {TOKENIZER}, and transformers cannot make one ({said[0]})") from error
+        if code_refused := refused_code(folder, error):
+            raise WeightopsError(code_refused) from error
+        lines = str(error).strip().splitlines() or [type(error).__name__]
+        raise WeightopsError(f"{folder}: no {TOKENIZER}, and transformers cannot make one ({lines[0]})") from error
     if tokenizer is None:
         raise WeightopsError(
-            f"{folder}: no {TOKENIZER}, and transformers has only a slow tokenizer for it; add the file"
+            f"{folder}: no {TOKENIZER}, and transformers has only a slow tokenizer for this model; add the file"
         )
     return tokenizer

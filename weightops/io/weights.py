@@ -1,4 +1,4 @@
-"""An opened source: a table of stored tensors, and the folder they came with."""
+"""An opened checkpoint: its stored tensors by name, and the folder that contains them."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from .safetensors import StoredTensor
 
 @dataclass(frozen=True, eq=False)
 class Weights:
-    """A checkpoint as it lies on disk. Two openings of the same files are equal, however they were named.
+    """A checkpoint on disk. Two objects opened from the same files are equal, even if the user named them differently.
 
     Attributes:
         spec: What the user named: a path, ``org/name``, an alias.
         tensors: Every tensor, by name.
-        folder: Where configuration and tokenizer lie; ``None`` for a bare file.
-        revision: The hub's commit, where there is one.
-        config: ``config.json``, empty where there is none.
+        folder: The folder with configuration and tokenizer; ``None`` for a single file.
+        revision: The hub's commit, for a model from the hub.
+        config: The content of ``config.json``; empty if the file does not exist.
     """
 
     spec: str
@@ -42,7 +42,7 @@ class Weights:
 
     @cached_property
     def _contents(self) -> tuple[Any, ...]:
-        """The folder, and where each tensor lies and as what; links resolved."""
+        """The folder, and each tensor's dtype, shape, file and offset, with links resolved."""
         real = {file: file.resolve() for file in self.files}
         placed = {name: (t.dtype, t.shape, real[t.file], t.offset) for name, t in self.tensors.items()}
         return frozenset(real.values()), self.folder and self.folder.resolve(), placed

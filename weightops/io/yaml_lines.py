@@ -1,7 +1,7 @@
 """YAML read safely, with the line of every key and value.
 
-Nothing is constructed but text, numbers, booleans, lists and mappings. The size of a document is counted with its
-aliases written out before anything is built, so that a file of a few hundred bytes cannot grow into gigabytes.
+Only text, numbers, booleans, lists and mappings are constructed. The size of a document, with its aliases expanded, is
+counted before anything is built, so that a file of a few hundred bytes cannot grow into gigabytes.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from .faults import Faults
 
 #: Characters of one file; the reader takes about a second for 100,000.
 MOST_CHARACTERS = 200_000
-#: Values in one file, aliases written out. A merge of 100 models with a filter for each projection has about 5,000.
+#: Values in one file, with aliases expanded. A merge of 100 models with a filter for each projection has about 5,000.
 MOST_VALUES = 200_000
 #: Levels of nesting. mergekit's schema needs about 12.
 MOST_LEVELS = 64
@@ -58,9 +58,9 @@ class _RefusedError(Exception):
 
 
 def documents(text: str, faults: Faults) -> tuple[Node, ...]:
-    """The documents of a YAML text, empty ones left out. What cannot be read is added to ``faults``."""
+    """The documents of a YAML text, without empty ones. Problems are added to ``faults``."""
     if len(text) > MOST_CHARACTERS:
-        faults.add(1, f"the file has {len(text):,} characters, at most {MOST_CHARACTERS:,} are read")
+        faults.add(1, f"the file has {len(text):,} characters, the limit is {MOST_CHARACTERS:,}")
         return ()
     try:
         loader = yaml.SafeLoader(text)
@@ -69,22 +69,22 @@ def documents(text: str, faults: Faults) -> tuple[Node, ...]:
             text.count("\n", 0, error.position) + 1, f"character {chr(error.character)!r} is not allowed in YAML"
         )
         return ()
-    found: list[Node] = []
+    roots: list[Node] = []
     try:
         while loader.check_node():
             root = loader.get_node()
             if root is not None and root.tag != _PREFIX + "null":
                 _refuse_large(root)
-                found.append(_convert(loader, root, faults))
+                roots.append(_convert(loader, root, faults))
     except _RefusedError as refused:
         faults.add(refused.line, refused.problem)
     except RecursionError:
         faults.add(1, f"the document is nested too deeply (at most {MOST_LEVELS} levels)")
     except yaml.YAMLError as error:
-        faults.add(_line_of(error), f"not valid YAML: {_said(error)}")
+        faults.add(_line_of(error), f"not valid YAML: {_reason(error)}")
     finally:
         loader.dispose()
-    return tuple(found)
+    return tuple(roots)
 
 
 def _line_of(error: yaml.YAMLError) -> int:
@@ -92,7 +92,7 @@ def _line_of(error: yaml.YAMLError) -> int:
     return int(mark.line) + 1 if mark else 1
 
 
-def _said(error: yaml.YAMLError) -> str:
+def _reason(error: yaml.YAMLError) -> str:
     parts = [getattr(error, "context", None), getattr(error, "problem", None)]
     return ", ".join(part for part in parts if part) or str(error).replace("\n", " ")
 
@@ -108,7 +108,7 @@ def _children(node: yaml.Node) -> list[yaml.Node]:
 
 
 def _refuse_large(root: yaml.Node) -> None:
-    """Refuse what would be too large, too deep or endless once its aliases are written out."""
+    """Refuse a document that would be too large, too deep or endless with its aliases expanded."""
     sizes: dict[int, tuple[int, int]] = {}  # by identity: an aliased node is one object
     open_: set[int] = set()
 
@@ -125,7 +125,7 @@ def _refuse_large(root: yaml.Node) -> None:
     size, depth = measure(root)
     if size > MOST_VALUES:
         raise _RefusedError(
-            _start(root), f"the document holds more than {MOST_VALUES:,} values with its aliases written out"
+            _start(root), f"the document has more than {MOST_VALUES:,} values with its aliases expanded"
         )
     if depth > MOST_LEVELS:
         raise _RefusedError(_start(root), f"the document is nested too deeply (at most {MOST_LEVELS} levels)")
@@ -134,7 +134,9 @@ def _refuse_large(root: yaml.Node) -> None:
 def _convert(loader: yaml.SafeLoader, node: yaml.Node, faults: Faults) -> Node:
     line = _start(node)
     if node.tag not in _PLAIN:
-        faults.add(line, f"tag {node.tag.replace(_PREFIX, '!!')} is refused: a configuration holds plain values only")
+        faults.add(
+            line, f"tag {node.tag.replace(_PREFIX, '!!')} is not allowed: a configuration contains only plain values"
+        )
         return Node(None, line)
     if isinstance(node, yaml.MappingNode):
         return Node(_mapping(loader, node, faults), line)
@@ -172,7 +174,7 @@ def _mapping(loader: yaml.SafeLoader, node: yaml.MappingNode, faults: Faults) ->
 
 
 def _refuse_twice(node: yaml.MappingNode, faults: Faults) -> None:
-    """YAML readers silently keep the last of two equal keys; which one was meant is not ours to guess."""
+    """Report equal keys: YAML readers silently keep the last one, and we cannot know which one the user meant."""
     lines: dict[str, int] = {}
     for key, _ in node.value:
         if not isinstance(key, yaml.ScalarNode) or key.tag == _PREFIX + "merge":

@@ -44,6 +44,7 @@ class Options:
         device: Where torch runs the methods that have no streaming form.
         command: The command line, for the model card.
         text: The file's text, for the record.
+        trust_remote_code: Run the Python code in a model's folder, where its tokenizer cannot be read without it.
     """
 
     shard_size: int = DEFAULT_SHARD
@@ -52,6 +53,7 @@ class Options:
     device: str = "cpu"
     command: str | None = None
     text: str = ""
+    trust_remote_code: bool = False
 
 
 @dataclass(frozen=True, eq=False)
@@ -112,7 +114,7 @@ def build(config: MergeConfig, models: Mapping[str, Checkpoint], options: Option
     known = {name: _tensors(models[name]) for name in config.referenced_models()}
     tasks: tuple[Callable[[], Any], ...] = (
         partial(lay_out, config, known),
-        partial(plan_vocabulary, config, weights, reference),
+        partial(plan_vocabulary, config, weights, reference, trust_remote_code=options.trust_remote_code),
     )
     found = attempt_all(tasks)
     layout, vocabulary = cast(Layout, found[0]), cast("Vocabulary | None", found[1])
@@ -331,6 +333,7 @@ def _package(
             tags=(config.merge_method,),
             papers=papers,
             command=options.command,
+            roles={models[config.base_model].source: "base"} if config.base_model else {},
         ),
         config=changed,
         files=dict(vocabulary.files) if vocabulary else {},

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -14,7 +15,9 @@ from ..algebra.opening import Opener
 from ..engine.plan import DEFAULT_MEMORY
 from ..errors import WeightopsError, attempt_all
 from ..io.folder import read_json
-from ..io.replacing import exists_already
+from ..io.output_lock import OutputLock
+from ..io.replacing import private_folder
+from ..io.staging import output_problems
 from ..output.provenance import RECORD
 from ..output.save import Saved, save
 from .build import Built, Options, build
@@ -74,8 +77,8 @@ def merge(
 ) -> Saved:
     """Run every document in order; the last one's result is ``out``.
 
-    The results of the others stand in a hidden folder beside ``out`` until it is finished; a run that was killed finds
-    them again, one that met an error leaves nothing.
+    The results of the others are kept in a hidden folder beside ``out`` until it is finished; a run that was killed
+    finds them again, one that met an error leaves nothing. A second run to the same ``out`` is refused meanwhile.
 
     Args:
         tell: Called with each note.
@@ -85,10 +88,8 @@ def merge(
     """
     opener = Opener()
     states = _check_first(recipe, out, opener, overwrite=overwrite)
-    steps = out.parent / f".{out.name}.steps"
-    ours = not steps.exists()
     made: dict[str, Path] = {}
-    try:
+    with _steps_folder(recipe, out) as (steps, lock):
         for config in recipe.documents:
             _refuse_changed(states)
             built = build(config, open_models(config, made, opener), replace(options, text=recipe.text))
@@ -106,14 +107,32 @@ def merge(
                         threads=threads,
                         memory=memory,
                         progress=progress,
+                        lock=lock if last else None,
                     )
             made[str(config.name)] = place
-    except WeightopsError:
-        if ours:  # and not another process's, which goes on
-            shutil.rmtree(steps, ignore_errors=True)
-        raise
-    shutil.rmtree(steps, ignore_errors=True)
     return saved
+
+
+@contextmanager
+def _steps_folder(recipe: Recipe, out: Path) -> Iterator[tuple[Path, OutputLock | None]]:
+    """Where the results of earlier documents are kept, under the output's lock; deleted once the output is finished.
+
+    With a single document there are none, and writing it takes the lock.
+    """
+    steps = out.absolute().parent / f".{out.name}.steps"
+    if not recipe.steps:
+        yield steps, None
+        return
+    with OutputLock(out) as lock:
+        new = not os.path.lexists(steps)
+        private_folder(steps)
+        try:
+            yield steps, lock
+        except WeightopsError:
+            if new:
+                shutil.rmtree(steps, ignore_errors=True)
+            raise
+        shutil.rmtree(steps, ignore_errors=True)
 
 
 @contextmanager
@@ -135,7 +154,7 @@ def _check_first(recipe: Recipe, out: Path, opener: Opener, *, overwrite: bool) 
     Returns:
         The size and time of change of every file of a model, as it was opened.
     """
-    problems = [exists_already(out)] if out.exists() and not overwrite else []
+    problems = output_problems(out, (), 0, overwrite=overwrite)
     steps = names_of(recipe.steps)
     outside = {name: config for config in recipe.documents for name in named_models(config)}
     named = [(name, config) for name, config in outside.items() if name.partition("+")[0] not in steps]
@@ -144,9 +163,12 @@ def _check_first(recipe: Recipe, out: Path, opener: Opener, *, overwrite: bool) 
         opened = attempt_all(partial(_open, name, config, {}, opener) for name, config in named)
     except WeightopsError as error:
         problems += error.problems
+    read = [source for checkpoint in opened for source in sources(checkpoint)]
+    folders = [source.folder for source in read if source.folder is not None]
+    problems += output_problems(out, folders, 0, overwrite=overwrite) if recipe.steps and not problems else []
     if problems:
         raise WeightopsError(*problems)
-    return {file: _state(file) for checkpoint in opened for source in sources(checkpoint) for file in source.files}
+    return {file: _state(file) for source in read for file in source.files}
 
 
 def _state(file: Path) -> tuple[int, int]:

@@ -1,4 +1,4 @@
-"""Merge methods. Every module here is imported, so a new file with an ``@operator`` in it is all it takes."""
+"""Merge methods. Every module here is imported, so a new method is one file with an ``@operator`` function."""
 
 import importlib
 import pkgutil

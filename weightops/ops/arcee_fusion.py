@@ -1,4 +1,4 @@
-"""Arcee Fusion: take over only the entries that matter most."""
+"""Arcee Fusion: take only the entries that matter most from the model."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from .registry import operator
 
 @operator(reads="tensor", paper="Arcee AI, mergekit", needs_base=True, models=(1, 1))
 def arcee_fusion(models: Tensor, *, base: Tensor) -> Tensor:
-    """Take the model's entries of great importance, the base's elsewhere.
+    """Take the most important entries from the model, all others from the base.
 
-    Importance is the change times how far its row (the last dimension), read as a distribution, diverged. Great is at
-    or above the median plus 1.5 times the distance between the quartiles, of all entries of the tensor.
+    Importance is the change times the divergence of its row (the last dimension), read as a distribution. An entry is
+    taken at or above the median plus 1.5 times the interquartile range of the importance of all entries.
 
     Args:
         models: The one model's weights, [1, ...], fp32 or fp64.

@@ -34,7 +34,7 @@ def breadcrumbs(
         deltas: Task vectors, [n, ...], fp32 or fp64.
         weight: Coefficient of each model.
         density: Share of entries of each model to keep; 1 keeps all, the largest too.
-        gamma: Share of the largest entries to drop; less where the density would not be met.
+        gamma: Share of the largest entries to drop; fewer if the density could not be met otherwise.
         normalize: Divide by the sum of the weights, unless that is zero.
         rescale: Scale each trimmed task vector back to its L1 norm.
         lambda_: Factor on the whole.
@@ -59,13 +59,13 @@ def breadcrumbs_ties(
     rescale: bool = False,
     lambda_: float = 1.0,
 ) -> Tensor:
-    """Trim both ends by magnitude, add what agrees in sign.
+    """Trim both ends by magnitude, add the entries that agree in sign.
 
     Args:
         deltas: Task vectors, [n, ...], fp32 or fp64.
         weight: Coefficient of each model.
         density: Share of entries of each model to keep; 1 keeps all, the largest too.
-        gamma: Share of the largest entries to drop; less where the density would not be met.
+        gamma: Share of the largest entries to drop; fewer if the density could not be met otherwise.
         normalize: Divide by the summed weights of the models that agree.
         rescale: Scale each trimmed task vector back to its L1 norm.
         lambda_: Factor on the whole.

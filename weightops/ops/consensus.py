@@ -22,8 +22,8 @@ def consensus(
 
     Args:
         deltas: Task vectors, [n, ...], fp32 or fp64.
-        k: Fewest tasks; 1 drops what none uses, 2 also what one alone does, 0 drops nothing.
-        tall_lambda: Of each task, see ``tall_masks``; the authors search 0.2 to 0.6 (the default is ours).
+        k: Least number of tasks; 1 drops entries that no task uses, 2 also those that one task uses, 0 drops nothing.
+        tall_lambda: Factor of each task, see ``tall_masks``; the authors search 0.2 to 0.6 (the default is ours).
         lambda_: Factor on the whole.
 
     Returns:
@@ -40,7 +40,7 @@ def consensus(
 def tall_masks(deltas: Tensor, tall_lambda: PerModel) -> Tensor:
     """Where each task uses the sum of all: it is nearer to the task than the base is, by the factor tall_lambda.
 
-    In terms of task vectors, abs(own) > abs(sum - own) * tall_lambda (strict, as in the authors' code).
+    In terms of task vectors, abs(task) > abs(sum - task) * tall_lambda (strict, as in the authors' code).
 
     Returns:
         Masks, [n, ...].

@@ -35,7 +35,7 @@ def dare_linear(
         weight: Coefficient of each model.
         density: Probability of each entry to stay.
         normalize: Divide by the sum of the weights, unless that is zero.
-        rescale: Divide what stays by the density.
+        rescale: Divide kept entries by the density.
         lambda_: Factor on the whole.
 
     Returns:
@@ -60,7 +60,7 @@ def dare_ties(
     rescale: bool = True,
     lambda_: float = 1.0,
 ) -> Tensor:
-    """Drop at random, rescale, add what agrees in sign.
+    """Drop at random, rescale, add the entries that agree in sign.
 
     Args:
         deltas: Task vectors, [n, ...], fp32 or fp64.
@@ -68,7 +68,7 @@ def dare_ties(
         weight: Coefficient of each model.
         density: Probability of each entry to stay.
         normalize: Divide by the summed weights of the models that agree.
-        rescale: Divide what stays by the density.
+        rescale: Divide kept entries by the density.
         lambda_: Factor on the whole.
 
     Returns:

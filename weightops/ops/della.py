@@ -1,6 +1,6 @@
 """DELLA: drop entries by chance, small ones more often than large ones of their row.
 
-Source: Deep et al. 2024, arXiv 2406.11617. What stays is divided by its own probability, as the paper says, so its
+Source: Deep et al. 2024, arXiv 2406.11617. Kept entries are divided by their probability, as in the paper, so the
 expectation is unchanged. (mergekit scales to equal L1 norm instead, which favours the large entries.)
 """
 
@@ -41,7 +41,7 @@ def della(
         density: Mean probability of an entry to stay; 1 keeps all.
         epsilon: The probability runs from density - epsilon (smallest of a row) to density + epsilon (largest).
         normalize: Divide by the summed weights of the models that agree.
-        rescale: Divide what stays by its probability.
+        rescale: Divide kept entries by their probability.
         lambda_: Factor on the whole.
 
     Returns:
@@ -75,7 +75,7 @@ def della_linear(
         density: Mean probability of an entry to stay; 1 keeps all.
         epsilon: The probability runs from density - epsilon (smallest of a row) to density + epsilon (largest).
         normalize: Divide by the sum of the weights, unless that is zero.
-        rescale: Divide what stays by its probability.
+        rescale: Divide kept entries by their probability.
         lambda_: Factor on the whole.
 
     Returns:
@@ -95,7 +95,7 @@ def row_probabilities(deltas: Tensor, density: Any, epsilon: Any) -> Tensor:
 
     Args:
         deltas: [n, ..., row].
-        density: A number for each model; from 1 on everything stays, up to 0 nothing.
+        density: A number for each model; 1 or more keeps everything, 0 or less nothing.
         epsilon: A number for each model, density +- epsilon inside (0, 1).
 
     Returns:
@@ -117,10 +117,10 @@ def _probability(delta: Tensor, density: float, epsilon: float) -> Tensor:
     if density + epsilon >= 1 or density - epsilon <= 0:
         raise WeightopsError(
             f"della: density {density:g} and epsilon {epsilon:g}: density - epsilon and density + epsilon must both "
-            f"lie between 0 and 1; take epsilon below {min(density, 1 - density):g}"
+            f"be between 0 and 1; take epsilon below {min(density, 1 - density):g}"
         )
     row = delta.shape[-1] if delta.dim() else 1
-    # Twice over: the position of each entry in the descending order, which is how many entries outrank it.
+    # argsort twice gives each entry's position in descending order: the number of entries that outrank it.
     outranked_by = delta.abs().reshape(-1, row).argsort(dim=1, descending=True, stable=True).argsort(1)
     share = 1 - outranked_by.double() / (row - 1) if row > 1 else torch.full((delta.numel(), 1), 0.5).double()
     return (density - epsilon + 2 * epsilon * share).reshape(delta.shape).to(delta.dtype)

@@ -1,4 +1,4 @@
-"""Random numbers that belong to an element, not to the order in which elements are visited.
+"""Random numbers that depend on the element, not on the order in which elements are visited.
 
 A merge must give the same bytes for any slice size, thread count or interruption, so a draw is a hash of
 (seed, tensor name, model, flat index): ours, SplitMix64's finaliser (Steele, Lea and Flood 2014) over a counter.
@@ -27,8 +27,8 @@ def key(seed: int, name: str, model: int) -> int:
 class Draw:
     """Uniform numbers for the elements of one tensor, or of the part of it that starts at flat index ``offset``.
 
-    >>> whole = Draw(seed=0, name="w")
-    >>> whole.uniform(0, 4)[1:3].tolist() == whole.uniform(0, 2, start=1).tolist() == whole.at(1).uniform(0, 2).tolist()
+    >>> draw = Draw(seed=0, name="w")
+    >>> draw.uniform(0, 4)[1:3].tolist() == draw.uniform(0, 2, start=1).tolist() == draw.at(1).uniform(0, 2).tolist()
     True
     """
 
@@ -37,7 +37,7 @@ class Draw:
     offset: int = 0
 
     def at(self, offset: int) -> Draw:
-        """The same draw as a slice sees it that begins ``offset`` elements on."""
+        """The same draw for a slice that begins ``offset`` elements later."""
         return replace(self, offset=self.offset + offset)
 
     def uniform(self, model: int, count: int, start: int = 0) -> npt.NDArray[np.float32]:

@@ -1,11 +1,11 @@
 """Methods that are linear combinations: coefficients from inner products, then one weighted sum.
 
-For slerp, nuslerp, multislerp, karcher and model_stock the result lies in the span of the inputs, and its coefficients
-follow from the n x n matrix of their inner products, the Gram matrix (ours). It is small, it is a sum over slices, and
-in fp64 it gives the coefficients to more digits than fp32 arithmetic on the tensors themselves would.
+For slerp, nuslerp, multislerp, karcher and model_stock the result is in the span of the inputs, and its coefficients
+depend on the n x n matrix of their inner products, the Gram matrix (ours). The matrix is small and a sum over slices,
+and in fp64 it gives more digits of the coefficients than fp32 arithmetic on the tensors themselves.
 
-The inputs are the first argument; ``slerp``, which needs a base, puts the base before the model; ``nuslerp`` and
-``multislerp``, where a base is optional, take it off the models first and add it back at the end.
+The inputs are the first argument. ``slerp`` needs a base and puts it before the model. In ``nuslerp`` and
+``multislerp`` a base is optional: it is subtracted from the models first and added back at the end.
 """
 
 from __future__ import annotations
@@ -77,7 +77,7 @@ def arc(cosine: Tensor, t: float, straight: Tensor) -> Tensor:
     Args:
         cosine: Of the angle between them, [...], fp64.
         t: 0 is the first vector, 1 the second.
-        straight: Where to take the straight line, [...].
+        straight: Whether to take the straight line, [...].
 
     Returns:
         [..., 2], fp64.

@@ -44,7 +44,7 @@ def _start(cosine: Tensor, share: Tensor, present: Tensor, tol: float) -> Tensor
 
 
 def _tangent(cosine: Tensor, share: Tensor, mean: Tensor, tol: float) -> Tensor:
-    """The mean of the ways to each vector along the sphere; none to one that is here or exactly opposite."""
+    """The mean of the steps to each vector along the sphere; zero for a vector at or exactly opposite to the mean."""
     height = (cosine @ mean).clamp(-1, 1)
     angle = height.acos()
     way = torch.where((angle >= tol) & (torch.pi - angle >= tol), share * angle / angle.sin(), 0)
@@ -60,7 +60,7 @@ def _length(cosine: Tensor, point: Tensor) -> Tensor:
 def karcher(
     models: Tensor, *, max_iter: Annotated[int, Range(1)] = 10, tol: Annotated[float, Range(0, above_low=True)] = 1e-5
 ) -> Tensor:
-    """Average the models' directions along the sphere, all alike, and give the result their mean length.
+    """Average the models' directions along the sphere, with equal weights, and give the result their mean length.
 
     Args:
         models: Weights, [n, ...], fp32 or fp64, each as one vector.

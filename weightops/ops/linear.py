@@ -26,7 +26,7 @@ def linear_coefficients(count: int, *, weight: Any = 1.0, normalize: bool = True
         return weights
     if total == 0:
         raise WeightopsError(CANCELLED)
-    return [one / total for one in weights]
+    return [number / total for number in weights]
 
 
 @operator(reads="elementwise", paper="2203.05482", affine=linear_coefficients)

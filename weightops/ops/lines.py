@@ -16,9 +16,9 @@ from .task_arithmetic import weighted_sum
 
 
 def lines_scale(place: Place, alpha: float, beta: float) -> float:
-    """The factor for a tensor, to put on the result of any method that takes task vectors.
+    """The factor of a tensor, for the result of any method that takes task vectors.
 
-    Outside the layers, and with one layer only, it is alpha (as in the authors' code).
+    Outside the layers, and in a model with one layer, it is alpha (as in the authors' code).
 
     >>> [lines_scale(Place("w", layer, 3), 0.5, 0.5) for layer in (0, 1, 2, None)]
     [0.5, 0.75, 1.0, 0.5]
@@ -41,14 +41,14 @@ def lines(
 ) -> Tensor:
     """Add the task vectors, less in the early layers.
 
-    The defaults (ours) leave the last layer whole and halve the first.
+    The defaults (ours) leave the last layer unscaled and halve the first.
 
     Args:
         deltas: Task vectors, [n, ...], fp32 or fp64.
         place: Layer of the tensor.
         weight: Coefficient of each model.
-        alpha: Factor of the first layer, and of what lies outside the layers.
-        beta: What the last layer gets beyond that.
+        alpha: Factor of the first layer, and of tensors outside the layers.
+        beta: Added to alpha for the last layer.
         normalize: Divide by the sum of the weights, unless that is zero.
         lambda_: Factor on the whole.
 

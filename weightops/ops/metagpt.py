@@ -1,7 +1,7 @@
-"""MetaGPT: task arithmetic whose coefficients follow from the sizes of the whole task vectors.
+"""MetaGPT: task arithmetic with coefficients from the norms of the whole task vectors.
 
 Source: Zhou et al. 2024, arXiv 2406.11385. The coefficient of task t is ||theta_t - theta_0||^2 divided by the sum over
-the tasks k of ||theta_k - theta_0||^2, norms over all weights of the model. No data are needed.
+the tasks k of ||theta_k - theta_0||^2, norms over all weights of the model. No data is needed.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ def metagpt_coefficients(gram: Tensor, *, lambda_: float = 1.0) -> Tensor:
 def metagpt(deltas: Tensor, *, lambda_: float = 1.0) -> Tensor:
     """Add the task vectors, each times its share of their summed squared lengths over the whole model.
 
-    Called by itself, this function takes the stack that it is given for the whole model.
+    Called directly, this function treats its input as the whole model.
 
     Args:
         deltas: Task vectors, [n, ...], fp32 or fp64.

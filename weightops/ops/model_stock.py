@@ -1,4 +1,4 @@
-"""Model Stock: how far to go from the base to the average, read off the angle between the models."""
+"""Model Stock: goes from the base toward the average, as far as the angle between the models suggests."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from .sparsify import flat
 
 
 def model_stock_coefficients(gram: Tensor) -> Tensor:
-    """Coefficients of the n task vectors, all alike: [..., n, n] to [..., n], fp64.
+    """Coefficients of the n task vectors, all equal: [..., n, n] to [..., n], fp64.
 
     With c the mean cosine of all pairs, t = n c / (1 + (n - 1) c) of their average; none at the pole.
     """

@@ -1,4 +1,4 @@
-"""NearSwap: take over the other model where it is near."""
+"""NearSwap: take the other model's entries where they are close to the base's."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def nearswap(deltas: Tensor, *, t: float) -> Tensor:
 
     Args:
         deltas: The one model's task vector, [1, ...], fp32 or fp64.
-        t: Longest move; up to 0 none.
+        t: Longest move; no move if it is 0 or less.
 
     Returns:
         The task vector to add, [...].

@@ -24,8 +24,8 @@ def pcb(
 ) -> Tensor:
     """Average the task vectors by scores, each entry over the tasks for which it scores high.
 
-    The score of an entry is exp(n * a) * tanh(entry * sum over tasks), a its squared clipped magnitude scaled to [0, 1]
-    within the task. Scores are cut off below, and scaled to [0, 1] from the cut to the top.
+    The score of an entry is exp(n * a) * tanh(entry * sum over tasks), where a is its squared clipped magnitude, scaled
+    to [0, 1] within the task. Low scores are raised to a cut, and the scores from the cut to the top scaled to [0, 1].
 
     Args:
         deltas: Task vectors, [n, ...], fp32 or fp64.
@@ -48,7 +48,7 @@ def pcb(
 
 
 def _clip(vectors: Tensor) -> Tensor:
-    """Bring the smallest and the largest magnitudes of each task to the nearest that is neither."""
+    """Clip the smallest and the largest magnitudes of each task to the nearest other magnitude."""
     magnitude, few = vectors.abs(), int(CLIPPED * vectors.shape[1])
     return vectors.sign() * magnitude.clamp(_ranked(magnitude, few), _ranked(magnitude, vectors.shape[1] - 1 - few))
 
@@ -59,6 +59,6 @@ def _ranked(vectors: Tensor, rank: int) -> Tensor:
 
 
 def _spread(vectors: Tensor) -> Tensor:
-    """Scale each vector to [0, 1]; a constant one is all ones (ours: every entry is as good as the best)."""
+    """Scale each vector to [0, 1]; a constant vector becomes all ones (ours: every entry is as good as the best)."""
     low, high = vectors.amin(1, keepdim=True), vectors.amax(1, keepdim=True)
     return torch.where(high > low, (vectors - low) / (high - low), 1)

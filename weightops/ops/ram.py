@@ -1,4 +1,4 @@
-"""RAM: what only one model changed is kept whole, what several changed is averaged over them.
+"""RAM: entries that only one model changed are kept, entries that several models changed are averaged.
 
 Source: Reinforced Agent Merging, arXiv 2601.13572.
 """
@@ -20,7 +20,7 @@ def ram(deltas: Tensor, *, epsilon: Annotated[float, Range(0, 1, below_high=True
 
     Args:
         deltas: Task vectors, [n, ...], fp32 or fp64.
-        epsilon: A change counts from beyond this magnitude on.
+        epsilon: A change counts if its magnitude is larger than this.
 
     Returns:
         The merged task vector, [...].
@@ -41,16 +41,16 @@ def ramplus_tl(
     alpha: Annotated[float, Range(0)] = 0.2,
     epsilon: Annotated[float, Range(0, 1, below_high=True)] = 1e-5,
 ) -> Tensor:
-    """RAM, with a model's own entries scaled up by how much of the tensor it shares (tensor by tensor).
+    """RAM, with the entries that only one model changed scaled up by its share of common changes in the tensor.
 
-    The factor is 1 + r * min(shared / own, alpha), counting the model's changed entries that others changed too and
-    those that it alone changed.
+    The factor is 1 + r * min(shared / unique, alpha): ``shared`` counts the model's changed entries that others changed
+    too, ``unique`` those that only it changed.
 
     Args:
         deltas: Task vectors, [n, ...], fp32 or fp64.
         r: Strength of the scaling.
         alpha: Cap on the ratio.
-        epsilon: A change counts from beyond this magnitude on.
+        epsilon: A change counts if its magnitude is larger than this.
 
     Returns:
         The merged task vector, [...].
@@ -61,7 +61,7 @@ def ramplus_tl(
     """
     changed = deltas.abs() > epsilon
     models = changed.sum(0)
-    shared, own = (flat(changed & mask).sum(1).double() for mask in (models > 1, models == 1))
-    factor = per_model(1 + r * (shared / own.clamp(min=1)).clamp(0, alpha), deltas)
+    shared, unique = (flat(changed & mask).sum(1).double() for mask in (models > 1, models == 1))
+    factor = per_model(1 + r * (shared / unique.clamp(min=1)).clamp(0, alpha), deltas)
     kept = deltas.where(changed, 0)
     return (kept * factor.where(models == 1, 1)).sum(0) / models.clamp(min=1)

@@ -2,26 +2,26 @@
 
 A method takes aligned tensors and keyword parameters and returns one tensor:
 
-* first argument ``deltas`` ([n, ...], fp32): it is given task vectors (model minus base); what it returns is added
+* first argument ``deltas`` ([n, ...], fp32): the method gets task vectors (model minus base), and its result is added
   to the base;
-* first argument ``models`` ([n, ...], fp32): it is given the weights themselves; what it returns is the result.
+* first argument ``models`` ([n, ...], fp32): the method gets the weights themselves, and its result is the output.
 
 Keyword arguments are the configuration; a trailing underscore (``lambda_``) is not part of the key. Their annotations
-say which values are allowed (:mod:`.signature`): ``Annotated[float, Range(0, 1)]``. Three names are filled in by the
-engine and are not configuration: ``base`` (the base model's tensor), ``draw`` (randomness addressed by element, see
-:mod:`.draw`) and ``place`` (where the tensor stands in the model).
+give the allowed values (:mod:`.signature`): ``Annotated[float, Range(0, 1)]``. The engine fills in three arguments,
+which are not configuration: ``base`` (the base model's tensor), ``draw`` (random numbers for each element, see
+:mod:`.draw`) and ``place`` (the tensor's layer in the model).
 
-Some methods are linear combinations of their inputs, and say so, because the engine then need not hold whole tensors:
+Some methods are linear combinations of their inputs. They declare it, because the engine can then avoid whole tensors:
 
-* ``affine=function``: the coefficients follow from the parameters alone: ``function(count, **parameters)`` gives one
+* ``affine=function``: the coefficients depend only on the parameters: ``function(count, **parameters)`` returns one
   for each of ``count`` models;
-* ``coefficients=function``: they follow from the inner products of the inputs, the Gram matrix: ``function(gram,
-  **parameters)`` ([n, n] to [n], fp64; see :mod:`.gram` for whose inner products). A first pass over the slices sums
-  the products, a second applies the combination. With ``reads="model"`` the products are summed over every tensor of
-  the merge, so that the coefficients follow from the whole models.
+* ``coefficients=function``: the coefficients depend on the inner products of the inputs, the Gram matrix:
+  ``function(gram, **parameters)`` ([n, n] to [n], fp64; :mod:`.gram` lists the inputs). A first pass over the slices
+  sums the products, a second applies the combination. With ``reads="model"`` the products are summed over every tensor
+  of the merge, so the coefficients depend on the whole models.
 
-The tests hold every method to the laws of ``tests/support/merge_laws.py``. A method names the ones that it does not
-keep: ``breaks=("size",)``.
+The tests check every method against the laws of ``tests/support/merge_laws.py``. A method declares the laws that it
+breaks: ``breaks=("size",)``.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ F = TypeVar("F", bound=Callable[..., Any])
 
 Reads = Literal["elementwise", "tensor", "matrix", "model"]
 
-#: What holds for most methods, and must be said where it does not. ``identical``: equal models merge to that model;
+#: Laws that most methods keep; the others must declare it. ``identical``: equal models merge to that model;
 #: ``one``: one model alone is that model; ``order``: the order of the models does not matter; ``size``: task vectors
 #: twice as large merge to a task vector twice as large.
 Law = Literal["identical", "one", "order", "size"]
@@ -49,20 +49,20 @@ Law = Literal["identical", "one", "order", "size"]
 
 @dataclass(frozen=True)
 class Operator:
-    """A merge method: the function, and what the engine must know to run it in slices.
+    """A merge method: its function, and the facts that the engine needs to run it in slices.
 
     Attributes:
-        reads: ``elementwise`` (any slice), ``tensor`` (a statistic of the whole tensor first), ``matrix`` (2-D;
-            1-D tensors get what the docstring says), ``model`` (the Gram matrix of the whole model first).
+        reads: ``elementwise`` (any slice), ``tensor`` (needs a statistic of the whole tensor), ``matrix`` (2-D; the
+            docstring describes 1-D tensors), ``model`` (needs the Gram matrix of the whole model).
         takes: ``deltas`` or ``models``, the first argument's name.
         needs_base: Whether a base model must be named.
-        models: Fewest and most models it merges, the base not counted (``None``: any number).
-        paper: arXiv id, or who it is by.
-        coefficients: From the Gram matrix of the inputs to the coefficients of their linear combination, for the
+        models: Least and most number of models, without the base (``None``: no limit).
+        paper: arXiv id, or the author.
+        coefficients: Function from the Gram matrix of the inputs to the coefficients of their linear combination, for
             methods that are one.
-        whole_when: Parameters at which there is one such combination for the tensor, not one for each row.
-        affine: From the number of models and the parameters to the coefficients, where nothing else is needed.
-        breaks: Laws that it does not keep.
+        whole_when: Parameter values with which the whole tensor has one combination, rather than one for each row.
+        affine: Function from the number of models and the parameters to the coefficients, if those are enough.
+        breaks: Laws that the method does not keep.
     """
 
     name: str
@@ -85,7 +85,7 @@ class Operator:
         return (inspect.getdoc(self.function) or self.name).splitlines()[0]
 
     def parameter(self, name: str) -> Parameter:
-        """The parameter of that name; an unknown one is an error that names the nearest.
+        """The parameter of that name; the error for an unknown name suggests the nearest one.
 
         Raises:
             WeightopsError: no such parameter.
@@ -95,14 +95,14 @@ class Operator:
                 return parameter
         known = [p.name for p in self.parameters]
         takes = ", ".join(known) or "none"
-        raise WeightopsError(f"{self.name}: unknown parameter {name!r}{nearest(name, known)}; it takes {takes}")
+        raise WeightopsError(f"{self.name}: unknown parameter {name!r}{nearest(name, known)}; available: {takes}")
 
     def settings(self, given: Mapping[str, Any], count: int) -> dict[str, Any]:
-        """Settings for a merge of ``count`` models, read and checked; those left out keep the method's default.
+        """Read and check the settings for a merge of ``count`` models; omitted ones keep the method's default.
 
         Raises:
-            WeightopsError: an unknown parameter, a value of the wrong kind or out of range, a list of another length
-                than there are models, or a missing parameter that has no default; everything wrong at once.
+            WeightopsError: an unknown parameter, a value of the wrong type or out of range, a list whose length is not
+                the number of models, or a missing parameter without a default; all problems at once.
         """
         reading = [functools.partial(self._setting, name, value, count) for name, value in given.items()]
         missing = [p.name for p in self.parameters if p.required and p.name not in given]
@@ -119,18 +119,18 @@ class Operator:
         """The coefficients as a function of the Gram matrix alone, [n, n] to [n], fp64.
 
         Returns:
-            ``None`` where the method, with these settings, is not one linear combination of whole tensors.
+            ``None`` if the method, with these settings, is not one linear combination of whole tensors.
         """
-        given = self._with_defaults(settings)
-        if self.coefficients is None or any(given[name] != value for name, value in self.whole_when.items()):
+        complete = self._with_defaults(settings)
+        if self.coefficients is None or any(complete[name] != value for name, value in self.whole_when.items()):
             return None
-        return functools.partial(self.coefficients, **_arguments(self, self.coefficients, given))
+        return functools.partial(self.coefficients, **_arguments(self, self.coefficients, complete))
 
     def affine_coefficients(self, settings: Mapping[str, Any], count: int) -> list[float] | None:
-        """The coefficient of each of ``count`` models, fp64, where they follow from the settings alone.
+        """The coefficient of each of ``count`` models, fp64, if they depend only on the settings.
 
         Returns:
-            ``None`` for a method of another kind.
+            ``None`` for other methods.
 
         Raises:
             WeightopsError: the method refuses these settings.
@@ -144,10 +144,10 @@ class Operator:
 
 
 def _arguments(method: Operator, function: Callable[..., Any], settings: Mapping[str, Any]) -> dict[str, Any]:
-    """The settings that a function of the method takes, under its own names for them."""
-    wanted = inspect.signature(function).parameters
+    """The settings that a function of the method takes, by the names of its arguments."""
+    accepted = inspect.signature(function).parameters
     named = {method.parameter(name).argument: value for name, value in settings.items()}
-    return {name: value for name, value in named.items() if name in wanted}
+    return {name: value for name, value in named.items() if name in accepted}
 
 
 _REGISTRY: dict[str, Operator] = {}
@@ -210,7 +210,7 @@ def methods() -> Iterator[Operator]:
 
 
 def nearest(word: str, known: typing.Iterable[str]) -> str:
-    """A hint for a misspelt word, ready to stand in a message, or nothing.
+    """A hint for a misspelt word, to insert into a message, or an empty string.
 
     >>> nearest("densty", ["density", "weight"])
     " (did you mean 'density'?)"
@@ -240,7 +240,7 @@ def _describe(function: Callable[..., Any], *, name: str, needs_base: bool, **de
 
 
 def _contradictions(method: Operator) -> Iterator[str]:
-    """What a method declares and cannot mean."""
+    """Contradictions in a method's declaration."""
     known = {"reads": typing.get_args(Reads), "breaks": typing.get_args(Law)}
     for word, values in (("reads", (method.reads,)), ("breaks", method.breaks)):
         for value in values:

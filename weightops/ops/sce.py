@@ -41,7 +41,7 @@ def sce(deltas: Tensor, *, select_topk: Annotated[float, Range(0, 1)] = 1.0) -> 
 def selected(deltas: Tensor, select_topk: float) -> Tensor:
     """The mask of the entries to merge: [n, ...] to [...].
 
-    The variance is worked out in fp64 and rounded to the deltas' dtype, so that equal models differ by exactly zero.
+    The variance is computed in fp64 and rounded to the deltas' dtype, so that equal models differ by exactly zero.
     """
     shifted = deltas.double() - deltas[0].double()
     variance = (shifted - shifted.mean(0)).square().mean(0).to(deltas.dtype)

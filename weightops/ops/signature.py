@@ -1,7 +1,7 @@
-"""A method's signature as its schema: the type of each parameter, the values that it may take, and reading a value.
+"""Uses a method's signature as its schema: the type and the allowed values of each parameter, and reading a value.
 
-Every entry reads values here: merge files, the algebra (``wo.ties([...], density=0.3)``), plugins and the engine. A
-value that is refused is therefore refused everywhere, in the same words.
+Merge files, the algebra (``wo.ties([...], density=0.3)``), plugins and the engine all read values here, so a wrong
+value gives the same message everywhere.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from typing import Annotated, Any, Literal
 
 from ..errors import WeightopsError
 
-#: Arguments that the engine fills in; they are no configuration.
+#: Arguments that the engine fills in; they are not configuration.
 FILLED_IN = ("base", "draw", "place")
 
 _TRUE = frozenset(("1", "on", "t", "true", "y", "yes"))
@@ -27,16 +27,16 @@ _KINDS = {"float": "a number", "int": "a whole number", "bool": "true or false",
 
 
 class PerModelMark:
-    """Marks a parameter that may differ from model to model."""
+    """Marks a parameter that may have a separate value for each model."""
 
 
-#: A number for each model. A method reads it with :func:`.sparsify.per_model`; a plain number serves every model alike.
+#: A number for each model. A method reads it with :func:`.sparsify.per_model`; a plain number applies to every model.
 PerModel = Annotated[Any, PerModelMark()]
 
 
 @dataclass(frozen=True)
 class Range:
-    """The values a number may take; either end may be left out.
+    """The allowed values of a number; either end may be omitted.
 
     >>> 0 in Range(0, 1), 0 in Range(0, 1, above_low=True), str(Range(0, 1, above_low=True)), str(Range(1))
     (True, False, 'in (0, 1]', 'at least 1')
@@ -66,11 +66,11 @@ class Parameter:
 
     Attributes:
         kind: ``float``, ``int``, ``bool`` or ``str``.
-        per_model: Whether it may be one number for each model.
-        choices: The texts that it may be; empty: any.
-        help: What the docstring says about it.
-        range: The numbers that it may be; ``None``: any.
-        optional: Whether it may be ``None``.
+        per_model: Whether the value may be one number for each model.
+        choices: The allowed texts; empty: any text.
+        help: The description in the docstring.
+        range: The allowed numbers; ``None``: any number.
+        optional: Whether the value may be ``None``.
     """
 
     name: str
@@ -88,21 +88,21 @@ class Parameter:
 
     @property
     def argument(self) -> str:
-        """The function's own name for it: ``lambda_`` for the key ``lambda``."""
+        """The name of the function's argument: ``lambda_`` for the key ``lambda``."""
         return self.name + "_" * keyword.iskeyword(self.name)
 
     @property
     def type(self) -> str:
-        """What it takes, for people: ``float in (0, 1]``."""
+        """The type and the allowed values, for people: ``float in (0, 1]``."""
         if self.choices:
             return " | ".join(self.choices)
         return self.kind if self.range is None else f"{self.kind} {self.range}"
 
     def read(self, value: Any) -> Any:
-        """One value as the parameter's kind; ``1e-5``, which YAML 1.1 reads as text, is a number.
+        """Read one value as the parameter's type; ``1e-5``, which YAML 1.1 reads as text, is a number.
 
         Raises:
-            WeightopsError: it cannot be read as that kind, or lies outside the parameter's range or choices.
+            WeightopsError: the value does not have that type, or is outside the parameter's range or choices.
         """
         if value is None and self.optional:
             return None
@@ -116,13 +116,13 @@ class Parameter:
         return result
 
     def read_for(self, value: Any, count: int) -> Any:
-        """A value for all models, or, where the parameter may differ from model to model, a sequence of one for each.
+        """Read a value for all models or, if the parameter allows it, a sequence with one value for each model.
 
         Returns:
             The value, or a tuple of ``count`` values.
 
         Raises:
-            WeightopsError: as :meth:`read`, or a sequence of another length.
+            WeightopsError: as for :meth:`read`; also a sequence of the wrong length.
         """
         if not self.per_model or not (isinstance(value, Sequence) or hasattr(value, "tolist")) or _is_single(value):
             return self.read(value)
@@ -131,14 +131,14 @@ class Parameter:
             raise WeightopsError(
                 f"{self.name} has {len(values)} values for {count} models; give one number, or one for each model"
             )
-        return tuple(self.read(one) for one in values)
+        return tuple(self.read(item) for item in values)
 
 
 def parameters_of(name: str, function: Callable[..., Any]) -> tuple[Parameter, ...]:
-    """The configuration keys of a method's function: its keyword arguments without those that the engine fills in.
+    """The configuration keys of a method's function: its keyword arguments, except those that the engine fills in.
 
     Raises:
-        TypeError: an annotation is missing or not supported, or a default lies outside its range.
+        TypeError: an annotation is missing or not supported, or a default is outside its range.
     """
     hints = typing.get_type_hints(function, include_extras=True)
     described = _argument_help(function)
@@ -157,7 +157,7 @@ def _parameter(method: str, argument: inspect.Parameter, hint: Any, described: M
     if kind is None or unknown or len(ranges) > 1 or not texts or (ranges and kind not in ("float", "int")):
         raise TypeError(
             f"{method}: the annotation of {argument.name!r} is not supported; allowed are float, int, bool, str, "
-            "Literal of texts and PerModel, each with `| None` or not; a number may have one range: "
+            "Literal of texts and PerModel, each optionally with `| None`; a number may have one range: "
             "Annotated[float, Range(0, 1)]"
         )
     range_ = ranges[0] if ranges else None
@@ -172,7 +172,7 @@ def _parameter(method: str, argument: inspect.Parameter, hint: Any, described: M
 
 
 def _taken_apart(hint: Any) -> tuple[Any, bool, tuple[Any, ...]]:
-    """A hint as (type, whether ``None`` is allowed, what ``Annotated`` adds)."""
+    """Split a hint into (type, whether ``None`` is allowed, metadata of ``Annotated``)."""
     extras: tuple[Any, ...] = ()
     optional = False
     while True:
@@ -189,7 +189,7 @@ def _taken_apart(hint: Any) -> tuple[Any, bool, tuple[Any, ...]]:
 
 
 def _is_single(value: Any) -> bool:
-    """Whether something that has a length or a ``tolist`` is one value all the same: a text, an array of no axis."""
+    """Whether a value with a length or a ``tolist`` is still a single value: a text, or an array without axes."""
     return isinstance(value, str | bytes) or getattr(value, "ndim", 1) == 0
 
 

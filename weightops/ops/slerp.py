@@ -69,7 +69,7 @@ def nuslerp(
     Args:
         models: Weights, [2, ...], fp32 or fp64.
         base: The base model's weights, [...], or none.
-        weight: Of each model; the second's share of the sum is t (one half if they sum to zero).
+        weight: Weight of each model; the second's share of the sum is t (one half if they sum to zero).
         nuslerp_row_wise: Without flattening, interpolate along the first dimension instead of the last.
         nuslerp_flatten: Take the tensor as one vector; otherwise each of its rows is one.
 
@@ -128,7 +128,7 @@ def multislerp(
     Args:
         models: Weights, [n, ...], fp32 or fp64.
         base: The base model's weights, [...], or none.
-        weight: Of each model.
+        weight: Weight of each model.
         normalize_weights: Divide by the sum of the weights.
         eps: Added to the lengths; where the mean of the unit vectors is shorter, two models are averaged instead.
 

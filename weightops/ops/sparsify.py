@@ -30,7 +30,7 @@ def per_model(value: Any, stack: Tensor) -> Tensor:
         [n, 1, ...], the stack's dtype, on its device.
 
     Raises:
-        WeightopsError: a sequence of another length.
+        WeightopsError: the sequence does not have n values.
 
     >>> per_model([0.5, 2.0], torch.ones(2, 3)).shape
     torch.Size([2, 1])
@@ -40,7 +40,7 @@ def per_model(value: Any, stack: Tensor) -> Tensor:
 
 
 def numbers(value: Any, count: int) -> Tensor:
-    """The same as a plain vector: [count], fp64."""
+    """A number for each model, as a vector: [count], fp64."""
     vector = torch.as_tensor(value, dtype=torch.float64)
     if vector.dim() == 0:
         return vector.repeat(count)
@@ -55,7 +55,7 @@ def flat(stack: Tensor) -> Tensor:
 
 
 def kept_count(density: float, numel: int) -> int:
-    """How many of numel entries a density keeps: all from 1 on, else floor(density * numel) in double precision.
+    """The number of entries that a density keeps: all from 1 on, else floor(density * numel) in double precision.
 
     >>> kept_count(0.5, 5), kept_count(1.0, 5), kept_count(-1.0, 5)
     (2, 5, 0)
@@ -66,7 +66,7 @@ def kept_count(density: float, numel: int) -> int:
 def largest(scores: Tensor, count: int) -> Tensor:
     """Mark the count largest scores; among equals the lower flat index wins (ours).
 
-    Written as a threshold and a number of ties to take in order, which is what a pass over slices can apply.
+    Computed as a threshold and a number of ties to take in order, because a pass over slices can do the same.
 
     Args:
         scores: [...], any real dtype, no NaN.
@@ -85,8 +85,8 @@ def largest(scores: Tensor, count: int) -> Tensor:
     line = scores.reshape(-1)
     threshold = line.kthvalue(line.numel() - count + 1).values
     above, ties = line > threshold, line == threshold
-    wanted = count - above.sum()
-    return (above | (ties & (ties.cumsum(0) <= wanted))).reshape(scores.shape)
+    remaining = count - above.sum()
+    return (above | (ties & (ties.cumsum(0) <= remaining))).reshape(scores.shape)
 
 
 def keep_largest(deltas: Tensor, density: Any) -> Tensor:
@@ -111,9 +111,9 @@ def keep_random(deltas: Tensor, probability: Tensor, draw: Draw, *, rescale: boo
 
     Args:
         deltas: Task vectors, or the same slice of each, [n, ...].
-        probability: Of an entry to stay, broadcastable to [n, ...].
-        draw: Randomness of the first entry on.
-        rescale: Divide what stays by its probability, so that the expectation is the task vector.
+        probability: Probability of an entry to stay, broadcastable to [n, ...].
+        draw: Random numbers, from the first entry on.
+        rescale: Divide kept entries by their probability, so that the expectation is the task vector.
     """
     drawn = [torch.from_numpy(draw.uniform(i, d.numel())).reshape(d.shape) for i, d in enumerate(deltas)]
     uniform = torch.stack(drawn).to(deltas.device)
@@ -122,7 +122,7 @@ def keep_random(deltas: Tensor, probability: Tensor, draw: Draw, *, rescale: boo
 
 
 def same_l1(sparse: Tensor, deltas: Tensor) -> Tensor:
-    """Scale each sparse task vector up to the L1 norm of the whole one (fp64 sums); an empty one stays zero.
+    """Scale each sparse task vector up to the L1 norm of the full one (fp64 sums); a zero vector stays zero.
 
     >>> same_l1(torch.tensor([[0.0, 3.0]]), torch.tensor([[1.0, 3.0]]))
     tensor([[0., 4.]])

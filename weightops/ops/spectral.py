@@ -1,7 +1,7 @@
 """Merging singular vectors: TSV-M, Iso-C and Iso-CTS.
 
 Matrices only; tensors that are not 2-D are averaged, as in the papers. A direction whose singular value is zero up to
-rounding is arbitrary, so it takes no part (ours): a low-rank task vector then gives the same result on every machine.
+rounding is arbitrary, so it is left out (ours): a low-rank task vector then gives the same result on every machine.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ def tsv_m(deltas: Tensor, *, lambda_: float = 1.0) -> Tensor:
     """Give each task an equal share of the rank and make the tasks' singular vectors orthogonal.
 
     Gargiulo et al. 2025, arXiv 2412.00081: the first rank // n singular triples of each task (at least one, ours) are
-    put side by side, and the nearest orthonormal vectors take their place.
+    put side by side and replaced by the nearest orthonormal vectors.
 
     Args:
         deltas: Task vectors, [n, out, in], fp32 or fp64.
@@ -67,11 +67,11 @@ def iso_c(deltas: Tensor, *, lambda_: float = 1.0) -> Tensor:
 def iso_cts(
     deltas: Tensor, *, common_space_fraction: Annotated[float, Range(0, 1)] = 0.8, lambda_: float = 1.0
 ) -> Tensor:
-    """As Iso-C, but the sum's last directions make room for each task's own.
+    """As Iso-C, but the sum's last directions are replaced by directions of the single tasks.
 
-    Marczak et al. 2025, arXiv 2502.04959, Iso-CTS: the sum keeps its first directions; of what each task has outside
-    their column space, the first directions fill the rest of the rank, evenly; all are made orthogonal and get the mean
-    of the values. With fraction 1, or with one task, this is Iso-C.
+    Marczak et al. 2025, arXiv 2502.04959, Iso-CTS: the sum keeps its first directions. Each task is projected outside
+    their column space, and the first directions of each projection fill the rest of the rank, in equal shares. All are
+    made orthogonal and get the mean of the values. With fraction 1, or with one task, this is Iso-C.
 
     Args:
         deltas: Task vectors, [n, out, in], fp32 or fp64.
@@ -88,9 +88,9 @@ def iso_cts(
     if deltas.dim() != 3:
         return deltas.mean(0) * lambda_
     rank, count = min(deltas.shape[1:]), len(deltas)
-    own = min(round((rank - int(rank * common_space_fraction)) / count), rank // count)
-    common = _svd(deltas.sum(0), rank - own * count)
-    rest = [_svd(d - common[0] @ (common[0].mT @ d), own, scale=d.norm()) for d in deltas]
+    per_task = min(round((rank - int(rank * common_space_fraction)) / count), rank // count)
+    common = _svd(deltas.sum(0), rank - per_task * count)
+    rest = [_svd(d - common[0] @ (common[0].mT @ d), per_task, scale=d.norm()) for d in deltas]
     left, values, right = _side_by_side([*rest, common])
     return polar(left) @ polar(right) * _mean(values) * lambda_
 
@@ -112,7 +112,7 @@ Triple = tuple[Tensor, Tensor, Tensor]
 def _svd(matrix: Tensor, count: int | None = None, scale: Tensor | None = None) -> Triple:
     """The first singular triples: [out, r], [r], [r, in], without those that are zero up to rounding.
 
-    ``scale`` is the size of the numbers the matrix was worked out from, if not its own.
+    ``scale`` is the norm of the matrix that this one was computed from, if it is not the same.
     """
     left, values, right = torch.linalg.svd(matrix, full_matrices=False)
     rounding = 16 * torch.finfo(matrix.dtype).eps * (matrix.norm() if scale is None else scale)

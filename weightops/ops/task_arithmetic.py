@@ -18,7 +18,7 @@ def task_arithmetic_coefficients(
     weights: list[float] = numbers(weight, count).tolist()
     total = sum(weights)
     divisor = total if normalize and abs(total) >= 1e-8 else 1.0
-    return [one / divisor * lambda_ for one in weights]
+    return [number / divisor * lambda_ for number in weights]
 
 
 @operator(reads="elementwise", paper="2212.04089", affine=task_arithmetic_coefficients, breaks=("identical",))

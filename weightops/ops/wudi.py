@@ -1,4 +1,4 @@
-"""WUDI-Merging: a merged task vector that disturbs each task least on the inputs it was tuned on.
+"""WUDI-Merging: finds the merged task vector that interferes least with each task.
 
 Source: Cheng et al. 2025, arXiv 2503.08099. The rows of a task vector stand in for the task's inputs, and the loss is
 the sum over tasks of ||(merged - delta) delta^T||^2 / ||delta||^2.
@@ -24,7 +24,7 @@ def wudi(
     Only matrices ([out, in]); other tensors are averaged. The authors leave out the head and the embeddings.
 
     Args:
-        deltas: Task vectors, [n, out, in], fp32 or fp64; an all-zero one has no part in the loss.
+        deltas: Task vectors, [n, out, in], fp32 or fp64; an all-zero one has no effect on the loss.
         iter_num: Steps of the descent.
         lr: Step size.
 

@@ -1,1 +1,1 @@
-"""The folder that is written: weights, configuration, tokenizer, record and model card."""
+"""Writes an output folder: weights, configuration, tokenizer, record and model card."""

@@ -1,4 +1,4 @@
-"""The model card of an output, in the hub's format: YAML front matter, then what it is and how it was made."""
+"""The model card of an output, in the hub's format: YAML front matter, a description, and how the model was made."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import yaml
@@ -15,8 +16,9 @@ from ..io.gguf import ALIASES
 from ..io.hub import is_hub_id
 from ..io.weights import Weights
 from ..version import __version__
+from .usage import licence_of, shared_licence, usage
 
-#: Characters that mean something to Markdown or HTML, as the entities that only show them.
+#: Characters with a meaning in Markdown or HTML, and the entities that show them literally.
 _ENTITIES = {ord(character): f"&#{ord(character)};" for character in "&<>|`*[]\\~$"}
 _PLAIN_NAME = re.compile(r"[\w./@+:=,-]+(?: [\w./@+:=,-]+)*", re.ASCII)
 
@@ -31,7 +33,7 @@ class Paper:
 
 @dataclass(frozen=True)
 class Card:
-    """What a card says beyond what the record does.
+    """The parts of a model card that are not in the record.
 
     Attributes:
         title: Heading, plain text.
@@ -39,6 +41,7 @@ class Card:
         tags: Beside ``merge`` and ``weightops``.
         command: The command line that made the output, where there was one.
         front: Keys of the front matter that differ from a merged model's.
+        roles: What a source was used as: guard, base, target. One without a role is a model or an adapter.
     """
 
     title: str
@@ -47,10 +50,11 @@ class Card:
     papers: tuple[Paper, ...] = ()
     command: str | None = None
     front: Mapping[str, Any] = field(default_factory=dict)
+    roles: Mapping[Weights | Adapter, str] = field(default_factory=dict)
 
 
 def plain(text: str) -> str:
-    """A stranger's text as Markdown that shows it and does nothing else, in a heading, a table or a paragraph.
+    """Escape text that we did not write, so that Markdown shows it literally in a heading, a table or a paragraph.
 
     >>> plain("a|b <img>")
     'a&#124;b &#60;img&#62;'
@@ -60,7 +64,7 @@ def plain(text: str) -> str:
 
 
 def code(name: str) -> str:
-    """A stranger's name as code, in a table or a paragraph.
+    """A name that we did not write, as code, for a table or a paragraph.
 
     >>> code("org/name@main"), code("a`b")
     ('`org/name@main`', '<code>a&#96;b</code>')
@@ -69,7 +73,7 @@ def code(name: str) -> str:
 
 
 def fenced(text: str, language: str = "") -> str:
-    """Text of several lines as a block of code, whatever fences it holds.
+    """Text of several lines as a block of code, even if the text contains fences.
 
     >>> fenced("a ``` b").splitlines()[0]
     '````'
@@ -79,37 +83,72 @@ def fenced(text: str, language: str = "") -> str:
     return f"{fence}{language}\n{text}\n{fence}"
 
 
-def render(card: Card, record: Mapping[str, Any], sources: Sequence[Weights | Adapter]) -> str:
+def render(
+    card: Card,
+    record: Mapping[str, Any],
+    sources: Sequence[Weights | Adapter],
+    files: Iterable[str] = (),
+    config: Mapping[str, Any] | None = None,
+) -> str:
     """The card as Markdown.
 
     Args:
         record: What :func:`weightops.output.provenance.record` gives.
-        sources: What the output was made of; those that the hub knows become ``base_model``.
+        sources: What the output was made of, in the record's order; those that the hub knows become ``base_model``.
+        files: Names of the files that lie beside the weights.
+        config: The output's ``config.json``.
     """
     front: dict[str, Any] = {"library_name": "transformers", "tags": ["merge", "weightops", *card.tags]}
-    if known := list(dict.fromkeys(_hub_names(sources))):
+    if known := list(dict.fromkeys(name for source in sources if (name := hub_name(source)))):
         front |= {"base_model": known, "base_model_relation": "merge"}
+    licences = [_licence(source) for source in sources]
+    if licence := shared_licence(licences):
+        front["license"] = licence
     front |= card.front
-    rows = "\n".join(
-        f"| {code(s['name'])} | {plain(s.get('revision', ''))} | {code(s['content'][:23])} |" for s in record["sources"]
-    )
     recipe = json.dumps(record["recipe"], indent=2, ensure_ascii=False)
-    how = fenced(card.command) if card.command else fenced(recipe, "json")
+    recipe_text = fenced(card.command) if card.command else fenced(recipe, "json")
     cited = "".join(f"\n- {plain(paper.title)}, arXiv {plain(paper.arxiv)}" for paper in card.papers)
+    use = usage(files, config or {})
     return (
         f"---\n{yaml.safe_dump(front, sort_keys=True, allow_unicode=True)}---\n"
-        f"# {plain(card.title)}\n\n{card.text}\n\n## How it was made\n\n{how}\n\n"
-        f"| source | revision | content |\n|---|---|---|\n{rows}\n\n"
-        f"Made with weightops {__version__}; `weightops.json` holds the whole recipe and the digests, "
+        f"# {plain(card.title)}\n\n{card.text}\n\n"
+        + (f"## How to use it\n\nIn this folder, or with its id on the hub for the dot:\n\n{use}\n\n" if use else "")
+        + f"## How it was made\n\n{recipe_text}\n\n{_table(card, record['sources'], sources, licences)}\n\n"
+        + ("" if licence or not sources else f"{_NO_LICENCE}\n\n")
+        + f"Made with weightops {__version__}; `weightops.json` holds the whole recipe and the digests, "
         f"`weightops verify` checks them.\n" + (f"\n## Papers\n{cited}\n" if cited else "")
     )
 
 
-def _hub_names(sources: Iterable[Weights | Adapter]) -> Iterable[str]:
-    """The sources by the names the hub has for them; a local folder has none, and a guess would link to a stranger."""
-    for source in sources:
-        local = isinstance(source, Weights) and source.revision is None
-        if source.spec in ALIASES:
-            yield ALIASES[source.spec].hub
-        elif is_hub_id(source.spec) and not local:
-            yield source.spec.split("@")[0]
+_NO_LICENCE = (
+    "This card states no licence: its sources do not all state the same one. The licence of each source applies."
+)
+
+
+def hub_name(source: Weights | Adapter) -> str | None:
+    """A source's id on the hub; ``None`` of a local folder: a guess would link to a stranger's model."""
+    if source.spec in ALIASES:
+        return ALIASES[source.spec].hub
+    from_hub = source.revision is not None if isinstance(source, Weights) else not Path(source.spec).exists()
+    return source.spec.split("@")[0] if from_hub and is_hub_id(source.spec) else None
+
+
+def _licence(source: Weights | Adapter) -> str | None:
+    return ALIASES[source.spec].licence if source.spec in ALIASES else licence_of(source.folder)
+
+
+def _table(
+    card: Card,
+    entries: Sequence[Mapping[str, Any]],
+    sources: Sequence[Weights | Adapter],
+    licences: Sequence[str | None],
+) -> str:
+    """A row for each source: its role, what it was opened by, and its licence."""
+    head = ["| role | source | revision | licence | content |", "|---|---|---|---|---|"]
+    rows = [
+        f"| {plain(card.roles.get(source) or ('adapter' if isinstance(source, Adapter) else 'model'))} "
+        f"| {code(entry['name'])} | {plain(entry.get('revision', ''))} | {code(licence) if licence else 'not stated'} "
+        f"| {code(entry['content'][:23])} |"
+        for entry, source, licence in zip(entries, sources, licences, strict=True)
+    ]
+    return "\n".join([*head, *dict.fromkeys(rows)])

@@ -1,4 +1,4 @@
-"""``weightops.json``: what an output was made of, and the digests that prove it is still that."""
+"""``weightops.json``: the sources and the recipe of an output, and digests to verify that it is unchanged."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def _as_written(dtype: str, shape: tuple[int, ...], digest: str) -> str:
 
 
 def content(digests: Mapping[StoredTensor, str]) -> str:
-    """One digest for a set of tensors: BLAKE3 of a line for each, ``name dtype shape digest``, in order of name."""
+    """One digest for a set of tensors: BLAKE3 of a line for each, ``name dtype shape digest``, sorted by name."""
     lines = sorted(f"{t.name} {_as_written(t.dtype, t.shape, digest)}\n" for t, digest in digests.items())
     return "blake3:" + blake3("".join(lines).encode()).hexdigest()
 
@@ -48,26 +48,26 @@ def verify(folder: Path) -> list[str]:
     """Compare an output with its record.
 
     Returns:
-        A line for every tensor that is missing, extra or changed; empty when the output is what was written.
+        A line for every tensor that is missing, extra or changed; empty if the output is unchanged.
 
     Raises:
-        WeightopsError: no record, or unreadable weights.
+        WeightopsError: the folder has no record, or its weights cannot be read.
     """
-    written = read_json(folder / RECORD).get("outputs")
-    if not isinstance(written, dict):
-        raise WeightopsError(f"{folder}: no {RECORD} with output digests; only what weightops wrote can be verified")
-    found = stored_tensors(folder)
-    faults = [f"{name}: in the record, not in the folder" for name in sorted(written.keys() - found.keys())]
-    faults += [f"{name}: in the folder, not in the record" for name in sorted(found.keys() - written.keys())]
-    for name in sorted(written.keys() & found.keys()):
-        tensor = found[name]
-        if _as_written(tensor.dtype, tensor.shape, tensor_digest(tensor)) != written[name]:
-            faults.append(f"{tensor.file}: {name}: its bytes, dtype or shape have changed since it was written")
-    return faults
+    recorded = read_json(folder / RECORD).get("outputs")
+    if not isinstance(recorded, dict):
+        raise WeightopsError(f"{folder}: no {RECORD} with output digests; only outputs of weightops can be verified")
+    tensors = stored_tensors(folder)
+    problems = [f"{name}: is in the record but not in the folder" for name in sorted(recorded.keys() - tensors.keys())]
+    problems += [f"{name}: is in the folder but not in the record" for name in sorted(tensors.keys() - recorded.keys())]
+    for name in sorted(recorded.keys() & tensors.keys()):
+        tensor = tensors[name]
+        if _as_written(tensor.dtype, tensor.shape, tensor_digest(tensor)) != recorded[name]:
+            problems.append(f"{tensor.file}: {name}: its bytes, dtype or shape have changed since it was written")
+    return problems
 
 
 def tensor_digest(tensor: StoredTensor) -> str:
-    """The content digest of one stored tensor, as execution computes it."""
+    """The content digest of one stored tensor, equal to the one computed while writing."""
     total, step = blake3(), BLOCK * dtypes.BITS[tensor.dtype] // 8
     with open(tensor.file, "rb") as stream:
         stream.seek(tensor.offset)
@@ -77,16 +77,16 @@ def tensor_digest(tensor: StoredTensor) -> str:
 
 
 def _place(tensor: StoredTensor) -> tuple[str, int, int]:
-    """Where a tensor lies, whatever path its file was opened by."""
+    """The real file, the offset and the size of a tensor, independent of the path that was used to open it."""
     return os.path.realpath(tensor.file), tensor.offset, tensor.nbytes
 
 
 def _source(source: Weights | Adapter, digests: Mapping[tuple[str, int, int], str]) -> dict[str, Any]:
     if isinstance(source, Weights):
-        read = {tensor: digests[place] for tensor in source.tensors.values() if (place := _place(tensor)) in digests}
-    else:  # small, and its factors are read again for every slice
-        read = {tensor: digests.get(_place(tensor)) or tensor_digest(tensor) for tensor in _adapter_tensors(source)}
-    entry: dict[str, Any] = {"name": source.spec, "content": content(read), "tensors": len(read)}
+        used = {tensor: digests[place] for tensor in source.tensors.values() if (place := _place(tensor)) in digests}
+    else:  # an adapter is small, and writing may have read its factors many times
+        used = {tensor: digests.get(_place(tensor)) or tensor_digest(tensor) for tensor in _adapter_tensors(source)}
+    entry: dict[str, Any] = {"name": source.spec, "content": content(used), "tensors": len(used)}
     if isinstance(source, Weights) and source.revision:
         entry["revision"] = source.revision
     return entry

@@ -1,4 +1,4 @@
-"""Writing an output: the weights by the engine, and around them the folder that transformers loads."""
+"""Writes an output: the engine writes the weights, this module the other files that transformers needs."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ from ..io.adapter import CONFIG as ADAPTER_CONFIG
 from ..io.adapter import Adapter
 from ..io.companions import GUARD_CARD, companions
 from ..io.folder import INDEX
+from ..io.output_lock import OutputLock
 from ..io.progress import Progress
 from ..io.small_files import MOST_BYTES, read_beside
 from ..io.staging import Staging, output_problems
@@ -24,23 +25,24 @@ from ..io.weights import Weights
 from .modelcard import Card, render
 from .provenance import RECORD, record
 
-_LEFT = (RECORD, GUARD_CARD, "trainer_state.json", "training_args.json", ADAPTER_CONFIG)
-"""Companion files that describe one set of weights or one training, and not what is made of them."""
+_NOT_CARRIED = (RECORD, GUARD_CARD, "trainer_state.json", "training_args.json", ADAPTER_CONFIG)
+"""Files that describe the source's weights or training, so they are not true for the output."""
 MOST_CARRIED = 256_000_000
-"""Bytes of all small files together; they are held in memory."""
+"""Most bytes of all small files together; they are kept in memory."""
 
 
 @dataclass(frozen=True)
 class Package:
-    """What stands around the weights.
+    """The contents of an output besides its weights.
 
     Attributes:
-        model: Whose configuration, tokenizer and chat template go out.
-        sources: Everything the output is made of.
+        model: The model whose configuration, tokenizer and chat template the output gets.
+        sources: All models and adapters that the output is made of.
+        card: The model card.
         config: Keys of ``config.json`` to change.
-        files: Further files, or other contents for the carried ones.
-        left_out: Files of the model that must not go out.
-        accept: Called with what was measured, before the output gets its place; raises where it must not have it.
+        files: Further files, or new contents for files of the model.
+        left_out: Files of the model that are not copied.
+        accept: Called with the measurements before the output is put in place; raises to refuse the output.
     """
 
     model: Weights
@@ -54,7 +56,7 @@ class Package:
 
 @dataclass(frozen=True)
 class Saved:
-    """A finished output: its folder, and what was measured while it was written."""
+    """A finished output: its folder, and the measurements taken while writing."""
 
     folder: Path
     tally: Tally
@@ -62,10 +64,10 @@ class Saved:
 
 @dataclass(frozen=True)
 class Prepared:
-    """A plan with its place, checked once: what stands in the way, and how to write it.
+    """A plan with its output path, checked and ready to write.
 
     Attributes:
-        problems: Everything wrong with the plan and with the place, together.
+        problems: All problems of the plan and of the output path.
     """
 
     plan: Plan
@@ -74,13 +76,23 @@ class Prepared:
     overwrite: bool
     problems: tuple[str, ...]
 
-    def write(self, *, threads: int | None = None, memory: int = DEFAULT_MEMORY, progress: bool = True) -> Saved:
+    def write(
+        self,
+        *,
+        threads: int | None = None,
+        memory: int = DEFAULT_MEMORY,
+        progress: bool = True,
+        lock: OutputLock | None = None,
+    ) -> Saved:
         """Execute the plan and put the finished folder in its place.
 
-        A killed run leaves a hidden folder beside ``out``; the same call resumes it.
+        A killed run leaves a hidden folder next to ``out``; the same call resumes it.
+
+        Args:
+            lock: The output's lock, where the caller holds it.
 
         Raises:
-            WeightopsError: the problems, or what went wrong on the way.
+            WeightopsError: the problems, or an error while writing.
         """
         if self.problems:
             raise WeightopsError(*self.problems)
@@ -89,7 +101,7 @@ class Prepared:
         identity = self.plan.identity()
         self.plan.check_headers()
         carried = carried_files(self.package.model.folder)
-        with Staging(self.out, identity, overwrite=self.overwrite) as staging:
+        with Staging(self.out, identity, overwrite=self.overwrite, lock=lock) as staging:
             with Progress(self.plan.work, f"writing {self.out.name}", shown=progress) as bar:
                 tally = execute(self.plan, staging, threads=threads, memory=memory, progress=bar.update)
             self.package.accept(tally)
@@ -101,14 +113,14 @@ class Prepared:
 
 
 def prepare(plan: Plan, package: Package, out: Path, *, overwrite: bool = False) -> Prepared:
-    """Check once whether this plan can be written to this place."""
+    """Check whether this plan can be written to this path."""
     inputs = [*plan.inputs, *(s.folder for s in package.sources if s.folder is not None)]
     place = output_problems(out, inputs, plan.bytes_written, overwrite=overwrite)
     return Prepared(plan, package, out, overwrite, (*plan.problems, *_unwritable(plan, package, out), *place))
 
 
 def _unwritable(plan: Plan, package: Package, out: Path) -> list[str]:
-    """What cannot be written as UTF-8 into the record, the card or the configuration."""
+    """Problems with text that cannot be written as UTF-8 into the record, the card or the configuration."""
     texts = {str(out): "the output's name", **{source.spec: "a source's name" for source in package.sources}}
     texts |= {
         canonical(plan.recipe): "the recipe",
@@ -136,27 +148,29 @@ def save(
     threads: int | None = None,
     memory: int = DEFAULT_MEMORY,
     progress: bool = True,
+    lock: OutputLock | None = None,
 ) -> Saved:
     """Check a plan and write it; see :meth:`Prepared.write`.
 
     Raises:
-        WeightopsError: every problem of the plan and the place together, or what went wrong on the way.
+        WeightopsError: every problem of the plan and the output path, or an error while writing.
     """
     prepared = prepare(plan, package, out, overwrite=overwrite)
-    return prepared.write(threads=threads, memory=memory, progress=progress)
+    return prepared.write(threads=threads, memory=memory, progress=progress, lock=lock)
 
 
 def _files(plan: Plan, package: Package, tally: Tally, carried: Mapping[str, bytes]) -> dict[str, bytes]:
     """Every small file of the output, by name."""
-    made = record(plan, tally, package.sources)
+    provenance = record(plan, tally, package.sources)
     files = {n: data for n, data in carried.items() if n not in package.left_out}
     if package.model.config:
         files["config.json"] = _json({**package.model.config, **_dtype_keys(plan, package.model), **package.config})
     if len(plan.files) > 1:
         files[INDEX] = _json(_index(plan))
     files |= package.files
-    files[RECORD] = _json({**made, "files": sorted({*files, RECORD, "README.md"})})
-    files["README.md"] = render(package.card, made, package.sources).encode()
+    files[RECORD] = _json({**provenance, "files": sorted({*files, RECORD, "README.md"})})
+    config = {**package.model.config, **package.config}
+    files["README.md"] = render(package.card, provenance, package.sources, files, config).encode()
     return files
 
 
@@ -164,7 +178,7 @@ def carried_files(folder: Path | None) -> dict[str, bytes]:
     """A model folder's small files: configuration, tokenizer, templates, its own code, its licence."""
     if folder is None:
         return {}
-    names = [path.relative_to(folder).as_posix() for path in companions(folder) if path.name not in _LEFT]
+    names = [path.relative_to(folder).as_posix() for path in companions(folder) if path.name not in _NOT_CARRIED]
     files: dict[str, bytes] = {}
     room = MOST_CARRIED
     for name in names:
@@ -174,17 +188,17 @@ def carried_files(folder: Path | None) -> dict[str, bytes]:
 
 
 def _dtype_keys(plan: Plan, model: Weights) -> dict[str, str]:
-    """The dtype key of the config, when the weights' dtype is another one now."""
-    short = {job.dtype for job in plan.jobs if job.written and job.dtype in dtypes.FLOATS}
-    if len(short) != 1 or short == {t.dtype for t in model.tensors.values() if t.dtype in dtypes.FLOATS}:
+    """The dtype key of the config, if the output's weights have a different dtype."""
+    written = {job.dtype for job in plan.jobs if job.written and job.dtype in dtypes.FLOATS}
+    if len(written) != 1 or written == {t.dtype for t in model.tensors.values() if t.dtype in dtypes.FLOATS}:
         return {}
-    return {"torch_dtype" if "torch_dtype" in model.config else "dtype": dtypes.TO_TORCH[short.pop()]}
+    return {"torch_dtype" if "torch_dtype" in model.config else "dtype": dtypes.TO_TORCH[written.pop()]}
 
 
 def _index(plan: Plan) -> dict[str, Any]:
-    placed = {name: file.name for file in plan.files for name in file.offsets}
+    shard_of = {name: file.name for file in plan.files for name in file.offsets}
     total = sum(file.size - len(file.head) for file in plan.files)
-    return {"metadata": {"total_size": total}, "weight_map": dict(sorted(placed.items()))}
+    return {"metadata": {"total_size": total}, "weight_map": dict(sorted(shard_of.items()))}
 
 
 def _json(value: Any) -> bytes:

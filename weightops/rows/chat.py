@@ -1,11 +1,11 @@
-"""Conversations and answers as token ids, with which of them are to be learnt: the assistant's words and no others.
+"""Conversations and answers as token ids, and which of these are to be learned: the assistant's words and no others.
 
 A chat template is a program, so where an answer lies in what it writes cannot be read off the text: an answer may be
-repeated by the user, trimmed, or lose its reasoning once another turn follows. The template's own
-``{% generation %}`` marks are used where it has them. Otherwise an answer is found by place (ours): the conversation is
-rendered once more with one character in the answer's stead, and what is equal before and after it frames the answer.
-It begins where the generation prompt ends, since a model that answers is given the prompt and writes the rest, and it
-ends with the turn's end mark (``<|im_end|>``, ``</s>``), without the blanks after that.
+repeated by the user, trimmed, or lose its reasoning once another turn follows. If the template has
+``{% generation %}`` marks, they tell. Otherwise an answer is found by its position (ours): the conversation is rendered
+again with one placeholder character instead of the answer, and the answer lies between the text before and the text
+after the placeholder. It begins where the generation prompt ends, because a model that answers is given that prompt and
+writes the rest. It ends with the turn's end mark (``<|im_end|>``, ``</s>``), without the whitespace after it.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ class Tokens:
 
     Attributes:
         ids: All of them, [tokens].
-        trained: Which of them are to be learnt, [tokens].
+        trained: Which of them are to be learned, [tokens].
     """
 
     ids: tuple[int, ...]
@@ -39,23 +39,25 @@ class Tokens:
 
 
 def chat_tokens(tokenizer: Any, messages: Sequence[Message], first: int = 0) -> Tokens:
-    """A conversation as the tokenizer's chat template writes it; the assistant's turns are learnt.
+    """A conversation as the tokenizer's chat template writes it; the assistant's turns are learned.
 
     Special tokens spelled out in a message are special tokens, as they are for ``apply_chat_template``.
 
     Args:
-        tokenizer: Of transformers, with a chat template, and fast: offsets are needed.
+        tokenizer: A fast tokenizer of transformers (offsets are needed), with a chat template.
         messages: The conversation.
-        first: Index of the first message whose words are learnt.
+        first: Index of the first message that may be learned.
 
     Raises:
-        WeightopsError: no assistant turn, no chat template, or one that refuses or rewrites the conversation.
+        WeightopsError: no assistant turn, no chat template, or the template refuses or rewrites the conversation.
     """
     turns = [_plain(message) for message in messages]
     if not any(turn["role"] == "assistant" for turn in turns[first:]):
-        raise WeightopsError("no message of the assistant to learn from; add one, or train on text")
+        raise WeightopsError("no message of the assistant to learn; add one, or train on text")
     if not tokenizer.chat_template:
-        raise WeightopsError(f"{tokenizer.name_or_path}: no chat template; use an instruction-tuned model, or text")
+        raise WeightopsError(
+            f"{tokenizer.name_or_path}: no chat template; use an instruction-tuned model, or rows of text"
+        )
     template = tokenizer.get_chat_template()
     text, spans = _marked(tokenizer, template, turns) if _GENERATION.search(template) else _placed(tokenizer, turns)
     if first:
@@ -65,14 +67,14 @@ def chat_tokens(tokenizer: Any, messages: Sequence[Message], first: int = 0) -> 
 
 
 def completion_tokens(tokenizer: Any, prompt: Turns, completion: Turns, chat: bool = True) -> Tokens:
-    """A prompt and its completion; only the completion is learnt.
+    """A prompt and its completion; only the completion is learned.
 
     Args:
-        tokenizer: Of transformers, fast.
+        tokenizer: A fast tokenizer of transformers.
         prompt: A text, or messages.
         completion: The same.
-        chat: Put plain texts through the chat template as user and assistant, where the tokenizer has one. Otherwise
-            they follow one another as they are, and the end-of-text token comes after them.
+        chat: Put plain texts through the chat template, if there is one, as user and assistant. Otherwise they are
+            joined as they are, and the end-of-text token is added.
 
     Raises:
         WeightopsError: as :func:`chat_tokens`.
@@ -84,21 +86,21 @@ def completion_tokens(tokenizer: Any, prompt: Turns, completion: Turns, chat: bo
 
 
 def text_tokens(tokenizer: Any, text: str, start: int = 0) -> Tokens:
-    """A plain text between the tokens that the model expects at its ends; it is learnt from a character on.
+    """A plain text with the special tokens that the model expects at its ends.
 
     Args:
-        tokenizer: Of transformers, fast.
+        tokenizer: A fast tokenizer of transformers.
         text: The text.
-        start: The first character that is learnt.
+        start: Index of the first character that is learned.
     """
     before, after = well_formed(text[:start]), well_formed(text[start:])
-    made = _tokens(tokenizer, before + after, [(len(before), len(before + after))], special=True)
+    tokens = _tokens(tokenizer, before + after, [(len(before), len(before + after))], special=True)
     end = tokenizer.eos_token_id
     if end is None:
-        return made
-    if made.ids and made.ids[-1] == end:
-        return Tokens(made.ids, (*made.trained[:-1], True))
-    return Tokens((*made.ids, end), (*made.trained, True))
+        return tokens
+    if tokens.ids and tokens.ids[-1] == end:
+        return Tokens(tokens.ids, (*tokens.trained[:-1], True))
+    return Tokens((*tokens.ids, end), (*tokens.trained, True))
 
 
 def rendered(tokenizer: Any, messages: Sequence[Message], generation: bool = False) -> str:
@@ -107,17 +109,19 @@ def rendered(tokenizer: Any, messages: Sequence[Message], generation: bool = Fal
     Args:
         tokenizer: With a chat template.
         messages: The conversation.
-        generation: End with what comes before the assistant's answer.
+        generation: End with the prompt for the assistant's answer.
 
     Raises:
         WeightopsError: no chat template, or it refuses the conversation.
     """
     if not tokenizer.chat_template:
-        raise WeightopsError(f"{tokenizer.name_or_path}: no chat template; use an instruction-tuned model, or text")
+        raise WeightopsError(
+            f"{tokenizer.name_or_path}: no chat template; use an instruction-tuned model, or rows of text"
+        )
     turns = [_plain(message) for message in messages]
     try:
         return str(tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=generation))
-    except Exception as error:  # a template is a stranger's program: it raises what it likes
+    except Exception as error:  # a template is a foreign program: it can raise anything
         raise _refusal(error) from error
 
 
@@ -147,11 +151,11 @@ def _turns(value: Turns, role: str) -> list[Message]:
 
 
 def _marked(tokenizer: Any, template: str, turns: list[dict[str, Any]]) -> tuple[str, list[Span]]:
-    """The conversation, and what the template itself marks as the assistant's."""
+    """The conversation, and the spans that the template marks as the assistant's."""
     from transformers.utils.chat_template_utils import render_jinja_template
 
     try:
-        made: Any = render_jinja_template(
+        texts_and_marks: Any = render_jinja_template(
             conversations=[turns],
             chat_template=template,
             return_assistant_tokens_mask=True,
@@ -159,7 +163,7 @@ def _marked(tokenizer: Any, template: str, turns: list[dict[str, Any]]) -> tuple
         )
     except Exception as error:  # as above
         raise _refusal(error) from error
-    (text,), (marks,) = made
+    (text,), (marks,) = texts_and_marks
     special = _special(tokenizer)
     return text, [_with_end_mark(text, start, end, special) for start, end in marks]
 
@@ -172,7 +176,7 @@ def _special(tokenizer: Any) -> re.Pattern[str]:
 
 
 def _with_end_mark(text: str, start: int, end: int, special: re.Pattern[str]) -> Span:
-    """A marked span that ends with its end mark: blanks after it go, one right after the span is added."""
+    """A marked span that ends with its end mark: drops whitespace after the mark, or adds the mark that follows."""
     trimmed = start + len(text[start:end].rstrip())
     if any(match.end() == trimmed for match in special.finditer(text, start, trimmed)):
         return start, trimmed
@@ -181,7 +185,7 @@ def _with_end_mark(text: str, start: int, end: int, special: re.Pattern[str]) ->
 
 
 def _placed(tokenizer: Any, turns: list[dict[str, Any]]) -> tuple[str, list[Span]]:
-    """The conversation, and where each of the assistant's turns lies in it."""
+    """The conversation, and the span of each of the assistant's turns."""
     text = rendered(tokenizer, turns)
     blank = next(mark for mark in map(chr, range(0xE000, 0xF900)) if mark not in text)
     spans: list[Span] = []
@@ -195,7 +199,7 @@ def _placed(tokenizer: Any, turns: list[dict[str, Any]]) -> tuple[str, list[Span
 
 
 def _span(tokenizer: Any, turns: list[dict[str, Any]], at: int, text: str, blank: str) -> Span:
-    """Where one turn of the assistant lies in the conversation."""
+    """The span of one turn of the assistant in the conversation."""
     emptied = {**turns[at], "content": [{"type": "text", "text": blank}] if _is_list(turns[at]) else blank}
     opening = _opening(tokenizer, turns[:at], text)
     left, shown, right = rendered(tokenizer, [*turns[:at], emptied, *turns[at + 1 :]]).partition(blank)
@@ -213,28 +217,28 @@ def _span(tokenizer: Any, turns: list[dict[str, Any]], at: int, text: str, blank
 
 
 def _closing(tokenizer: Any, until: list[dict[str, Any]], blank: str, right: str) -> str:
-    """The end mark of the last of some turns: what follows it whether the conversation ends there or goes on."""
+    """The end mark of the last turn: the text that follows it both at the end and within a conversation."""
     alone = rendered(tokenizer, until).partition(blank)[2]
     special = _special(tokenizer)
     closing = _shared(alone, right, special)
     try:
         followed = rendered(tokenizer, [*until, {"role": "user", "content": "next"}]).partition(blank)[2]
-    except WeightopsError:  # this template takes no further turn
+    except WeightopsError:  # this template refuses another turn
         return closing.rstrip()
     return _shared(closing, followed, special).rstrip()
 
 
 def _shared(one: str, other: str, special: re.Pattern[str]) -> str:
-    """What two texts begin with alike, without the first characters of a mark in which they differ."""
-    alike = _common(one, other)
-    if alike == len(one):
+    """The common beginning of two texts, without a part of a mark in which they differ."""
+    length = _common(one, other)
+    if length == len(one):
         return one
     ends = (match.end() for match in re.compile(rf"{special.pattern}|\s").finditer(one))
-    return one[: max((end for end in ends if end <= alike), default=0)]
+    return one[: max((end for end in ends if end <= length), default=0)]
 
 
 def _by_growth(tokenizer: Any, turns: list[dict[str, Any]], at: int, text: str, opening: int | None) -> Span:
-    """Where a turn lies that shows no content (calls of tools, say): between the conversation before it and with it."""
+    """The span of a turn whose content does not show (calls of tools, say): what the turn adds to the conversation."""
     grown = rendered(tokenizer, turns[: at + 1])
     if opening is None or not text.startswith(grown) or _last_text(turns[at]).strip() not in grown[opening:]:
         raise _unclear(at)
@@ -242,21 +246,21 @@ def _by_growth(tokenizer: Any, turns: list[dict[str, Any]], at: int, text: str, 
 
 
 def _opening(tokenizer: Any, before: list[dict[str, Any]], text: str) -> int | None:
-    """Where the generation prompt ends; none where the template has none, or the conversation goes on otherwise.
+    """Where the generation prompt ends; ``None`` if the template has none, or the conversation does not contain it.
 
-    A prompt that already opens the reasoning, for instance, is no part of an earlier turn whose reasoning is dropped.
+    It does not contain a prompt that opens the reasoning, for instance, if the reasoning of earlier turns is dropped.
     """
     if not before:
         return None
     try:
         prompt, plain = rendered(tokenizer, before, generation=True), rendered(tokenizer, before)
-    except WeightopsError:  # such a beginning is no conversation for this template
+    except WeightopsError:  # this template refuses the first turns alone
         return None
     return len(prompt) if prompt != plain and text.startswith(prompt) else None
 
 
 def _begin(tokenizer: Any, turns: list[dict[str, Any]], first: int, text: str) -> int:
-    """Where the messages from ``first`` on begin."""
+    """Where the message ``first`` begins."""
     opening = _opening(tokenizer, turns[:first], text)
     if opening is not None:
         return opening
@@ -264,7 +268,7 @@ def _begin(tokenizer: Any, turns: list[dict[str, Any]], first: int, text: str) -
 
 
 def _common(one: str, other: str) -> int:
-    """How many characters two texts begin with alike."""
+    """The length of the common beginning of two texts."""
     pairs = enumerate(zip(one, other, strict=False))
     return next((at for at, (a, b) in pairs if a != b), min(len(one), len(other)))
 
@@ -274,7 +278,7 @@ def _is_list(turn: Mapping[str, Any]) -> bool:
 
 
 def _last_text(turn: Mapping[str, Any]) -> str:
-    """The end of what a turn says: its content, or the last part that is text."""
+    """The last text of a turn: its content, or its last part that is text."""
     content = turn.get("content", "")
     if isinstance(content, str):
         return content
@@ -283,21 +287,23 @@ def _last_text(turn: Mapping[str, Any]) -> str:
 
 def _unclear(at: int) -> WeightopsError:
     return WeightopsError(
-        f"message {at + 1}: the chat template rewrites it, so that what the assistant said cannot be found in what it "
-        "writes; mark it in the template with {% generation %}, or cut the conversation after this message"
+        f"message {at + 1}: the chat template rewrites it, so the assistant's words cannot be found in its output; "
+        "mark them in the template with {% generation %}, or end the conversation with this message"
     )
 
 
 def _tokens(tokenizer: Any, text: str, spans: Sequence[Span], special: bool = False) -> Tokens:
-    """Token ids of a text; those that have a character of a span are learnt."""
+    """Token ids of a text; tokens with a character in a span are learned."""
     if not tokenizer.is_fast:
-        raise WeightopsError(f"{tokenizer.name_or_path}: a slow tokenizer gives no offsets; use its fast form")
-    made = tokenizer(text, add_special_tokens=special, return_offsets_mapping=True, verbose=False)
-    trained = [False] * len(made["input_ids"])
+        raise WeightopsError(
+            f"{tokenizer.name_or_path}: its tokenizer is a slow one, which gives no offsets; use its fast version"
+        )
+    encoding = tokenizer(text, add_special_tokens=special, return_offsets_mapping=True, verbose=False)
+    trained = [False] * len(encoding["input_ids"])
     remaining = list(reversed(spans))
-    for place, (start, end) in enumerate(made["offset_mapping"]):
+    for place, (start, end) in enumerate(encoding["offset_mapping"]):
         while remaining and remaining[-1][1] <= start:
             remaining.pop()
         if remaining and end > remaining[-1][0]:
             trained[place] = True
-    return Tokens(tuple(made["input_ids"]), tuple(trained))
+    return Tokens(tuple(encoding["input_ids"]), tuple(trained))

@@ -18,9 +18,9 @@ class LabelledText:
 
     Attributes:
         text: What is judged.
-        unsafe: Its label, as a whole.
-        first_unsafe_char: Index of the character from which on it is unsafe, where that is known.
-        labels: Labels of its growing parts, where the row has them.
+        unsafe: The label of the whole text.
+        first_unsafe_char: Index of the character at which it becomes unsafe, if known.
+        labels: Labels of its growing parts, if the row has them.
         place: Where it is from, for messages.
     """
 
@@ -32,15 +32,15 @@ class LabelledText:
 
 
 def labelled_texts(rows: Sequence[Row], labels: tuple[str, str] = (SAFE, UNSAFE)) -> list[LabelledText]:
-    """The labelled texts of rows; of a conversation the last message is judged: it is all that a guard is shown.
+    """The labelled texts of rows. Of a conversation only the last message counts: a guard sees no other.
 
     Args:
         rows: With ``text`` or ``messages``, ``label``, and perhaps ``first_unsafe_char`` and ``prefix_labels``.
-        labels: Two more words that a label may be, safe then unsafe. The words safe and unsafe, 0 and 1, false and
-            true always are labels, unless these two say otherwise.
+        labels: Two further words for labels, safe then unsafe. The words safe and unsafe, 0 and 1, false and true are
+            always labels, and mean what they say unless these two words redefine them.
 
     Raises:
-        WeightopsError: every row that is not such a row (the first ten, and how many more), by its place.
+        WeightopsError: rows that do not have these fields (the first ten, and how many more), by their places.
     """
     meanings: Mapping[Any, bool] = {SAFE: False, UNSAFE: True, 0: False, 1: True} | dict(
         zip(labels, (False, True), strict=True)
@@ -63,17 +63,17 @@ def texts(rows: Sequence[Row]) -> list[str]:
     """The text of each row; of a conversation the last message's.
 
     Raises:
-        WeightopsError: every row without one (the first ten, and how many more), by its place.
+        WeightopsError: rows without a text (the first ten, and how many more), by their places.
     """
     raise_faults(f"{row.place}: {fault}" for row in rows if (fault := _text_fault(row)))
     return [row.judged or "" for row in rows]
 
 
 def check_both_labels(rows: Sequence[LabelledText]) -> None:
-    """Refuse texts to train on that are all safe, or all unsafe: nothing can be told apart by them.
+    """Refuse to train on texts that all have one label: a guard cannot learn the difference from them.
 
     Raises:
-        WeightopsError: only one label is there.
+        WeightopsError: all texts have the same label.
     """
     if rows and len({row.unsafe for row in rows}) == 1:
         label, other = (UNSAFE, SAFE) if rows[0].unsafe else (SAFE, UNSAFE)
@@ -81,16 +81,16 @@ def check_both_labels(rows: Sequence[LabelledText]) -> None:
 
 
 def _text_fault(row: Row) -> str | None:
-    """What keeps a row from having a text to judge."""
+    """Why a row does not have a text to judge; ``None`` if it has one."""
     if "text" in row.wrong:
         return row.wrong["text"]
     if row.text is None and "messages" in row.wrong:
         return row.wrong["messages"]
-    return "needs a text, or messages whose last has one" if row.judged is None else None
+    return "needs text, or messages of which the last has a text" if row.judged is None else None
 
 
 def _faults(row: Row, meanings: Mapping[Any, bool], words: str) -> Iterator[str]:
-    """Everything that keeps a row from being a labelled text."""
+    """Everything that is wrong with a row as a labelled text."""
     if fault := _text_fault(row):
         yield fault
     yield from (row.wrong[name] for name in ("label", "first_unsafe_char", "prefix_labels") if name in row.wrong)

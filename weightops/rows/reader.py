@@ -6,6 +6,7 @@ stays a text; Parquet and the hub go through ``datasets``, which is imported onl
 
 from __future__ import annotations
 
+import codecs
 import gzip
 import importlib
 import io
@@ -23,11 +24,11 @@ from ..errors import WeightopsError
 from .row import FirstFaults, Row, short
 
 LINE_BYTES = 64 * 2**20
-"""Longest line that is read; a longer one is a fault."""
+"""Longest line in bytes; a longer one is a fault."""
 UNPACKED_BYTES, UNPACKED_TIMES = 128 * 2**20, 100
-"""A ``.gz`` file may unpack to the first, or to so many times its own size where that is more."""
+"""A ``.gz`` file may unpack to this many bytes, or this many times its own size, whichever is more."""
 STDIN_BYTES = 4 * 2**30
-"""What is read of standard input."""
+"""Bytes that standard input may have."""
 STDIN = "-"
 
 Record = dict[str, Any]
@@ -43,44 +44,76 @@ def read_rows(
     rename: Mapping[str, str] | None = None,
     allow_empty: bool = False,
 ) -> list[Row]:
-    """The rows of files, or of a data set of the hub, in their order.
+    """The rows of files and of a data set of the hub, in order.
 
     Args:
         files: JSON Lines (``.gz`` is unpacked), ``.parquet``, or ``-`` for JSON Lines on standard input.
         hub: ``org/name`` or ``org/name@revision``, read after the files.
         subset: Configuration of the hub data set.
         split: Split of the hub data set.
-        only: Field of the data to value; rows in which they are equal are kept.
-        rename: Field of ours to field of the data.
-        allow_empty: Return an empty list, rather than raise, where no row is left.
+        only: Keep the rows whose fields, as the data names them, have these values.
+        rename: Field of a row to the data's name for it.
+        allow_empty: If no row is left, return an empty list and do not raise.
 
     Raises:
-        WeightopsError: what cannot be read, every line that is no JSON object (the first ten, and how many more), a
-            renamed field that no row has, or no rows.
+        WeightopsError: files that cannot be read, lines that are not JSON objects (the first ten, and how many more), a
+            renamed field that no row has, or no row is left.
     """
     faults = FirstFaults("lines")
-    placed = [pair for file in files for pair in _file_records(file, faults)]
+    placed = [(place, record) for file in files for place, record, _ in _file_records(file, faults)]
     faults.raise_any()
     if hub is not None:
         placed += [(f"{hub}, row {n}", record) for n, record in enumerate(_hub(hub, subset, split), 1)]
     names = ", ".join([*("stdin" if str(file) == STDIN else str(file) for file in files), *([hub] if hub else [])])
-    wanted = [pair for pair in placed if all(pair[1].get(name) == value for name, value in (only or {}).items())]
-    if not wanted and not allow_empty:
-        problem = f"none of {len(placed)} rows has {dict(only or {})}" if placed else "no rows"
+    chosen = [pair for pair in placed if all(pair[1].get(name) == value for name, value in (only or {}).items())]
+    if not chosen and not allow_empty:
+        problem = f"only: none of {len(placed)} rows has {dict(only or {})}" if placed else "has no rows"
         raise WeightopsError(f"{names}: {problem}")
     missing = {ours: theirs for ours, theirs in (rename or {}).items() if not any(theirs in r for _, r in placed)}
     if placed and missing:
         problems = [f"{names}: rename: no row has a field {short(theirs)}" for theirs in missing.values()]
         raise WeightopsError(*(f"{problem}; check the spelling" for problem in problems))
     renamed = rename or {}
-    return [Row.of(p, {**r, **{ours: r.get(theirs) for ours, theirs in renamed.items()}}) for p, r in wanted]
+    return [Row.of(p, {**r, **{ours: r.get(theirs) for ours, theirs in renamed.items()}}) for p, r in chosen]
 
 
-def _file_records(file: str | Path, faults: FirstFaults) -> Iterator[tuple[str, Record]]:
-    """Place and record of each row of a file; what is wrong with single lines goes into ``faults``."""
+def read_lines(files: Sequence[str | Path]) -> list[tuple[Row, bytes]]:
+    """The rows of files, each with its line, in their order.
+
+    A line is given byte for byte as the file holds it, without its end and a byte order mark. A row of Parquet is
+    written as a line of JSON.
+
+    Args:
+        files: As :func:`read_rows`.
+
+    Raises:
+        WeightopsError: as :func:`read_rows`, and a row of Parquet that holds what JSON cannot.
+    """
+    faults = FirstFaults("lines")
+    lines: list[tuple[Row, bytes]] = []
+    for file in files:
+        for place, record, line in _file_records(file, faults):
+            try:
+                written = _as_json(record) if line is None else line
+            except (TypeError, ValueError) as error:
+                faults.add(f"{place}: cannot be written as JSON ({error}); convert the file to JSON Lines first")
+            else:
+                lines.append((Row.of(place, record), written))
+    faults.raise_any()
+    if not lines:
+        raise WeightopsError(f"{', '.join('stdin' if str(file) == STDIN else str(file) for file in files)}: no rows")
+    return lines
+
+
+def _as_json(record: Record) -> bytes:
+    return json.dumps(record, ensure_ascii=False, allow_nan=False).encode("utf-8")
+
+
+def _file_records(file: str | Path, faults: FirstFaults) -> Iterator[tuple[str, Record, bytes | None]]:
+    """Place, record and line of each row of a file (Parquet has no lines); faults of single lines go to ``faults``."""
     name = str(file)
     if name.endswith(".parquet"):
-        yield from ((f"{name}, row {number}", record) for number, record in enumerate(_parquet(name), 1))
+        yield from ((f"{name}, row {number}", record, None) for number, record in enumerate(_parquet(name), 1))
         return
     shown = "stdin" if name == STDIN else name
     try:
@@ -90,15 +123,15 @@ def _file_records(file: str | Path, faults: FirstFaults) -> Iterator[tuple[str, 
                 if isinstance(record, str):
                     faults.add(f"{shown}, line {number}: {record}")
                 elif record is not None:
-                    yield f"{shown}, line {number}", record
-    except (OSError, EOFError, ValueError, zlib.error) as error:  # ValueError: a name that no file can have
+                    yield f"{shown}, line {number}", record, line.removeprefix(codecs.BOM_UTF8).rstrip(b"\r\n")
+    except (OSError, EOFError, ValueError, zlib.error) as error:  # ValueError: a name that is not valid for any file
         reason = getattr(error, "strerror", None) or error
         faults.add(f"{shown}: cannot be read ({reason}); name a file of JSON Lines")
 
 
 @contextmanager
 def _opened(name: str) -> Iterator[tuple[IO[bytes], int | None]]:
-    """A file's bytes, unpacked, and how many of them may be read; none for as many as there are."""
+    """A file's bytes, unpacked, and how many of them may be read; ``None`` for no limit."""
     if name == STDIN:
         yield getattr(sys.stdin, "buffer", None) or io.BytesIO(), STDIN_BYTES
         return
@@ -111,7 +144,7 @@ def _opened(name: str) -> Iterator[tuple[IO[bytes], int | None]]:
 
 
 def _regular(name: str) -> IO[bytes]:
-    """A file that is one: no pipe, no device, whose end may never come."""
+    """Open a regular file; pipes and devices, which may never end, are refused."""
     handle = os.open(name, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
     kind = os.fstat(handle).st_mode
     if not stat.S_ISREG(kind):
@@ -139,7 +172,7 @@ def _lines(stream: IO[bytes], limit: int | None, name: str, faults: FirstFaults)
 
 
 def _record(line: bytes, first: bool) -> Record | str | None:
-    """A line's object, or what is wrong with it; none for a byte order mark alone."""
+    """A line's object, or its fault; ``None`` for a byte order mark alone."""
     try:
         text = line.decode("utf-8-sig" if first else "utf-8")
     except UnicodeDecodeError as error:
@@ -148,7 +181,7 @@ def _record(line: bytes, first: bool) -> Record | str | None:
         return None
     try:
         record = json.loads(text)
-    except (ValueError, RecursionError):  # JSON that is nested a hundred thousand deep recurses
+    except (ValueError, RecursionError):  # RecursionError: JSON nested a hundred thousand levels deep
         return "not valid JSON"
     return record if isinstance(record, dict) else "not a JSON object; write one object on each line"
 

@@ -40,16 +40,16 @@ class Row:
             ``org/name, row 3``.
         text: A plain text.
         messages: A conversation.
-        prompt: What is asked: a text or messages.
+        prompt: The question: a text or messages.
         completion: The answer to ``prompt``.
         chosen: The better of two answers (or whole conversations).
         rejected: The worse one.
-        label: As the data has it; :func:`~weightops.rows.labelled.labelled_texts` reads it.
+        label: As in the data; :func:`~weightops.rows.labelled.labelled_texts` reads it.
         first_unsafe_char: Index i of the character from which on the judged text is unsafe, 0 <= i < its length.
-        prefix_labels: Labels of growing parts of the text, as the data has them.
-        images: What the data set holds for each image: a path, bytes, or a decoded picture.
+        prefix_labels: Labels of growing parts of the text, as in the data.
+        images: For each image what the data set holds: a path, bytes, or a decoded picture.
         columns: All other columns by name.
-        wrong: What is wrong, by the field that has the fault; such a field is ``None``.
+        wrong: Field to what is wrong with it; such a field is ``None``.
     """
 
     place: str
@@ -68,7 +68,7 @@ class Row:
 
     @classmethod
     def of(cls, place: str, record: Mapping[str, Any]) -> Row:
-        """The row of a record, with everything checked that can be checked without knowing the task."""
+        """The row of a record; everything is checked that does not depend on the task."""
         values: dict[str, Any] = {}
         wrong: dict[str, str] = {}
         for name in FIELDS:
@@ -87,10 +87,10 @@ class Row:
         return cls(place, **sound, columns=others, wrong=wrong) if wrong else row
 
     def checked(self, name: str) -> Any:
-        """The value of a field that is needed.
+        """The value of a field that the task reads.
 
         Raises:
-            WeightopsError: what is wrong with it.
+            WeightopsError: the field is wrong.
         """
         if name in self.wrong:
             raise WeightopsError(self.wrong[name])
@@ -98,14 +98,14 @@ class Row:
 
     @property
     def judged(self) -> str | None:
-        """The text that a guard judges: ``text``, or else the last message's; none where neither has one."""
+        """The text that a guard judges: ``text``, or else that of the last message; ``None`` if there is neither."""
         if self.text is not None:
             return self.text
         return content_text(self.messages[-1]) if self.messages else None
 
 
 def content_text(message: Message) -> str | None:
-    """The text of a message, its parts joined; none where it has no text."""
+    """The text of a message, its parts joined; ``None`` if it has no text."""
     content = message.get("content")
     if isinstance(content, str):
         return content
@@ -114,7 +114,7 @@ def content_text(message: Message) -> str | None:
 
 
 def well_formed(text: str) -> str:
-    """The text with U+FFFD for half a pair of surrogates, which JSON can hold and no tokenizer takes."""
+    """The text with U+FFFD in place of single surrogates, which JSON can hold but tokenizers refuse."""
     try:
         text.encode()
     except UnicodeEncodeError:
@@ -123,7 +123,7 @@ def well_formed(text: str) -> str:
 
 
 def short(value: object) -> str:
-    """A value for a message: of bounded length and depth, whatever it is.
+    """Any value, shortened for a message.
 
     >>> short("a" * 1000)
     "'aaaaaaaaaaaaaaaaaaaaaaaaaaa...aaaaaaaaaaaaaaaaaaaaaaaaaaaa'"
@@ -135,7 +135,7 @@ class FirstFaults:
     """The first ten faults and a count of the others.
 
     Args:
-        rest: What the others are called.
+        rest: What to call the others: rows or lines.
     """
 
     def __init__(self, rest: str = "rows") -> None:
@@ -144,17 +144,17 @@ class FirstFaults:
         self.more = 0
 
     def add(self, fault: str) -> None:
-        """Note a fault: one line, with its place."""
+        """Add a fault: one line, with its place."""
         if len(self.shown) < SHOWN:
             self.shown.append(fault)
         else:
             self.more += 1
 
     def raise_any(self) -> None:
-        """Raise what was noted.
+        """Raise the faults, if there are any.
 
         Raises:
-            WeightopsError: unless there was nothing.
+            WeightopsError: there is a fault.
         """
         more = [f"{self.more} more {self.rest} like these; fix the data"] if self.more else []
         if self.shown:
@@ -197,7 +197,7 @@ def _message(message: Any) -> str | None:
     if isinstance(content, str) or (content is None and message.get("tool_calls")):
         return None
     if not isinstance(content, list):
-        return f"must have content that is a text or a list of parts; found {short(content)}"
+        return f"must have content: a text or a list of parts; found {short(content)}"
     return next((problem for part in content if (problem := _part(part))), None)
 
 
@@ -205,7 +205,7 @@ def _part(part: Any) -> str | None:
     kind = part.get("type") if isinstance(part, dict) else None
     if kind == "image" or (kind == "text" and isinstance(part.get("text"), str)):
         return None
-    return f"has a part that is neither a text nor an image: {short(part)}"
+    return f"has a part that is neither {{type: text, text: ...}} nor {{type: image}}: {short(part)}"
 
 
 def _turns(value: Any) -> str | None:
@@ -213,7 +213,11 @@ def _turns(value: Any) -> str | None:
 
 
 def _index(value: Any) -> str | None:
-    return None if type(value) is int and value >= 0 else f"must be the index of a character; found {short(value)}"
+    return (
+        None
+        if type(value) is int and value >= 0
+        else f"must be the index of a character, a whole number from 0; found {short(value)}"
+    )
 
 
 def _list(value: Any) -> str | None:
@@ -221,7 +225,9 @@ def _list(value: Any) -> str | None:
 
 
 def _label(value: Any) -> str | None:
-    return None if isinstance(value, str | int) else f"must be a word, a number, or true or false; found {short(value)}"
+    return (
+        None if isinstance(value, str | int) else f"must be a word, a whole number, true or false; found {short(value)}"
+    )
 
 
 def _named(name: str, check: Callable[[Any], str | None]) -> Callable[[Any], str | None]:
@@ -244,7 +250,7 @@ _CHECKS = {name: _named(name, _KINDS.get(name, _turns)) for name in FIELDS}
 
 
 def _relations(row: Row) -> Iterable[tuple[str, str]]:
-    """What does not fit together, by the field that is at fault."""
+    """Fields that do not fit together: the one at fault, and the problem."""
     first, judged = row.first_unsafe_char, row.judged
     if first is not None and judged is not None and first >= len(judged):
         yield (
@@ -256,10 +262,10 @@ def _relations(row: Row) -> Iterable[tuple[str, str]]:
         )
     for name, other in (("completion", "prompt"), ("rejected", "chosen"), ("chosen", "rejected")):
         if getattr(row, name) is not None and getattr(row, other) is None:
-            yield name, f"{name}: needs a field {other} beside it"
+            yield name, f"{name}: the row also needs {other}"
     marks = sum(part["type"] == "image" for turn in row.messages or () for part in _parts(turn))
     if row.images and marks and marks != len(row.images):
-        yield "images", f"images: {len(row.images)} given, but the messages have {marks} parts of type image"
+        yield "images", f"images: the row has {len(row.images)}, but its messages have {marks} parts of type image"
 
 
 def _parts(message: Message) -> Sequence[Mapping[str, Any]]:

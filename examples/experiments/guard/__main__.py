@@ -15,12 +15,13 @@ from . import page, runs, speed
 
 @click.command()
 @click.argument("data", type=click.Path(path_type=Path, exists=True, file_okay=False))
-@click.option("--work", type=click.Path(path_type=Path), default="guard-experiment", show_default=True)
-@click.option("--seeds", type=click.IntRange(min=1), default=3, show_default=True, help="How many.")
+@click.option("--work", type=click.Path(path_type=Path), default="guard-experiment", show_default=True,
+              help="Folder for models and measurements.")  # fmt: skip
+@click.option("--seeds", type=click.IntRange(min=1), default=3, show_default=True, help="Number of seeds.")
 def main(data: Path, work: Path, seeds: int) -> None:
     """Train, compose and measure with the requests in DATA; hours on two cores.
 
-    What is finished is kept in --work, models and measurements; remove a folder there to have it made again.
+    Finished models and measurements are kept in --work; remove a folder there to have it made again.
     """
     chosen = range(seeds)
     try:
@@ -31,7 +32,7 @@ def main(data: Path, work: Path, seeds: int) -> None:
     except WeightopsError as error:
         sys.exit(f"error: {error}")
     except KeyboardInterrupt:
-        sys.exit("\nStopped. What is finished is kept: run it again to go on.")
+        sys.exit("\nInterrupted. Run the same command again to resume.")
     click.echo(f"wrote {page.PAGE}")
 
 

@@ -122,9 +122,9 @@ def draw_scales(work: Path, seeds: Sequence[int], file: Path) -> None:
     ):
         points = [[_measure(work, _at(seed, scale), "test", key) for seed in seeds] for scale in (0.0, *runs.SCALES)]
         scales = [0.0, *runs.SCALES]
-        axes.fill_between(scales, [min(own) for own in points], [max(own) for own in points], color=COLOURS[name],
-                          alpha=0.15, lw=0)  # fmt: skip
-        axes.plot(scales, [statistics.mean(own) for own in points], color=COLOURS[name], marker="o", ms=4, label=label,
+        colour = COLOURS[name]
+        axes.fill_between(scales, [*map(min, points)], [*map(max, points)], color=colour, alpha=0.15, lw=0)
+        axes.plot(scales, [*map(statistics.mean, points)], color=colour, marker="o", ms=4, label=label,
                   ls="--" if key == "auroc" else "-")  # fmt: skip
     axes.legend(frameon=False, loc="lower right")
     figure.savefig(file, dpi=110)

@@ -1,4 +1,4 @@
-"""The runs: what is trained, composed and measured, by the commands that a user would give."""
+"""The runs: what is trained, composed and measured, by the commands that a user would run."""
 
 from __future__ import annotations
 
@@ -49,23 +49,23 @@ def run(work: Path, seeds: Sequence[int]) -> None:
 
 def train(work: Path, seed: int) -> None:
     """A guard on whole texts, the same guard on prefixes, and a target of the seed's own."""
-    own = (f"data.files=[{work / f'train-{seed}.jsonl'}]", "data.held_out=0")
-    _train(work / f"full-{seed}", "guard-full-text", seed, *own, f"training.epochs={EPOCHS['full']}")
-    _train(work / f"prefix-{seed}", "guard-prefix", seed, *own, f"training.epochs={EPOCHS['prefix']}")
+    rows = (f"data.files=[{work / f'train-{seed}.jsonl'}]", "data.held_out=0")
+    _train(work / f"full-{seed}", "guard-full-text", seed, *rows, f"training.epochs={EPOCHS['full']}")
+    _train(work / f"prefix-{seed}", "guard-prefix", seed, *rows, f"training.epochs={EPOCHS['prefix']}")
     _train(work / f"target-{seed}", "target-python", seed)
 
 
 def _train(out: Path, recipe: str, seed: int, *sets: str) -> None:
     if not out.exists():
-        said = [part for each in (*sets, f"training.seed={seed}") for part in ("--set", each)]
-        weightops("train", recipe, *said, "--out", out)
+        overrides = [word for each in (*sets, f"training.seed={seed}") for word in ("--set", each)]
+        weightops("train", recipe, *overrides, "--out", out)
 
 
 def compose(work: Path, guard: str, target: str, out: str, scale: float) -> None:
     """Target plus a guard vector."""
     if not (work / out).exists():
-        named = ("--guard", work / guard, "--base", BASE, "--target", work / target)
-        weightops("compose-guard", *named, "--scale", f"{scale:g}", "--out", work / out)
+        sources = ("--guard", work / guard, "--base", BASE, "--target", work / target)
+        weightops("compose-guard", *sources, "--scale", f"{scale:g}", "--out", work / out)
 
 
 def evaluate(
@@ -75,16 +75,16 @@ def evaluate(
     for test in only:
         folder = work / "measured" / (name or model) / test
         if not (folder / "evaluation.json").exists():
-            asked = ("--preset", "guard-vector") if plain else ()
+            preset = ("--preset", "guard-vector") if plain else ()
             weightops(
-                "guard", "eval", work / model if not name else model, work / f"{test}.jsonl", *asked, "--out", folder
+                "guard", "eval", work / model if not name else model, work / f"{test}.jsonl", *preset, "--out", folder
             )
 
 
 def measured(work: Path, name: str, test: str = "test") -> dict[str, Any]:
     """What was measured of a model."""
-    found: dict[str, Any] = json.loads((work / "measured" / name / test / "evaluation.json").read_text("utf-8"))
-    return found
+    evaluation: dict[str, Any] = json.loads((work / "measured" / name / test / "evaluation.json").read_text("utf-8"))
+    return evaluation
 
 
 def shuffle(guard: Path, out: Path, seed: int) -> None:
@@ -102,22 +102,22 @@ def shuffle(guard: Path, out: Path, seed: int) -> None:
     base = wo.open(BASE)
     shutil.copytree(guard, out.with_suffix(".part"), dirs_exist_ok=True)
     draw = torch.Generator().manual_seed(seed)
-    made = {}
+    shuffled = {}
     for name, tensor in load_file(guard / "model.safetensors").items():
         origin = torch.as_tensor(base.tensor(name)).float()
         moved = (tensor.float() - origin).flatten()
-        made[name] = origin + moved[torch.randperm(len(moved), generator=draw)].view_as(origin)
-    save_file(made, out.with_suffix(".part") / "model.safetensors", {"format": "pt"})
+        shuffled[name] = origin + moved[torch.randperm(len(moved), generator=draw)].view_as(origin)
+    save_file(shuffled, out.with_suffix(".part") / "model.safetensors", {"format": "pt"})
     out.with_suffix(".part").rename(out)
 
 
 def weightops(*words: str | Path) -> None:
-    """Give a command, and show it.
+    """Run a command, and show it.
 
     Raises:
         WeightopsError: it failed.
     """
-    said = [str(word) for word in words]
-    print(f"\n$ weightops {shlex.join(said)}", flush=True)
-    if subprocess.run([str(Path(sys.executable).with_name("weightops")), *said], check=False).returncode:
-        raise WeightopsError(f"weightops {shlex.join(said)}: failed; its message is above")
+    line = [str(word) for word in words]
+    print(f"\n$ weightops {shlex.join(line)}", flush=True)
+    if subprocess.run([str(Path(sys.executable).with_name("weightops")), *line], check=False).returncode:
+        raise WeightopsError(f"weightops {shlex.join(line)}: failed; its message is above")

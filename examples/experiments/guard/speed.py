@@ -28,16 +28,16 @@ def _verdicts(guard: Guard, texts: Sequence[str]) -> list[dict[str, Any]]:
     """Judging 48 texts in batches of 16 by label logits, and by generating with the same model and transformers."""
     tokens = sum(map(len, guard.frame.rows(texts)))
     guard.probabilities(texts)
-    found: list[dict[str, Any]] = []
+    measured: list[dict[str, Any]] = []
     ways: dict[str, Callable[[], object]] = {"label logits": lambda: guard.probabilities(texts)}
     ways |= {name: lambda new=new: _generate(guard, texts, new) for name, new in VERDICTS.items()}
     rounds = [{name: _seconds(way) for name, way in ways.items()} for _ in range(REPEATS)]
     for name in ways:
         seconds = statistics.median(one[name] for one in rounds)
         ratio = statistics.median(one[name] / one["label logits"] for one in rounds)
-        found.append({"way": name, "tokens_per_second": tokens / seconds, "texts_per_second": len(texts) / seconds,
+        measured.append({"way": name, "tokens_per_second": tokens / seconds, "texts_per_second": len(texts) / seconds,
                       "times_label_logits": ratio})  # fmt: skip
-    return found
+    return measured
 
 
 def _generate(guard: Guard, texts: Sequence[str], new: int) -> None:
@@ -52,20 +52,20 @@ def _generate(guard: Guard, texts: Sequence[str], new: int) -> None:
 def _streaming(guard: Guard, texts: Sequence[str]) -> list[dict[str, Any]]:
     """One text that arrives in chunks of 100 characters, for texts of several lengths."""
     long = "\n".join(texts)
-    found = []
+    measured = []
     for length in LENGTHS:
         text = long[:length]
         rounds = [(_seconds(lambda t=text: _stream(guard, t)), _seconds(lambda t=text: _anew(guard, t)))
                   for _ in range(REPEATS)]  # fmt: skip
         pairs = zip(_stream(guard, text), _anew(guard, text), strict=True)
-        found.append({
+        measured.append({
             "characters": length,
             "stream_seconds": statistics.median(kept for kept, _ in rounds),
             "anew_seconds": statistics.median(anew for _, anew in rounds),
             "ratio": statistics.median(anew / kept for kept, anew in rounds),
             "greatest_difference": max(abs(kept - anew) for kept, anew in pairs),
         })  # fmt: skip
-    return found
+    return measured
 
 
 def _stream(guard: Guard, text: str) -> list[float]:

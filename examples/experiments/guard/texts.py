@@ -30,7 +30,7 @@ def requests(data: Path, split: str, seed: int, most: int | None = None) -> list
     draw = random.Random(f"{split}/{seed}")
     harmful, harmless = (_requests(data, f"{kind}_{split}") for kind in ("harmful", "harmless"))
     known = set(_requests(data, "harmful_train")) | set(_requests(data, "harmless_train")) if split != "train" else ()
-    harmful, harmless = ([request for request in own if request not in known] for own in (harmful, harmless))
+    harmful, harmless = ([request for request in kind if request not in known] for kind in (harmful, harmless))
     chosen = draw.sample(harmful, min(most or len(harmful), len(harmful)))
     rows = []
     for request in chosen:
@@ -64,13 +64,13 @@ def _unsafe(draw: random.Random, harmless: Sequence[str], request: str) -> dict[
 
 
 def _requests(data: Path, name: str) -> list[str]:
-    found = dict.fromkeys(" ".join(row.columns["instruction"].split()) for row in _read(data, f"{SPLITS}/{name}"))
-    return [request for request in found if 0 < len(request) <= LONGEST]
+    unique = dict.fromkeys(" ".join(row.columns["instruction"].split()) for row in _read(data, f"{SPLITS}/{name}"))
+    return [request for request in unique if 0 < len(request) <= LONGEST]
 
 
 def _read(data: Path, name: str) -> list[Row]:
     try:
         return read_rows([data / f"{name}.jsonl.gz"])
     except WeightopsError as error:
-        told = (f"{problem}; docs/guard.md says where the data is from" for problem in error.problems)
-        raise WeightopsError(*told) from error
+        problems = (f"{problem}; docs/guard.md says where the data is from" for problem in error.problems)
+        raise WeightopsError(*problems) from error

@@ -2,7 +2,7 @@ import pytest
 from tiny_chat import tiny_tokenizer
 
 from weightops.errors import WeightopsError
-from weightops.recipes.data.encode import encode
+from weightops.recipes.data.encode import check_columns, encode
 from weightops.rows.row import Row
 
 TOKENIZER = tiny_tokenizer()
@@ -57,9 +57,22 @@ def test_every_row_that_cannot_be_used_is_named():
         "needs messages, prompt",
         "no message of the assistant",
         "must be a list of messages",
-        "needs a field prompt",
+        "the row also needs prompt",
     )
     for number, (problem, said) in enumerate(zip(caught.value.problems[:4], wanted, strict=True), 1):
         assert problem.startswith(f"rows.jsonl, line {number}: ")
         assert said in problem
     assert len(caught.value.problems) == 11
+
+
+def test_columns_that_an_objective_reads_are_passed_on_and_must_be_numbers_in_every_row():
+    rows = [Row.of(f"rows.jsonl, line {n}", {"text": "said", "weight": n, "note": "x"}) for n in (1, 2)]
+    check_columns(rows, ["weight"], "objective weighted")
+    assert [example["weight"] for example in encode(TOKENIZER, rows, columns=["weight"])] == [1, 2]
+    assert "note" not in encode(TOKENIZER, rows, columns=["weight"])[0]
+    for wrong in ("heavy", True, float("nan"), None, [1]):
+        bad = [*rows, Row.of("rows.jsonl, line 3", {"text": "said", "weight": wrong})]
+        with pytest.raises(WeightopsError, match="rows.jsonl, line 3: weight: must be a number, which objective wei"):
+            check_columns(bad, ["weight"], "objective weighted")
+    with pytest.raises(WeightopsError, match="objective weighted reads hardness of each row, but no row has it"):
+        check_columns(rows, ["hardness"], "objective weighted")

@@ -48,7 +48,7 @@ def test_no_two_packed_rows_would_fit_into_one(rows):
 def test_an_example_goes_where_it_leaves_the_least_room():
     rows = [{"input_ids": [n] * n} for n in (6, 9, 4, 1, 7)]
     assert [row["input_ids"] for row in pack(rows, 10)] == [[6] * 6 + [4] * 4, [9] * 9 + [1], [7] * 7]
-    with pytest.raises(WeightopsError, match="11 tokens does not fit into rows of 10"):
+    with pytest.raises(WeightopsError, match="11 tokens does not fit into a row of 10"):
         pack([{"input_ids": [1] * 11}], 10)
 
 
@@ -110,3 +110,11 @@ def test_a_batch_may_hold_packed_rows_and_single_examples():
     ]
     assert seen[1].int().tolist()[:2] == [[1, 0, 0, 0, 0, 0], [1, 1, 0, 0, 0, 0]]
     assert seen[1, 2:].int().tolist() == torch.eye(6).int()[2:].tolist()
+
+
+def test_other_fields_of_examples_become_lists_that_segments_lead_into():
+    rows = [{"input_ids": [1] * size, "weight": size} for size in (3, 2, 4)]
+    for row in pack(rows, 5):
+        assert [row["weight"][segment] for segment in row["segments"]] == [
+            row["segments"].count(segment) for segment in row["segments"]
+        ]

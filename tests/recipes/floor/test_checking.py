@@ -14,7 +14,7 @@ from weightops.recipes.floor.checking import check, dotted, plain, read_settings
 from weightops.recipes.floor.components import Component, component
 from weightops.recipes.floor.familiar import _BY_NAME
 from weightops.recipes.floor.objective import Objective
-from weightops.recipes.floor.settings import Data, Training
+from weightops.recipes.floor.settings import Data, NotNegativeNumber, Training
 from weightops.recipes.updates.full import Full
 from weightops.recipes.updates.lora import Lora
 
@@ -33,6 +33,8 @@ class Inner:
 @dataclass(frozen=True)
 class Outer:
     number: Annotated[float, Field(gt=0, lt=1)] = 0.5
+    limit: NotNegativeNumber = 0.0
+    word: Annotated[str, Field(min_length=1)] = "a"
     choice: Literal[1, 2] = 1
     pair: tuple[int, str] = (1, "a")
     either: int | str = 1
@@ -85,7 +87,11 @@ def test_values_become_the_types_of_their_fields():
         ({"choice": "1"}, "choice", "must be one of 1, 2; found '1'"),
         ({"pair": [1, 2]}, "pair[1]", "must be text; found 2"),
         ({"pair": ["a", "b"]}, "pair[0]", "must be a whole number; found 'a'"),
-        ({"pair": [1]}, "pair", "has no item 1; found [1]"),
+        ({"pair": [1]}, "pair", "has too few items; found [1]"),
+        ({"pair": [1, "a", 3]}, "pair", "has too many items; found [1, 'a', 3]"),
+        ({"pair": {"a": 1}}, "pair", "must be a list; found {'a': 1}"),
+        ({"word": ""}, "word", "must have at least 1 character; found ''"),
+        ({"limit": float("inf")}, "limit", "must be a finite number; found inf"),
         ({"either": True}, "either", "must be a whole number or text; found True"),
         ({"shares": {"a": -1}}, "shares.a", "must be at least 0; found -1"),
         ({"shares": [1]}, "shares", "must be keys and values; found [1]"),
@@ -126,7 +132,7 @@ def test_what_is_wrong_with_values_made_in_python_is_said_too():
     assert sorted(places) == ["accumulate", "arguments", "freeze", "lr", "update.rank"]
     check(Training())
     check(Data(("rows.jsonl",)))
-    with pytest.raises(WeightopsError, match="either files or a data set of the hub"):
+    with pytest.raises(WeightopsError, match="set either data.files or data.hub"):
         check(Data())
 
 

@@ -3,7 +3,7 @@ import random
 from hypothesis import given
 from hypothesis import strategies as st
 
-from weightops.recipes.floor.order import order
+from weightops.recipes.floor.order import FILLER, Order, order
 
 
 @given(st.lists(st.integers(1, 99), max_size=200), st.integers(1, 9), st.integers(0, 3), st.integers(0, 3))
@@ -20,3 +20,12 @@ def test_rows_of_like_length_go_together_and_seed_and_epoch_change_the_order():
     assert sum(max(lengths[row] for row in batch) * len(batch) for batch in batches) < 1.15 * sum(lengths)
     assert made != order(lengths, 8, 1, 0)
     assert made != order(lengths, 8, 0, 1)
+
+
+@given(st.integers(1, 40), st.integers(1, 4), st.integers(1, 4))
+def test_fillers_come_last_and_only_as_many_as_the_processes_need(rows, share, processes):
+    sampler = Order([1] * rows, share * processes, 0, share * processes)
+    drawn = list(sampler)
+    assert len(drawn) == len(sampler) == -(-rows // (share * processes)) * share * processes
+    assert sorted(drawn[:rows]) == list(range(rows))
+    assert set(drawn[rows:]) <= {FILLER}

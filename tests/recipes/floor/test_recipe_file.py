@@ -24,7 +24,7 @@ def problems(tmp_path, text, *sets, **more):
 def test_every_fault_has_its_line_or_the_set_it_came_from(tmp_path):
     text = GUARD.replace("rows.jsonl", "[a.jsonl,\n    b.csv]") + "labels:\n- safe\n- 3\ntraining:\n  lr: 2\n"
     assert problems(tmp_path, text, "training.warmup=1", "threshold=2") == [
-        "4: data.files: b.csv: neither JSON Lines (.jsonl) nor Parquet (.parquet)",
+        "4: data.files: b.csv: the name must end in .jsonl, .json (or these with .gz) or .parquet",
         "8: labels[1]: must be text; found 3",
         "10: training.lr: must be below 1; found 2",
         "set training.warmup=1: training.warmup: must be below 1; found 1",
@@ -38,9 +38,11 @@ def test_what_is_missing_is_said_where_it_belongs(tmp_path):
         "1: data is missing",
         "2: unknown key 'model_name'; here it is base",
     ]
-    assert problems(tmp_path, "base: a/b\n") == ["1: recipe is missing; available: guard, sft, target"]
+    assert problems(tmp_path, "base: a/b\n") == [
+        "1: recipe is missing; available: disperse_then_merge, guard, sft, target"
+    ]
     assert problems(tmp_path, "recipe: {a: 1}\n")[0].startswith("1: no recipe {'a': 1}")
-    assert problems(tmp_path, "- 1\n") == ["1: a recipe is one document of keys and values"]
+    assert problems(tmp_path, "- 1\n") == ["1: a recipe must be one YAML document of keys and values"]
 
 
 @pytest.mark.parametrize(
@@ -74,7 +76,7 @@ def test_faults_of_an_adapter_are_said_by_line_in_either_spelling(tmp_path):
     both = GUARD + "training:\n  update: full\n  lora: {rank: 1}\n"
     assert "keep one of them" in problems(tmp_path, both)[0]
     text = GUARD + "training: {update: lore}\n"
-    assert problems(tmp_path, text) == ["5: training.update: 'lore' is not one of the updates; available: full, lora"]
+    assert problems(tmp_path, text) == ["5: training.update: no update 'lore'; available: full, lora"]
     assert "5: training.update: must be a name or keys and values; found None" in problems(
         tmp_path, GUARD + "training: {update: null}\n"
     )
@@ -86,9 +88,9 @@ def test_files_and_folders_that_are_not_there_are_said_when_asked_for(tmp_path):
     text = GUARD.replace("rows.jsonl", f"[{tmp_path}/rows.jsonl, {tmp_path}/none.jsonl]")
     found = problems(tmp_path, text, f"base={tmp_path}/none", f"teacher={tmp_path}/empty", sources=True)
     assert found == [
-        f"4: data.files[1]: {tmp_path}/none.jsonl: no such file; name yours",
+        f"4: data.files[1]: {tmp_path}/none.jsonl: no such file; set data.files to your files",
         f"set base={tmp_path}/none: base: {tmp_path}/none: no such folder; a hub model is written org/name",
-        f"set teacher={tmp_path}/empty: teacher: {tmp_path}/empty has no config.json; name a model's folder",
+        f"set teacher={tmp_path}/empty: teacher: {tmp_path}/empty does not have a config.json; name a model's folder",
     ]
     read(tmp_path, text)  # without being asked, nothing is looked for
 
@@ -100,6 +102,6 @@ def test_what_was_checked_and_what_was_not_is_said_of_every_source(tmp_path):
     recipe = read(tmp_path, GUARD, f"base=smollm2-135m-instruct+{tmp_path}", "teacher=org/name", "data={hub: org/rows}")
     states = [source.state for source in sources(recipe)]
     assert [source.place[0] for source in sources(recipe)] == ["base", "base", "data", "teacher"]
-    assert "alias" in states[0]
+    assert "that a Python package carries" in states[0]
     assert "model's folder" in states[1]
-    assert all("not checked offline" in state for state in states[2:])
+    assert all("the hub was not asked" in state for state in states[2:])

@@ -1,6 +1,7 @@
 import json
 import os
 import random
+import re
 import signal
 import subprocess
 import sys
@@ -10,6 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
+from stateful_objective import Seen
 from tiny_chat import write_chat_model
 from transformers import AutoModelForCausalLM
 
@@ -103,10 +105,10 @@ KILLED = """
 import os, signal, sys, json, torch
 torch.set_num_threads(1)
 from pathlib import Path
+from stateful_objective import Seen
 import weightops
 from weightops.recipes.floor import trainer
 from weightops.algebra.loading import load
-from weightops.recipes.objectives.next_token import NextToken
 from weightops.recipes.floor.settings import Training
 from weightops.recipes.updates.full import Full
 from weightops.recipes.updates.lora import Lora
@@ -118,24 +120,27 @@ trainer._Watch.on_step_end = on_step_end
 rows = json.loads(sys.stdin.read())
 update = Lora(rank=2, dropout=0.2) if lora == "True" else Full()
 training = Training(lr=1e-2, epochs=3, checkpoint_every=2, update=update)
-trainer.fit(*load(base, "float32"), rows, NextToken(2), training, Path(out))
+trainer.fit(*load(base, "float32"), rows, Seen(2), training, Path(out))
 """
+SUPPORT = {"PYTHONPATH": str(Path(sys.modules[Seen.__module__].__file__).parent)}
+"""So that the process finds the objective."""
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("lora", [False, True])
 def test_a_killed_run_goes_on_from_its_checkpoint_to_the_same_bytes(chat_model, tmp_path, lora):
     training = Training(lr=1e-2, epochs=3, checkpoint_every=2, update=Lora(rank=2, dropout=0.2) if lora else Full())
-    whole = trained(chat_model, tmp_path / "whole", training)
+    whole = trained(chat_model, tmp_path / "whole", training, objective=Seen(2))
     command = [sys.executable, "-c", KILLED, str(chat_model), str(tmp_path / "out"), str(lora)]
-    killed = subprocess.run([*command, "5"], input=json.dumps(ROWS), text=True, capture_output=True)
+    environment = {**os.environ, **SUPPORT}
+    killed = subprocess.run([*command, "5"], input=json.dumps(ROWS), text=True, capture_output=True, env=environment)
     assert killed.returncode == -signal.SIGKILL, killed.stderr
     assert not (tmp_path / "out").exists()
     left = tmp_path / ".out.training"
     assert [folder.name for folder in left.glob("checkpoint-*")] == ["checkpoint-4"]
     (left / "checkpoint-6").mkdir()  # one that was being written when the power went
     (left / "checkpoint-6" / "trainer_state.json").write_text('{"epoch"')
-    again = trained(chat_model, tmp_path / "out", training)
+    again = trained(chat_model, tmp_path / "out", training, objective=Seen(2))
     file = "adapter_model.safetensors" if lora else "model.safetensors"
     assert (tmp_path / "out" / file).read_bytes() == (tmp_path / "whole" / file).read_bytes()
     assert again.losses == whole.losses
@@ -150,7 +155,8 @@ def test_two_processes_give_the_losses_of_one(chat_model, tmp_path):
     )
     text = KILLED.replace("rows = json.loads(sys.stdin.read())", there)
     script.write_text(text.replace("checkpoint_every=2", "checkpoint_every=0, precision='fp32'"))
-    (tmp_path / "rows.json").write_text(json.dumps(ROWS))
+    rows = ROWS[:17]  # of the last step's single row, one process gets nothing
+    (tmp_path / "rows.json").write_text(json.dumps(rows))
     # `--cpu` would start one process unless mpirun is there; what --multi_gpu starts keeps to the CPU when told so
     accelerate = str(Path(sys.executable).with_name("accelerate"))
     launch = [accelerate, "launch", "--multi_gpu", "--num_machines", "1", "--num_processes", "2", str(script)]
@@ -158,10 +164,10 @@ def test_two_processes_give_the_losses_of_one(chat_model, tmp_path):
         [*launch, str(chat_model), str(tmp_path / "two"), "False", "-1"],
         capture_output=True,
         text=True,
-        env={**os.environ, "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"},
+        env={**os.environ, **SUPPORT, "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"},
     )
     assert done.returncode == 0, done.stderr[-3000:]
-    one = trained(chat_model, tmp_path / "one", replace(SHORT, epochs=3))
+    one = trained(chat_model, tmp_path / "one", replace(SHORT, epochs=3), rows, objective=Seen(2))
     two = json.loads((tmp_path / "two" / "training.json").read_text())
     assert two["losses"] == pytest.approx(one.losses, rel=1e-3)
     assert two["losses"][0] == pytest.approx(one.losses[0], abs=1e-5)
@@ -194,10 +200,10 @@ def test_what_cannot_be_trained_is_said(chat_model, tmp_path):
 
     cases = [
         ({"rows": []}, "no rows"),
-        ({"objective": LabelDecision()}, "label_decision: needs rows with input_ids, answer; these have no answer"),
+        ({"objective": LabelDecision()}, "label_decision: reads input_ids, answer of each row, but rows lack answer"),
         ({"objective": Nan(2)}, "not a number at step 1"),
         ({"training": replace(SHORT, freeze=("nothing_like_it",))}, "matches no parameter"),
-        ({"training": replace(SHORT, freeze=(".",))}, "nothing to train"),
+        ({"training": replace(SHORT, freeze=(".",))}, "nothing is left to train"),
         ({"training": replace(SHORT, arguments={"gradient_checkpoint": True})}, "gradient_checkpoint: not in"),
         ({"training": replace(SHORT, batch=0)}, "batch: must be at least 1"),
         ({"training": replace(SHORT, update=Lora(targets=("none",)))}, "PEFT refuses"),
@@ -220,3 +226,43 @@ def test_an_adapter_changes_the_answers_and_leaves_the_base_alone(chat_model, tm
     assert objective.loss(again, batch).item() / objective.items(batch) == pytest.approx(
         done.measured["loss"], abs=1e-4
     )
+
+
+def test_a_row_that_weighs_twice_as_much_counts_as_two_rows_whatever_the_scale_of_the_weights(chat_model, tmp_path):
+    class Heavy(NextToken):
+        """Rows weigh what their column says; the loss is divided by the sum of the weights."""
+
+        reads = ("input_ids", "weight")
+
+        def batch(self, rows):
+            batch = super().batch(rows)
+            weights = torch.tensor([row["weight"] for row in rows])[:, None]
+            return {**batch, "weights": (batch["targets"] != -100) * weights}
+
+        def items(self, batch):
+            return float(batch["weights"].sum())
+
+        def loss(self, model, batch):
+            return -(self.log_probabilities(model, batch) * batch["weights"][batch["targets"] != -100]).sum()
+
+    one_step = replace(SHORT, batch=24)
+    light = [{**row, "weight": 0.001 * (number % 3)} for number, row in enumerate(ROWS)]
+    heavy = [{**row, "weight": 1000 * row["weight"]} for row in light]
+    losses = [
+        trained(chat_model, tmp_path / name, replace(one_step, accumulate=parts), rows, Heavy(2)).losses[0]
+        for name, rows, parts in (("a", light, 1), ("b", heavy, 1), ("c", light, 4))
+    ]
+    twice = [row for number, row in enumerate(ROWS) for _ in range(number % 3)]
+    plain = trained(chat_model, tmp_path / "d", one_step, twice).losses[0]
+    assert losses == pytest.approx([plain] * 3, abs=1e-4)
+
+
+def test_a_log_gets_the_estimate_in_whole_lines_and_the_recent_loss_is_the_mean_of_ten_steps(
+    chat_model, tmp_path, capsys
+):
+    done = trained(chat_model, tmp_path / "out", replace(SHORT, epochs=5), title="training the guard")
+    logged = capsys.readouterr().err
+    assert len(done.losses) == 15
+    assert done.recent_loss == pytest.approx(sum(done.losses[-10:]) / 10)
+    assert "\r" not in logged
+    assert re.search(r"^training the guard: 15 steps of about \S+ s, \d+:\d\d in all$", logged, re.MULTILINE)

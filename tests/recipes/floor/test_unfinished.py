@@ -65,7 +65,7 @@ def test_a_folder_that_others_may_have_prepared_is_refused(how, tmp_path):
         folder.mkdir()
         (folder / "stamp").write_text("stamp")
         folder.chmod(0o777)
-    with pytest.raises(WeightopsError, match="remove it, then run this again"):
+    with pytest.raises(WeightopsError, match="remove it, then rerun"):
         finish(tmp_path / "out")
 
 

@@ -63,7 +63,7 @@ def test_an_adapter_guard_is_asked_as_base_plus_adapter(chat_model, tmp_path):
     training = replace(HARD, update=Lora(4, 8.0))
     train(GuardRecipe(str(chat_model), NOWHERE, training=training), ROWS, tmp_path / "guard")
     names = {path.name for path in (tmp_path / "guard").iterdir()}
-    assert names == {"adapter_config.json", "adapter_model.safetensors", "guard.json", "training.json"}
+    assert names == {"README.md", "adapter_config.json", "adapter_model.safetensors", "guard.json", "training.json"}
     both = f"{chat_model}+{tmp_path / 'guard'}"
     found = open_guard(both).probabilities([row.text for row in ROWS])
     assert score([row.unsafe for row in ROWS], found).f1 > 0.9
@@ -94,7 +94,10 @@ def test_new_labels_are_handed_over_with_their_rows_and_only_so(chat_model, tmp_
     recipe = GuardRecipe(str(chat_model), NOWHERE, labels=("<OK>", "<BAD>"), new_labels=True, training=HARD)
     train(recipe, ROWS, tmp_path / "guard")
     opened = open_all([tmp_path / "guard", chat_model, tuned(chat_model, tmp_path / "target")])
-    with pytest.raises(WeightopsError, match=r"'<OK>' is not one token of the target; give --labels <OK>,<BAD>"):
+    with pytest.raises(
+        WeightopsError,
+        match=r"'<OK>' is not one token of the target; add its token and copy its row with labels='<OK>,<BAD>'",
+    ):
         weightops.compose_guard(*opened)
     composition = weightops.compose_guard(*opened, labels=("<OK>", "<BAD>"))
     save(composition.plan, composition.package, tmp_path / "composed", progress=False)
@@ -107,7 +110,7 @@ def test_label_rows_that_an_adapter_changes_are_not_copied_from_its_base(chat_mo
     recipe = GuardRecipe(str(chat_model), NOWHERE, training=Training(lr=1e-2, epochs=1, update=lora))
     train(recipe, ROWS, tmp_path / "guard")
     opened = open_all([f"{chat_model}+{tmp_path / 'guard'}", chat_model, tuned(chat_model, tmp_path / "target")])
-    with pytest.raises(WeightopsError, match=r"--labels: an adapter of .* changes model.embed_tokens.weight"):
+    with pytest.raises(WeightopsError, match=r"labels: an adapter of .* changes model.embed_tokens.weight"):
         weightops.compose_guard(*opened, labels=("safe", "unsafe"))
 
 
@@ -178,3 +181,14 @@ def test_data_may_use_the_recipes_own_words_and_no_others(tmp_path):
     with pytest.raises(WeightopsError) as caught:
         run(replace(recipe, labels=("safe", "unsafe")), tmp_path / "guard")
     assert [problem.partition(": ")[0] for problem in caught.value.problems] == [f"{file}, line 1", f"{file}, line 2"]
+
+
+def test_data_with_other_words_than_the_guards_is_read_and_that_is_reported(tmp_path, capsys):
+    file = tmp_path / "rows.jsonl"
+    file.write_text('{"text": "a", "label": "safe"}\n{"text": "b", "label": "unsafe"}\n')
+    recipe = GuardRecipe(str(tmp_path / "none"), Data((str(file),)), labels=("benign", "harmful"))
+    for labels, note in ((("benign", "harmful"), True), (("safe", "unsafe"), False)):
+        with pytest.raises(WeightopsError, match="none: no such file or folder"):
+            run(replace(recipe, labels=labels), tmp_path / "guard")
+        said = "labels: the data has safe and unsafe; the guard learns to answer benign and harmful for them"
+        assert (said in capsys.readouterr().err) == note

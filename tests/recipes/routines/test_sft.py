@@ -1,7 +1,8 @@
 """Supervised fine-tuning: only answers are learned, packed or not, in full or as an adapter."""
 
 import json
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from typing import ClassVar
 
 import pytest
 import torch
@@ -18,6 +19,11 @@ from weightops.recipes.routines.sft import SftRecipe, _check_window, run
 from weightops.recipes.updates.lora import Lora
 
 PAIRS = [{"prompt": f"what is {number}" + "?" * number, "completion": "safe"} for number in range(12)]
+
+
+@dataclass(frozen=True)
+class Pairs(LabelDecision):
+    reads: ClassVar = ("chosen_ids", "rejected_ids")
 
 
 @pytest.fixture(scope="module")
@@ -77,7 +83,7 @@ def test_packed_rows_cost_what_they_cost_apart(recipe, tmp_path):
 def test_an_adapter_is_all_that_is_written_where_it_is_what_moves(recipe, tmp_path):
     run(replace(recipe, training=replace(recipe.training, update=Lora(4), epochs=10)), tmp_path / "out")
     assert {file.name for file in (tmp_path / "out").iterdir()} == {
-        "adapter_config.json", "adapter_model.safetensors", "training.json",
+        "README.md", "adapter_config.json", "adapter_model.safetensors", "training.json",
     }  # fmt: skip
     assert answer(f"{recipe.base}+{tmp_path / 'out'}", "what is 5?").startswith("safe")
 
@@ -90,7 +96,11 @@ def test_an_adapter_is_all_that_is_written_where_it_is_what_moves(recipe, tmp_pa
             {"packing": True, "objective": LabelDecision()},
             "packing: objective label_decision does not keep packed rows",
         ),
-        ({"objective": LabelDecision()}, "objective label_decision: needs rows with input_ids, answer"),
+        (
+            {"objective": Pairs()},
+            "objective: pairs reads chosen_ids, rejected_ids, which sft does not make; use the rou",
+        ),
+        ({"objective": LabelDecision()}, "objective label_decision reads answer of each row, but no row has it"),
         ({"tokens": 1}, "tokens: must be at least 2"),
     ],
 )
@@ -116,6 +126,6 @@ def test_the_shipped_recipe_trains_on_messages_from_the_command_line(recipe, tmp
     for name in ("sft", "sft-lora"):
         done = CliRunner().invoke(main, ["train", name, *sets, "--out", str(tmp_path / name)])
         assert done.exit_code == 0, done.output
-        assert "on rows held out: loss" in done.stdout
+        assert "on held-out rows: loss" in done.stdout
     assert (tmp_path / "sft" / "model.safetensors").exists()
     assert (tmp_path / "sft-lora" / "adapter_model.safetensors").exists()

@@ -49,5 +49,5 @@ def test_messages_go_through_the_models_chat_template(chat_model, tmp_path):
     file.write_text(json.dumps({"messages": [{"role": "user", "content": "hi"}]}) + '\n{"text": "plain"}\n')
     assert row_texts(tokenizer, Data((str(file),))) == ["<|im_start|>user\nhi<|im_end|>\n", "plain"]
     file.write_text('{"other": 1}\n')
-    with pytest.raises(WeightopsError, match=r"rows.jsonl, line 1: needs a text"):
+    with pytest.raises(WeightopsError, match=r"rows.jsonl, line 1: needs text"):
         row_texts(tokenizer, Data((str(file),)))

@@ -303,7 +303,7 @@ def test_operands_of_other_shapes_are_an_error_wherever_they_are_asked_for(model
 
 def test_the_difference_of_integers_is_an_error(tmp_path):
     a, b = opened(tmp_path, [torch.arange(3), torch.arange(3)])
-    with pytest.raises(WeightopsError, match="x: floats and integers together"):
+    with pytest.raises(WeightopsError, match="x: mixes floats and integers"):
         (a - b).tensor("x")
     assert tiny.same_bytes((a + (b - a)).tensor("x"), torch.arange(3))
 

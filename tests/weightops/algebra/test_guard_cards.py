@@ -75,7 +75,7 @@ def test_another_vocabulary_or_two_guards_or_a_broken_card_are_said(models, tmp_
     other = wo.open(tmp_path / "target") + (guard - base)
     card, (note,) = card_of(other, tmp_path / "other")
     assert card is None
-    assert "label 'safe' is token 3 of the guard, which is 'unsafe' in" in note
+    assert "label 'safe' is token 3 of the guard, but that is 'unsafe' in" in note
     assert other.plan().notes == (note,)
     (tmp_path / "guard/guard.json").write_text("old")
     card, (note,) = card_of(wo.open(tmp_path / "guard"), tmp_path / "broken")

@@ -56,6 +56,28 @@ def test_an_adapter_is_added_as_saving_adds_it_and_peft_runs_it(base, adapter, t
     assert (logits(model) - wanted).abs().max() < 0.1 * (before - wanted).abs().max()
 
 
+def test_an_adapters_tensors_are_planned_once_and_the_tokenizer_is_read_once(base, adapter, monkeypatch):
+    import transformers
+
+    from weightops.algebra import checkpoint
+
+    calls = {"plans": 0, "tokenizers": 0}
+    plan, tokenizer = checkpoint.make_plan, transformers.AutoTokenizer.from_pretrained
+
+    def counted(kind, function):
+        def call(*args, **more):
+            calls[kind] += 1
+            return function(*args, **more)
+
+        return call
+
+    monkeypatch.setattr(checkpoint, "make_plan", counted("plans", plan))
+    monkeypatch.setattr(transformers.AutoTokenizer, "from_pretrained", counted("tokenizers", tokenizer))
+    model, _ = load(f"{base}+{adapter}")
+    assert calls == {"plans": 1, "tokenizers": 1}
+    assert model.lm_head.weight is model.model.embed_tokens.weight  # tied weights stay one
+
+
 def test_an_adapter_of_another_model_is_refused(adapter, tmp_path):
     other = write_chat_model(tmp_path / "other")
     config = (other / "config.json").read_text().replace('"num_hidden_layers": 2', '"num_hidden_layers": 1')

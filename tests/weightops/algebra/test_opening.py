@@ -12,7 +12,7 @@ from safetensors.torch import save_file
 
 import weightops as wo
 from weightops.algebra.checkpoint import Delta
-from weightops.algebra.opening import open_all, open_weights
+from weightops.algebra.opening import open_all
 from weightops.errors import WeightopsError
 
 
@@ -142,7 +142,7 @@ def test_several_gguf_files_in_a_folder_are_to_be_named(tmp_path):
 
 def test_opening_reads_the_header_and_leaves_the_data(tensors, tmp_path):
     folder = tiny.write(tmp_path / "m", tensors)
-    weights = open_weights(str(folder))
+    weights = wo.open(folder).source
     (file,) = weights.files
     assert {t.name: (t.shape, t.dtype) for t in weights.tensors.values()} == {
         n: (tuple(t.shape), "BF16") for n, t in tensors.items()

@@ -148,7 +148,9 @@ def test_a_run_whose_input_changed_is_not_resumed(sum_of_three, tmp_path):
     (file,) = [f for f in sum_of_three.plan().inputs if f.parent.name == "g"]
     file.touch()
     again = wo.open(tmp_path / "t") + 0.7 * (wo.open(tmp_path / "g") - wo.open(tmp_path / "b")).without("copied")
-    with pytest.raises(WeightopsError, match=rf"cannot be resumed, its input {file} has changed since; discard it"):
+    with pytest.raises(
+        WeightopsError, match=rf"cannot be resumed: its input {file} has changed since then; discard it"
+    ):
         write(again, tmp_path / "out")
     assert not (tmp_path / "out").exists()
     expected = write(again, tmp_path / "expected")

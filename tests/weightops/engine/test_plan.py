@@ -79,7 +79,7 @@ def test_every_problem_is_named_at_once(tmp_path):
     assert len(problems) == 3 + ("F8_E4M3" in problems[-1])
     text = "\n".join(problems)
     assert f"model.layers.0.mlp.up_proj.weight: shape (8, 16) in {b}/model.safetensors, (32, 16) in the output" in text
-    assert "model.layers.1.mlp.up_proj.weight: floats and integers together (BF16, I32)" in text
+    assert "model.layers.1.mlp.up_proj.weight: mixes floats and integers (BF16, I32)" in text
     assert f"{b}/model.safetensors: model.norm.weight is quantised (F8_E4M3); dequantise first" in text
     with pytest.raises(WeightopsError) as caught:
         (t + (g - c)).save(tmp_path / "out", progress=False)

@@ -169,3 +169,35 @@ def test_the_picture_shows_the_rows_asked_for(tmp_path):
     half = pictures[0].shape[1] // 2
     assert np.abs(pictures[0][:, half:] - pictures[1][:, half:]).max() > 0.5
     assert torch.equal(torch.from_numpy(pictures[0][:, : half // 2]), torch.from_numpy(pictures[1][:, : half // 2]))
+
+
+def test_whole_texts_alone_are_judged_as_in_the_full_evaluation_and_nothing_is_said_of_streaming(guard):
+    rows = [LabelledText(text, at % 2 == 0) for at, text in enumerate(TEXTS)]
+    full, alone = (evaluate(guard, rows, step=step, resamples=5) for step in (20, 0))
+    assert alone.measures == pytest.approx({name: full.measures[name] for name in alone.measures}, abs=1e-5)
+    assert full.measures.keys() - alone.measures.keys() == {
+        name for name in full.measures if name.startswith(("streaming", "detected"))
+    }
+    assert [t.characters[-1] for t in alone.tracks] == [len(text) for text in TEXTS]
+    assert [t.tokens[-1] for t in alone.tracks] == [t.tokens[-1] for t in full.tracks]
+    assert alone.intervals.keys() == alone.measures.keys()
+    assert alone.curve == ()
+    json.loads(json.dumps(alone.to_json(), allow_nan=False))
+
+
+@pytest.mark.parametrize("labels", [(True, False, True), (True, True, True), (False, False, False)])
+@pytest.mark.parametrize("step", [0, 100])
+def test_the_picture_of_texts_shorter_than_a_prefix_shows_every_text(labels, step, tmp_path, monkeypatch):
+    from matplotlib.axes import Axes
+
+    counted: list[int] = []
+    hist = Axes.hist
+    monkeypatch.setattr(Axes, "hist", lambda self, x, **more: counted.append(len(x)) or hist(self, x, **more))
+    rows = [LabelledText("abc", unsafe) for unsafe in labels]
+    result = measure(rows, [track(p, last=3) for p in (0.9, 0.4, 0.2)], 0.5, step=step, resamples=5)
+    assert draw(result, tmp_path / "a.png").stat().st_size > 10_000
+    assert sum(counted) == 3
+    long = measure(rows, [track(p, p, last=150) for p in (0.9, 0.4, 0.2)], 0.5, resamples=5)
+    counted.clear()
+    draw(long, tmp_path / "b.png")
+    assert not counted  # over characters read, as before

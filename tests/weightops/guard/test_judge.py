@@ -115,5 +115,5 @@ def test_a_guard_is_opened_once_from_its_name_to_its_answers(chat_model, tmp_pat
 
 
 def test_labels_that_the_model_has_no_logits_for_are_refused_on_loading(chat_model, card):
-    with pytest.raises(WeightopsError, match=r"label_ids are \(5, 100000\) and the model has \d+ tokens"):
+    with pytest.raises(WeightopsError, match=r"label_ids are \(5, 100000\) but the model has \d+ tokens"):
         Guard.load(chat_model, replace(card, label_ids=(5, 100_000)))

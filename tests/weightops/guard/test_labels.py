@@ -80,7 +80,7 @@ def new(request: pytest.FixtureRequest, tmp_path: Path) -> tuple[Path, Path, Pat
 
 def test_a_note_names_the_labels_whose_rows_are_dropped_and_the_option_that_copies_them(old):
     (note,) = compose(*old).plan.notes
-    assert all(text in note for text in ("'safe'", "'unsafe'", EMBED, HEAD, "--labels safe,unsafe"))
+    assert all(text in note for text in ("'safe'", "'unsafe'", EMBED, HEAD, "labels='safe,unsafe'"))
 
 
 @pytest.mark.parametrize(
@@ -100,7 +100,7 @@ def test_new_rows_that_no_card_names_are_noted(new):
     (guard / "guard.json").unlink()
     (note,) = compose(guard, base, target).plan.notes
     assert str(guard) in note
-    assert "--labels" in note
+    assert "labels='SAFE,UNSAFE'" in note
 
 
 def test_labels_copy_the_guard_rows_of_those_words_and_nothing_else(old, tmp_path):
@@ -219,7 +219,10 @@ def test_a_missing_or_broken_tokenizer_is_named(old):
 
 
 def test_labels_that_are_no_token_of_the_target_need_the_option_that_adds_them(new):
-    with pytest.raises(WeightopsError, match="label '<safe>' is not one token of the target; give --labels <safe>"):
+    with pytest.raises(
+        WeightopsError,
+        match="label '<safe>' is not one token of the target; add its token and copy its row with labels='<safe>",
+    ):
         compose(*new)
 
 
@@ -227,7 +230,7 @@ def test_a_token_without_a_row_in_the_guard_cannot_be_copied(old):
     guard, base, target = old
     short = {n: t[:4].clone() if n in (EMBED, HEAD) else t for n, t in tiny.read(guard).items()}
     tiny.write(guard, short)
-    with pytest.raises(WeightopsError, match=r"'unsafe' is token 4, and .*weight in .*guard.* has 4 rows"):
+    with pytest.raises(WeightopsError, match=r"'unsafe' is token 4, but .*weight in .*guard.* has 4 rows"):
         compose(guard, base, target, labels=OLD)
 
 
@@ -253,7 +256,7 @@ def test_an_untied_guard_cannot_give_its_head_rows_to_a_tied_target(new, tmp_pat
 def test_embedding_rows_of_another_width_cannot_be_copied(old, tmp_path):
     guard, base, _ = old
     wide = model(tmp_path / "wide", tiny.llama(0, hidden=32))
-    with pytest.raises(WeightopsError, match=r"rows of 16 in .*guard, 32 in .*wide"):
+    with pytest.raises(WeightopsError, match=r"a row has 16 numbers in .*guard, 32 in .*wide"):
         compose(guard, base, wide, labels=OLD)
 
 

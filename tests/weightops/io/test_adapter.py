@@ -178,8 +178,8 @@ def test_factors_kept_in_another_dtype_are_multiplied_in_fp32(base, tmp_path):
     ("config", "says"),
     [
         ({"use_dora": True}, "use_dora is set"),
-        ({"init_lora_weights": "pissa"}, "init_lora_weights is 'pissa', which changes the base"),
-        ({"init_lora_weights": "olora"}, "init_lora_weights is 'olora', which changes the base"),
+        ({"init_lora_weights": "pissa"}, "init_lora_weights is 'pissa', which also changes the base"),
+        ({"init_lora_weights": "olora"}, "init_lora_weights is 'olora', which also changes the base"),
         ({"trainable_token_indices": [3]}, "trainable_token_indices is set"),
         ({"alora_invocation_tokens": [3]}, "alora_invocation_tokens is set"),
     ],
@@ -212,9 +212,13 @@ Q = "base_model.model.model.layers.0.self_attn.q_proj"
 @pytest.mark.parametrize(
     ("tensors", "config", "says"),
     [
-        ({f"{Q}.lora_A.weight": torch.ones(2, 16)}, {}, "q_proj has lora_A without its partner"),
+        ({f"{Q}.lora_A.weight": torch.ones(2, 16)}, {}, "q_proj has only lora_A; the adapter is incomplete"),
         ({}, {}, "the adapter changes no tensor"),
-        ({f"{Q}.lora_A.weight": torch.ones(2, 16)}, {"peft_type": "IA3"}, "adapter of type 'IA3'; only LORA"),
+        (
+            {f"{Q}.lora_A.weight": torch.ones(2, 16)},
+            {"peft_type": "IA3"},
+            "the adapter's type is 'IA3'; weightops supports only LORA",
+        ),
     ],
 )
 def test_an_incomplete_or_foreign_adapter_is_refused(tensors, config, says, base, tmp_path):
@@ -231,11 +235,11 @@ def test_an_incomplete_or_foreign_adapter_is_refused(tensors, config, says, base
         ),
         (
             {f"{Q}.lora_A.weight": torch.ones(2, 16), f"{Q}.lora_B.weight": torch.ones(32, 3)},
-            r"q_proj: lora_A of shape \(2, 16\), lora_B of shape \(32, 3\); only matrices of one rank",
+            r"q_proj: lora_A has shape \(2, 16\) and lora_B has shape \(32, 3\), so they are not two matrices of one rank",
         ),
         (
             {f"{Q}.lora_A.weight": torch.ones(2, 16, 1), f"{Q}.lora_B.weight": torch.ones(32, 2, 1)},
-            r"q_proj: lora_A of shape \(2, 16, 1\), lora_B of shape \(32, 2, 1\); only matrices",
+            r"q_proj: lora_A has shape \(2, 16, 1\) and lora_B has shape \(32, 2, 1\), so they are not two matrices",
         ),
         (
             {"base_model.model.other.lora_A.weight": torch.ones(2, 16), "base_model.model.other.lora_B.weight": torch.ones(32, 2)},
@@ -249,14 +253,48 @@ def test_an_adapter_for_another_base_is_refused_in_the_plan(tensors, says, base,
         wo.open(f"{base}+{by_hand(tmp_path / 'lora', tensors)}").plan().check()
 
 
-def test_an_adapter_alone_says_how_to_name_it_with_its_base(base, tmp_path):
+def rename_base(folder: Path, **changed: object) -> Path:
+    """The adapter with other keys in its configuration; None leaves a key out."""
+    config = json.loads((folder / "adapter_config.json").read_text()) | changed
+    (folder / "adapter_config.json").write_text(json.dumps({k: v for k, v in config.items() if v is not None}))
+    return folder
+
+
+def test_an_adapter_alone_goes_on_the_base_that_its_own_configuration_names(base, tmp_path, monkeypatch):
     folder, _ = adapter(base, tmp_path / "lora", r=2, target_modules=["q_proj"])
-    with pytest.raises(WeightopsError, match=rf"a LoRA adapter, not a model; .*{base}\+{folder}"):
-        wo.open(folder)
+    rename_base(folder, base_model_name_or_path=str(base))
+    alone, both = wo.open(folder), wo.open(f"{base}+{folder}")
+    assert alone.spec == both.spec == f"{base}+{folder}"
+    assert (alone - both).names == frozenset()
+    from weightops.algebra import opening
+    from weightops.io.gguf import ALIASES, Alias
+
+    monkeypatch.setitem(ALIASES, "tiny-model", Alias("tiny", "t.gguf", package="tiny", hub="org/tiny"))
+    for named in ("tiny-model", "org/tiny"):  # the hub's name of an alias means the weights that are here
+        assert opening.base_of_adapter(rename_base(folder, base_model_name_or_path=named), "x") == "tiny-model"
+    rename_base(folder, base_model_name_or_path="org/other", revision="v1")
+    assert opening.base_of_adapter(folder, "x") == "org/other@v1"
+
+
+@pytest.mark.parametrize("name", [None, "", 3, "/no/such/folder", "a b", "\0", "../gone"])
+def test_an_adapter_without_a_base_that_can_be_found_says_how_to_name_it(name, base, tmp_path):
+    folder, _ = adapter(base, tmp_path / "lora", r=2, target_modules=["q_proj"])
+    with pytest.raises(WeightopsError, match=rf"a LoRA adapter, not a model, and its .*name it BASE\+{folder}"):
+        wo.open(rename_base(folder, base_model_name_or_path=name))
+
+
+def test_the_base_of_an_adapter_is_no_adapter(base, tmp_path):
+    folder, _ = adapter(base, tmp_path / "lora", r=2, target_modules=["q_proj"])
+    with pytest.raises(WeightopsError, match="is an adapter too; name a model"):
+        wo.open(rename_base(folder, base_model_name_or_path=str(folder)))
+
+
+def test_after_the_plus_stands_an_adapter(base, tmp_path):
+    folder, _ = adapter(base, tmp_path / "lora", r=2, target_modules=["q_proj"])
     with pytest.raises(WeightopsError, match="no adapter_config.json; after the \\+ stands a PEFT adapter folder"):
         wo.open(f"{base}+{base}")
     (folder / "adapter_model.safetensors").unlink()
-    with pytest.raises(WeightopsError, match="no adapter_model.safetensors"):
+    with pytest.raises(WeightopsError, match="adapter_model.safetensors is missing"):
         wo.open(f"{base}+{folder}")
 
 
@@ -267,17 +305,17 @@ FACTORS = {f"{Q}.lora_A.weight": torch.ones(2, 16), f"{Q}.lora_B.weight": torch.
     ("config", "says"),
     [
         ({"alpha_pattern": ["q_proj"]}, "alpha_pattern must map patterns to numbers"),
-        ({"alpha_pattern": {"q_proj": "2"}}, "an alpha of 2; lora_alpha and alpha_pattern hold plain numbers"),
-        ({"alpha_pattern": {"q_proj": None}}, "an alpha of None"),
+        ({"alpha_pattern": {"q_proj": "2"}}, "an alpha is 2; lora_alpha and alpha_pattern must contain plain numbers"),
+        ({"alpha_pattern": {"q_proj": None}}, "an alpha is None"),
         ({"alpha_pattern": {"(": 2}}, "alpha_pattern '.' cannot be used"),
         ({"alpha_pattern": {"(?=q)q_proj": 2}}, "RE2, which has no look-ahead"),
-        ({"alpha_pattern": {"x" * 501: 2}}, "501 characters, at most 500"),
-        ({"alpha_pattern": {f"{n}+": 2 for n in range(1001)}}, "1001 patterns in alpha_pattern, at most 1000"),
-        ({"lora_alpha": "16"}, "an alpha of 16"),
-        ({"lora_alpha": True}, "an alpha of True"),
-        ({"lora_alpha": 10**90}, "an alpha of 1000"),
-        ({"lora_alpha": float("nan")}, "an alpha of nan"),
-        ({"init_lora_weights": ["pissa"], "peft_type": ["LORA"]}, "adapter of type"),
+        ({"alpha_pattern": {"x" * 501: 2}}, "501 characters, the limit is 500"),
+        ({"alpha_pattern": {f"{n}+": 2 for n in range(1001)}}, "alpha_pattern has 1001 patterns, the limit is 1000"),
+        ({"lora_alpha": "16"}, "an alpha is 16"),
+        ({"lora_alpha": True}, "an alpha is True"),
+        ({"lora_alpha": 10**90}, "an alpha is 1000"),
+        ({"lora_alpha": float("nan")}, "an alpha is nan"),
+        ({"init_lora_weights": ["pissa"], "peft_type": ["LORA"]}, "the adapter's type is"),
     ],
     ids=lambda value: str(value)[:40],
 )  # fmt: skip

@@ -59,8 +59,8 @@ def test_every_missing_shard_is_named_at_once(sharded):
     with pytest.raises(WeightopsError) as caught:
         stored_tensors(sharded)
     one, three = caught.value.problems
-    assert "model-00001-of-00003.safetensors: missing, though" in one
-    assert "model-00003-of-00003.safetensors: missing, though" in three
+    assert "model-00001-of-00003.safetensors: missing, but" in one
+    assert "model-00003-of-00003.safetensors: missing, but" in three
 
 
 @pytest.mark.parametrize(
@@ -132,7 +132,7 @@ def test_a_shard_that_is_a_folder_is_refused(sharded):
         stored_tensors(sharded)
 
 
-def test_an_index_that_names_a_tensor_its_shard_has_not_is_refused(sharded):
+def test_an_index_that_names_a_tensor_its_shard_does_not_have_is_refused(sharded):
     edit_index(sharded, ghost="model-00002-of-00003.safetensors", spirit="model-00002-of-00003.safetensors")
     with pytest.raises(WeightopsError, match=rf"{INDEX}: ghost is not in model-00002.*\(and 1 more\)"):
         stored_tensors(sharded)

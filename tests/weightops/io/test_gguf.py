@@ -3,9 +3,9 @@ import struct
 import sys
 import time
 
-import numpy as np
 import pytest
 from tiny_chat import write_chat_model
+from tiny_gguf import write_gguf
 
 from weightops.errors import WeightopsError
 from weightops.io import gguf as ours
@@ -16,63 +16,6 @@ from weightops.io.gguf_header import read_gguf_header
 @pytest.fixture(scope="module")
 def chat_model(tmp_path_factory):
     return write_chat_model(tmp_path_factory.mktemp("chat"))
-
-
-WIDTH, FEED = 64, 96
-
-
-def write_gguf(path, tokenizer, *, tied=True, architecture="llama", pre="default"):
-    """A Llama of one layer, its matrices in Q8_0; the values that a reader must give back, by Hugging Face name."""
-    import gguf
-
-    writer = gguf.GGUFWriter(path, architecture)
-    writer.add_name("tiny")
-    writer.add_context_length(128)
-    writer.add_embedding_length(WIDTH)
-    writer.add_block_count(1)
-    writer.add_feed_forward_length(FEED)
-    writer.add_head_count(4)
-    writer.add_head_count_kv(2)
-    writer.add_layer_norm_rms_eps(1e-5)
-    writer.add_rope_freq_base(10000.0)
-    vocabulary = tokenizer.get_vocab()
-    tokens = sorted(vocabulary, key=vocabulary.get)
-    writer.add_vocab_size(len(tokens))
-    writer.add_tokenizer_model("gpt2")
-    writer.add_tokenizer_pre(pre)
-    writer.add_token_list(tokens)
-    writer.add_token_types([3 if token.startswith("<|") else 1 for token in tokens])
-    merges = json.loads(tokenizer.backend_tokenizer.to_str())["model"]["merges"]
-    writer.add_token_merges([" ".join(merge) for merge in merges])
-    writer.add_bos_token_id(1)
-    writer.add_eos_token_id(2)
-    writer.add_pad_token_id(2)
-    writer.add_unk_token_id(0)
-    writer.add_chat_template(tokenizer.chat_template)
-    random = np.random.default_rng(0)
-    shapes = {
-        "token_embd": (len(tokens), WIDTH), "output_norm": (WIDTH,), "blk.0.attn_norm": (WIDTH,),
-        "blk.0.ffn_norm": (WIDTH,), "blk.0.attn_q": (WIDTH, WIDTH), "blk.0.attn_k": (WIDTH // 2, WIDTH),
-        "blk.0.attn_v": (WIDTH // 2, WIDTH), "blk.0.attn_output": (WIDTH, WIDTH), "blk.0.ffn_gate": (FEED, WIDTH),
-        "blk.0.ffn_up": (FEED, WIDTH), "blk.0.ffn_down": (WIDTH, FEED),
-    }  # fmt: skip
-    if not tied:
-        shapes["output"] = (len(tokens), WIDTH)
-    values = {}
-    for name, shape in shapes.items():
-        value = random.normal(size=shape).astype(np.float32)
-        if len(shape) == 2:
-            packed = gguf.quantize(value, gguf.GGMLQuantizationType.Q8_0)
-            value = gguf.dequantize(packed, gguf.GGMLQuantizationType.Q8_0)
-            writer.add_tensor(f"{name}.weight", packed, raw_dtype=gguf.GGMLQuantizationType.Q8_0)
-        else:
-            writer.add_tensor(f"{name}.weight", value)
-        values[name] = value
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
-    return values
 
 
 @pytest.fixture(scope="module")
@@ -178,12 +121,12 @@ def changed(path, key, value):
 @pytest.mark.parametrize(
     ("key", "value", "says"),
     [
-        ("llama.block_count", 10**9, "llama.block_count is 1000000000, and its tensors have 1"),
-        ("llama.block_count", 2, "llama.block_count is 2, and its tensors have 1"),
-        ("llama.attention.head_count", 10**9, "and its tensors have"),
-        ("llama.embedding_length", 1 << 20, "settings ask for a model of"),
-        ("llama.feed_forward_length", 1 << 30, "settings ask for a model of"),
-        ("llama.vocab_size", 1 << 31, "settings ask for a model of"),
+        ("llama.block_count", 10**9, "llama.block_count is 1000000000, but its tensors have 1"),
+        ("llama.block_count", 2, "llama.block_count is 2, but its tensors have 1"),
+        ("llama.attention.head_count", 10**9, "but its tensors have"),
+        ("llama.embedding_length", 1 << 20, "metadata describes a model of"),
+        ("llama.feed_forward_length", 1 << 30, "metadata describes a model of"),
+        ("llama.vocab_size", 1 << 31, "metadata describes a model of"),
     ],
 )
 def test_settings_that_ask_for_more_than_the_file_holds_are_refused_at_once(key, value, says, tmp_path, tokenizer):
@@ -204,20 +147,23 @@ def text(value):
 @pytest.mark.parametrize(
     ("body", "says"),
     [
-        (number("IQQ", 1, 0, 0), "version 1"),
+        (number("IQQ", 1, 0, 0), "its version is 1; weightops reads versions 2 and 3"),
         (number("IQQ", 3, 10**12, 0), "1000000000000 tensors"),
         (number("IQQ", 3, 0, 10**12), "1000000000000 keys"),
         (number("IQQ", 3, 0, 1) + number("Q", 1 << 60), "cut short"),
-        (number("IQQ", 3, 0, 1) + text(b"k") + number("I", 99), "unknown kind 99"),
-        (number("IQQ", 3, 0, 1) + text(b"k") + number("IIQ", 9, 4, 10**12), "arrays of more than"),
-        (number("IQQ", 3, 0, 1) + text(b"k") + number("IIQ", 9, 9, 1), "an array of unknown kind 9"),
+        (number("IQQ", 3, 0, 1) + text(b"k") + number("I", 99), "unknown type 99"),
+        (number("IQQ", 3, 0, 1) + text(b"k") + number("IIQ", 9, 4, 10**12), "its arrays have more than"),
+        (number("IQQ", 3, 0, 1) + text(b"k") + number("IIQ", 9, 9, 1), "an array has the unknown type 9"),
         (number("IQQ", 3, 0, 1) + text(b"k") + number("IIQ", 9, 8, 1_000_000), "cut short"),
         (number("IQQ", 3, 0, 2) + (text(b"k") + number("II", 4, 1)) * 2, "listed twice"),
-        (number("IQQ", 3, 0, 1) + text(b"general.alignment") + number("II", 4, 0), "an alignment of 0"),
+        (number("IQQ", 3, 0, 1) + text(b"general.alignment") + number("II", 4, 0), "the alignment 0 is not valid"),
         (number("IQQ", 3, 1, 0) + text(b"t") + number("I", 1 << 30), "more than 4 dimensions"),
-        (number("IQQ", 3, 1, 0) + text(b"t") + number("IQIQ", 1, 8, 77, 0), "unknown kind 77"),
+        (number("IQQ", 3, 1, 0) + text(b"t") + number("IQIQ", 1, 8, 77, 0), "unknown type 77"),
         (number("IQQ", 3, 1, 0) + text(b"t") + number("IQIQ", 1, 10**9, 0, 0), "the file has"),
-        (number("IQQ", 3, 1, 0) + text(b"t") + number("IQQIQ", 2, 1 << 40, 1 << 40, 0, 0), "has sides"),
+        (
+            number("IQQ", 3, 1, 0) + text(b"t") + number("IQQIQ", 2, 1 << 40, 1 << 40, 0, 0),
+            "which its type does not allow",
+        ),
         (number("IQQ", 3, 1, 0) + text(b"t") + number("IQIQ", 1, 8, 0, 1 << 62), "the file has"),
         (number("IQQ", 3, 1, 0) + text(b"\xff") + number("IQIQ", 1, 8, 0, 0), "not UTF-8"),
     ],

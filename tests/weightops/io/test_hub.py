@@ -60,7 +60,7 @@ def test_a_cached_model_opens_offline_with_its_revision(spec, shards, hub):
     [
         ("org/other", "org/other: not in the local cache, and the hub cannot be reached"),
         ("org/name@v2", "org/name@v2: not in the local cache, and the hub cannot be reached"),
-        ("org/na--me", "org/na--me: no such folder here, and no such model on the hub"),
+        ("org/na--me", "org/na--me: there is no local folder and no hub model of this name"),
     ],
 )
 def test_a_model_that_is_not_cached_is_one_line_that_says_what_to_do(spec, says, hub):

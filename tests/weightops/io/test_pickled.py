@@ -222,17 +222,17 @@ def test_the_pickles_below_are_sound_but_for_what_they_say(tmp_path):
 @pytest.mark.parametrize(
     ("change", "says"),
     [
-        ({"storage": "5"}, "its data should have 20 bytes, the file holds 16"),
+        ({"storage": "5"}, "its data should have 20 bytes, but the file has 16"),
         ({"storage": "400000000", "shape": "400000000"}, "its data should have 1600000000 bytes"),
         ({"shape": "5"}, "more elements than its data (4)"),
         ({"shape": "400000000", "stride": "0"}, "more elements than its data (4)"),
-        ({"stride": "2"}, "reaches beyond its data"),
-        ({"offset": "1"}, "reaches beyond its data"),
-        ({"offset": "-1"}, "without offset"),
-        ({"shape": "-4"}, "without shape or strides"),
+        ({"stride": "2"}, "extends past the end of its data"),
+        ({"offset": "1"}, "extends past the end of its data"),
+        ({"offset": "-1"}, "no valid offset"),
+        ({"shape": "-4"}, "no valid shape or strides"),
         ({"shape": "0\nI" + "9" * 18}, "damaged"),
         ({"shape": "1\nI" * 40 + "1", "stride": "1\nI" * 40 + "1"}, "41 dimensions"),
-        ({"name": "\\ud800"}, "is no text"),
+        ({"name": "\\ud800"}, "is not valid text"),
     ],
 )  # fmt: skip
 def test_a_tensor_that_is_more_than_its_data_is_refused(change, says, tmp_path):
@@ -244,10 +244,10 @@ def test_a_tensor_that_is_more_than_its_data_is_refused(change, says, tmp_path):
     ("pickle", "says"),
     [
         pytest.param(b"\x80\x02" + b"]" * 600_000 + b".", "more than 500000 opcodes", id="a flood"),
-        pytest.param(b"\x80\x02}r\xff\xff\xff\x7f.", "no table of tensors", id="a memo of 64 GB"),
+        pytest.param(b"\x80\x02}r\xff\xff\xff\x7f.", "not a dict of tensors", id="a memo of 64 GB"),
         pytest.param(b"}(" + b"(" + b"N\x85" * 100_000 + b"I1\nu.", "", id="deep keys"),
         pytest.param(
-            b"}(Nq\x00h\x00\x86" + b"q\x00h\x00\x86" * 60 + b"Nu.", "keys that are no text", id="endless hash"
+            b"}(Nq\x00h\x00\x86" + b"q\x00h\x00\x86" * 60 + b"Nu.", "keys that are not text", id="endless hash"
         ),
         pytest.param(b"I" + b"9" * 5000 + b"\n.", "damaged", id="digits"),
         pytest.param(b"\x80\x02cos\nsystem\nX\x02\x00\x00\x00ls\x85R.", "can run any code", id="a call"),
@@ -269,7 +269,7 @@ def test_a_hostile_pickle_is_one_line_at_once(pickle, says, zipped, tmp_path):
     with pytest.raises(WeightopsError) as caught:
         converted(file)
     assert time.process_time() - begin < 2
-    assert says.replace("no table of tensors", "not a table of tensors") in str(caught.value)
+    assert says in str(caught.value)
 
 
 def test_a_meta_tensor_is_one_line(tmp_path):
@@ -287,7 +287,7 @@ def test_many_names_of_one_memory_do_not_multiply_the_file(tmp_path):
     weight = torch.zeros(10_000)
     state = {f"t{n}": weight[n:] for n in range(1000)}
     torch.save(state, tmp_path / "x.pt")
-    one_line(lambda: converted(tmp_path / "x.pt"), "over 16 times the file")
+    one_line(lambda: converted(tmp_path / "x.pt"), "over 16 times the size of the file")
 
 
 def test_parameters_fp8_and_state_dicts_of_modules_are_read(tmp_path):

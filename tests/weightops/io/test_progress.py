@@ -8,7 +8,7 @@ import sys
 import pytest
 
 from weightops.io import progress
-from weightops.io.progress import Progress
+from weightops.io.progress import Progress, followed, no_progress
 
 
 class Terminal(io.StringIO):
@@ -67,3 +67,31 @@ def test_work_of_no_size_is_done(clock, capsys):
     clock[0] += progress.LINE_SECONDS
     bar.update(0)
     assert capsys.readouterr().err == "writing: 100%\n"
+
+
+def test_a_line_of_its_own_is_printed_with_and_without_a_bar(capsys, monkeypatch):
+    with Progress(10, "training") as bar:
+        bar.tell("10 steps of about 2 s")
+    assert capsys.readouterr().err == "10 steps of about 2 s\n"
+    monkeypatch.setattr(sys, "stderr", Terminal())
+    with Progress(10, "training", delay=0) as bar:
+        bar.tell("10 steps of about 2 s")
+    assert "10 steps of about 2 s\n" in sys.stderr.getvalue()
+
+
+def test_nothing_is_printed_inside_no_progress_and_again_after_it(clock, capsys):
+    with no_progress(), Progress(10, "training") as bar:
+        bar.tell("10 steps")
+    assert capsys.readouterr().err == ""
+    with Progress(10, "training") as bar:
+        bar.tell("10 steps")
+    assert capsys.readouterr().err == "10 steps\n"
+
+
+def test_items_that_are_followed_come_in_order_and_are_counted(clock, capsys):
+    taken = []
+    for item in followed(["a", "b", "c"], "making tokens", unit="row"):
+        taken.append(item)
+        clock[0] += progress.LINE_SECONDS
+    assert taken == ["a", "b", "c"]
+    assert capsys.readouterr().err.splitlines()[0] == "making tokens: 33%, row 1 of 3, 1:00 left"

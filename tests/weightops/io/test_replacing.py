@@ -48,15 +48,15 @@ def test_outputs_and_empty_folders_may_be_replaced(names, tmp_path):
     ("names", "says"),
     [
         (("notes.md",), "notes.md"),
-        ((*MODEL, "notes.txt"), "it holds what does not belong to a model: notes.txt"),
+        ((*MODEL, "notes.txt"), "it contains files that do not belong to a model: notes.txt"),
         ((*MODEL, "data/rows.jsonl"), "data/"),
         (("weightops.json", ".git/HEAD"), ".git/"),
         ((*MODEL, "additional_chat_templates/deep/x.jinja"), "additional_chat_templates/deep/"),
         ((*MODEL, "thesis.safetensors"), "thesis.safetensors"),
         ((*MODEL, "script.py", "a", "b", "c", "d"), "a, b, c and 2 more"),
-        (("config.json", "tokenizer.json"), "no weights with their configuration"),
-        (("model.safetensors",), "no weights with their configuration"),
-        (("README.md", "LICENSE"), "no weights"),
+        (("config.json", "tokenizer.json"), "it does not contain weights with a configuration"),
+        (("model.safetensors",), "it does not contain weights with a configuration"),
+        (("README.md", "LICENSE"), "it does not contain weights"),
     ],
 )
 def test_anything_else_is_kept_and_named(names, says, tmp_path):

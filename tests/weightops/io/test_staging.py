@@ -133,10 +133,10 @@ def test_a_run_of_another_plan_is_not_resumed_unless_it_is_told_to_start_over(tm
     start(tmp_path / "out")
     with pytest.raises(
         WeightopsError,
-        match=r"cannot be resumed, its input /a has changed since; discard it and start over with overwrite=True",
+        match=r"cannot be resumed: its input /a has changed since then; discard it and start over with overwrite=True",
     ):
         Staging(tmp_path / "out", OTHER).__enter__()
-    with pytest.raises(WeightopsError, match=r"cannot be resumed, it was another recipe or other sources"):
+    with pytest.raises(WeightopsError, match=r"cannot be resumed: its recipe or its sources were different"):
         Staging(tmp_path / "out", PLAN | {"layout": "2"}).__enter__()
     with Staging(tmp_path / "out", PLAN) as kept:  # a refusal takes nothing away
         assert kept.done() == [{"job": 0}]
@@ -243,7 +243,9 @@ def test_a_full_disk_is_found_before_anything_is_computed(number, tmp_path, monk
         raise OSError(number, os.strerror(number))
 
     monkeypatch.setattr(os, "posix_fallocate", full)
-    with pytest.raises(WeightopsError, match=r"model.safetensors: no room for 8 bytes \(.*\); free some space"):
+    with pytest.raises(
+        WeightopsError, match=r"model.safetensors: not enough space for 8 bytes \(.*\); free some space"
+    ):
         finish(tmp_path / "out")
     assert beside(tmp_path / "out") == []
 
@@ -301,7 +303,7 @@ def test_an_output_in_or_over_an_input_is_refused(out, input_, tmp_path):
     (tmp_path / "link").symlink_to("m")
     problems = output_problems(tmp_path / out, [tmp_path / input_], 1, overwrite=True)
     assert len(problems) == 1
-    assert "the output would lie in or over the input" in problems[0]
+    assert "the output would be inside the input" in problems[0]
     assert output_problems(tmp_path / "m2", [tmp_path / input_], 1, overwrite=True) == []
 
 
@@ -314,7 +316,7 @@ def test_a_disk_that_is_too_small_is_found_in_the_plan(tmp_path, monkeypatch):
     usage = shutil.disk_usage(tmp_path)._replace(free=1000)
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage)
     (problem,) = output_problems(tmp_path / "a/b/out", [], 2_000_000_000, overwrite=False)
-    assert "needs 2.00 GB, and 0.00 GB are free" in problem
+    assert "needs 2.00 GB, but only 0.00 GB are free" in problem
     assert output_problems(tmp_path / "out", [], 1000, overwrite=False) == []
 
 
@@ -387,7 +389,7 @@ def test_a_link_in_the_staging_folder_is_not_followed(name, tmp_path):
     (tmp_path / "secret").write_text("secret")
     (staging.folder / name).unlink(missing_ok=True)
     (staging.folder / name).symlink_to(tmp_path / "secret")
-    with pytest.raises(WeightopsError, match=f"{name}: a link"), Staging(tmp_path / "out", PLAN) as resumed:
+    with pytest.raises(WeightopsError, match=f"{name}: is a link"), Staging(tmp_path / "out", PLAN) as resumed:
         resumed.done()
         resumed.allocate("model.safetensors", b"head", 8)
         resumed.write("config.json", b"{}")

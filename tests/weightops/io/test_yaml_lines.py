@@ -19,7 +19,7 @@ from weightops.io.yaml_lines import MOST_CHARACTERS, documents
         ("a: " + "9" * 5000 + ".5", "x:1: cannot read the value"),
         ('b: 1\na: "\\ud800"', "x:2: cannot read the value"),
         ('b: 1\n"\\ud800": 1', "x:2: cannot read the value"),
-        ("a: " + "x" * MOST_CHARACTERS, "characters, at most 200,000 are read"),
+        ("a: " + "x" * MOST_CHARACTERS, "characters, the limit is 200,000"),
         ("{" * 20_000, "nested too deeply"),
         ("[" * 100_000, "nested too deeply"),
         ("a: .inf.", ""),

@@ -9,6 +9,7 @@ import pytest
 import tiny_models as tiny
 
 from weightops.errors import WeightopsError
+from weightops.io.output_lock import OutputLock
 from weightops.merge import foreign
 
 
@@ -73,3 +74,25 @@ def test_an_old_output_that_a_kill_left_between_the_renames_comes_back(config, t
     with pytest.raises(WeightopsError, match="mergekit ended with code 3"):
         foreign.run_mergekit(config, tmp_path / "out", overwrite=True)
     assert (tmp_path / "out/model.safetensors").exists()
+
+
+@pytest.mark.parametrize("search_path", ["", ":.:"])
+def test_modules_that_lie_in_the_current_folder_are_not_run(tmp_path, monkeypatch, search_path):
+    pytest.importorskip("mergekit")
+    here = tmp_path / "here"
+    planted = f"from pathlib import Path\nPath({str(tmp_path / 'ran')!r}).touch()\n"
+    for name in ("yaml.py", "torch.py", "mergekit/__init__.py", "mergekit/scripts/run_yaml.py"):
+        (here / name).parent.mkdir(parents=True, exist_ok=True)
+        (here / name).write_text(planted)
+    (here / "merge.yml").write_text("merge_method: nonsense\nmodels: [{model: a}]\n")
+    monkeypatch.chdir(here)
+    monkeypatch.setenv("PYTHONPATH", search_path)
+    with pytest.raises(WeightopsError, match="mergekit ended with code"):
+        foreign.run_mergekit(Path("merge.yml"), Path("out"))
+    assert not (tmp_path / "ran").exists()
+
+
+def test_two_runs_to_one_output_are_not_made_at_once(config, tmp_path):
+    with OutputLock(tmp_path / "out"), pytest.raises(WeightopsError, match="another process is writing it"):
+        foreign.run_mergekit(config, tmp_path / "out")
+    foreign.run_mergekit(config, tmp_path / "out")

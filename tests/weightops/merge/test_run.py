@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -16,6 +17,7 @@ from merge_files import config_of, family, merge, ours
 from weightops.errors import WeightopsError
 from weightops.merge import run
 from weightops.merge.build import Options
+from weightops.merge.config import reading
 from weightops.output.provenance import verify
 
 METHODS = {
@@ -255,13 +257,13 @@ def test_the_text_recorded_is_the_text_parsed(tmp_path, monkeypatch):
     text = file_of("ties", models, "density: 0.5")
     file = tmp_path / "merge.yml"
     file.write_text(text)
-    read_text, reads = Path.read_text, []
+    read_small, reads = reading.read_small, []
 
-    def counting(self, *given, **more):
-        reads.append(self)
-        return read_text(self, *given, **more)
+    def counting(path):
+        reads.append(path)
+        return read_small(path)
 
-    monkeypatch.setattr(Path, "read_text", counting)
+    monkeypatch.setattr(reading, "read_small", counting)
     assert run.read(file).text == text
     assert reads == [file]
 
@@ -279,3 +281,94 @@ def test_a_model_that_changes_between_two_documents_ends_the_run(tmp_path, monke
     with pytest.raises(WeightopsError, match=r"b/model.safetensors: changed while the merge ran; run it again"):
         merge(STEPS.format(**models), tmp_path / "out")
     assert {path.name for path in tmp_path.iterdir()} == {"models", "out.yml"}
+
+
+@pytest.mark.parametrize("name", ["{notes}", "../../notes"])
+def test_a_name_that_is_a_path_replaces_nothing(tmp_path, name):
+    models, notes = family(tmp_path / "models", ["base", "a", "b"]), tmp_path / "notes"
+    notes.mkdir()
+    (notes / "diary.txt").write_text("kept")
+    step = name.format(notes=notes)
+    text = STEPS.format(**models).replace("first", step)
+    (tmp_path / "in").mkdir()
+    with pytest.raises(WeightopsError, match=r"out.yml:1: name .* is used as a folder's name"):
+        merge(text, tmp_path / "in" / "out")
+    assert [file.name for file in notes.iterdir()] == ["diary.txt"]
+    assert {path.name for path in tmp_path.iterdir()} == {"models", "notes", "in"}
+
+
+# --- two runs at once ------------------------------------------------------------------------------------------------
+
+PAUSED = """
+import sys, time
+from pathlib import Path
+from weightops.merge import run
+from weightops.merge.build import Options
+
+file, out, marks = map(Path, sys.argv[1:])
+save = run.save
+
+
+def saving(plan, package, place, **more):
+    if place == out:  # the steps are finished
+        (marks / "paused").touch()
+        while not (marks / "go").exists():
+            time.sleep(0.02)
+    return save(plan, package, place, **more)
+
+
+run.save = saving
+run.merge(run.read(file), out, Options(), progress=False)
+"""
+
+
+@pytest.mark.parametrize("documents", ["the same file", "one document"])
+def test_a_second_run_to_the_same_output_is_refused_and_touches_nothing(tmp_path, documents):
+    models = family(tmp_path / "models", ["base", "a", "b"])
+    text, file, marks = STEPS.format(**models), tmp_path / "steps.yml", tmp_path / "marks"
+    file.write_text(text)
+    marks.mkdir()
+    second = text if documents == "the same file" else file_of("ties", models, "density: 0.5")
+    first = subprocess.Popen([sys.executable, "-c", PAUSED, str(file), str(tmp_path / "out"), str(marks)])
+    try:
+        while not (marks / "paused").exists():
+            assert first.poll() is None
+            time.sleep(0.02)
+        kept = tiny.files_of(tmp_path / ".out.steps")
+        assert any(name.endswith("first/model.safetensors") for name in map(str, kept))
+        (tmp_path / "second.yml").write_text(second)
+        command = [sys.executable, "-c", "from weightops.cli import main; main()", "merge"]
+        command += [str(tmp_path / "second.yml"), str(tmp_path / "out")]
+        refused = subprocess.run(command, capture_output=True, text=True, check=False)
+        assert (refused.returncode, refused.stderr.count("\n")) == (1, 1), refused.stderr
+        assert "another process is writing it" in refused.stderr
+        assert tiny.files_of(tmp_path / ".out.steps") == kept
+        (marks / "go").touch()
+        assert first.wait(120) == 0
+    finally:
+        first.kill()
+        first.wait()
+    assert verify(tmp_path / "out") == []
+    assert {path.name for path in tmp_path.iterdir()} == {"models", "marks", "steps.yml", "second.yml", "out"}
+
+
+def test_a_steps_folder_that_is_a_link_is_refused(tmp_path):
+    models = family(tmp_path / "models", ["base", "a", "b"])
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / ".out.steps").symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(WeightopsError, match=r"\.out\.steps: is a link"):
+        merge(STEPS.format(**models), tmp_path / "out")
+    assert list((tmp_path / "elsewhere").iterdir()) == []
+
+
+def test_an_output_that_may_not_be_replaced_is_said_before_any_step_runs(tmp_path, monkeypatch):
+    models = family(tmp_path / "models", ["base", "a", "b"])
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "notes.md").write_text("mine")
+    file = tmp_path / "steps.yml"
+    file.write_text(STEPS.format(**models))
+    monkeypatch.setattr(run, "save", lambda *given, **more: pytest.fail("a step ran"))
+    with pytest.raises(WeightopsError, match=r"notes\.md"):
+        run.merge(run.read(file), tmp_path / "out", Options(), overwrite=True, progress=False)
+    with pytest.raises(WeightopsError, match="in or over the input"):
+        run.merge(run.read(file), models["a"] / "merged", Options(), progress=False)

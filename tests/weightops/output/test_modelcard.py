@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import html
+import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,10 +12,13 @@ import pytest
 import yaml
 from hypothesis import example, given
 from hypothesis import strategies as st
+from tiny_chat import write_chat_model
 
+from weightops.io.adapter import Adapter
 from weightops.io.gguf import ALIASES, Alias
 from weightops.io.weights import Weights
 from weightops.output.modelcard import Card, Paper, code, fenced, plain, render
+from weightops.output.usage import licence_of
 
 CARD = Card(
     "A title: with a colon", "Some text.", ("guard",), (Paper("Guard Vector", "2509.23381"),), "weightops x --out 'a b'"
@@ -31,9 +36,10 @@ def front(text: str) -> dict[str, Any]:
     return yaml.safe_load(head)
 
 
-def record(*sources: Weights) -> dict[str, Any]:
+def record(*sources: Weights | Adapter) -> dict[str, Any]:
     entries = [
-        {"name": s.spec, "content": "blake3:" + "0" * 64} | ({"revision": s.revision} if s.revision else {})
+        {"name": s.spec, "content": "blake3:" + "0" * 64}
+        | ({"revision": s.revision} if getattr(s, "revision", None) else {})
         for s in sources
     ]
     return {"recipe": {"kind": "affine", "scale": 0.5}, "sources": entries}
@@ -74,7 +80,7 @@ def test_the_card_says_how_it_was_made_from_what_and_whom_to_cite():
     for part in (
         "# A title: with a colon",
         "```\nweightops x --out 'a b'\n```",
-        "| `org/name` | abcdef | `blake3:0000",
+        "| model | `org/name` | abcdef | not stated | `blake3:0000",
         "- Guard Vector, arXiv 2509.23381",
     ):
         assert part in text, part
@@ -84,6 +90,115 @@ def test_without_a_command_the_recipe_stands_in_the_card_and_without_papers_no_h
     text = render(Card("T", "t"), record(), [])
     assert '```json\n{\n  "kind": "affine",\n  "scale": 0.5\n}\n```' in text
     assert "## Papers" not in text
+
+
+def with_card(folder: Path, text: str) -> Path:
+    folder.mkdir(parents=True)
+    (folder / "README.md").write_text(text)
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("text", "licence"),
+    [
+        ("---\nlicense: mit\n---\n# A", "mit"),
+        ("---\ntags: [a]\nlicense: 'Apache-2.0'\nbase_model: b\n---\n", "apache-2.0"),
+        ("---\r\nlicense: mit\r\n---\r\n", "mit"),
+        ("# A\n---\nlicense: mit\n---\n", None),
+        ("---\nlicense: [mit, other]\n---\n", None),
+        ("---\nlicense: <b>\n---\n", None),
+        ("---\nlicense: mit\n", None),
+        ("", None),
+    ],
+)
+def test_a_licence_is_what_the_front_matter_of_a_folders_card_states(text, licence, tmp_path):
+    assert licence_of(with_card(tmp_path / "model", text)) == licence
+    assert licence_of(tmp_path) is None
+    (tmp_path / "link").mkdir()
+    (tmp_path / "link/README.md").symlink_to(tmp_path / "model/README.md")
+    assert licence_of(tmp_path / "link") is None  # a link out of a source is not followed
+
+
+@pytest.mark.parametrize(("second", "licence"), [("mit", "mit"), ("gpl-3.0", None), (None, None)])
+def test_the_card_has_a_licence_only_where_all_sources_state_the_same_one(second, licence, tmp_path):
+    folders = [
+        with_card(tmp_path / name, f"---\nlicense: {stated}\n---\n" if stated else "")
+        for name, stated in (("a", "mit"), ("b", second))
+    ]
+    sources = [Weights(str(folder), {}, folder) for folder in folders]
+    text = render(CARD, record(*sources), sources)
+    assert front(text).get("license") == licence
+    assert ("states no licence" in text) is (licence is None)
+    assert text.count("| `mit` |") == (2 if licence else 1)
+
+
+def test_each_source_is_named_once_with_its_role(tmp_path):
+    base, other = weights("org/base", "1"), Weights("./other", {}, tmp_path)
+    lora = Adapter("./lora", tmp_path / "lora", {})
+    text = render(replace(CARD, roles={base: "base", other: "guard"}), record(base, other, lora), [base, other, lora])
+    rows = [line.split("|")[1:3] for line in text.splitlines() if line.startswith("| ") and "role" not in line]
+    assert rows == [[" base ", " `org/base` "], [" guard ", " `./other` "], [" adapter ", " `./lora` "]]
+
+
+def test_a_local_adapter_that_looks_like_a_hub_id_is_no_base_model(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    adapter = Adapter("org/lora", tmp_path / "org/lora", {})
+    assert front(render(CARD, record(adapter), [adapter]))["base_model"] == ["org/lora"]
+    (tmp_path / "org/lora").mkdir(parents=True)
+    assert "base_model" not in front(render(CARD, record(adapter), [adapter]))
+
+
+def test_the_code_of_a_card_runs_in_the_outputs_folder(tmp_path, monkeypatch, capsys):
+    import torch
+    from safetensors.torch import load_file, save_file
+    from transformers import AutoTokenizer
+
+    import weightops as wo
+
+    folder = write_chat_model(tmp_path / "model")
+    other = write_chat_model(tmp_path / "other")
+    tensors = load_file(other / "model.safetensors")
+    save_file(
+        {n: -t if "q_proj" in n else t for n, t in tensors.items()}, other / "model.safetensors", {"format": "pt"}
+    )
+    mixed = wo.open(folder) + 0.5 * (wo.open(other) - wo.open(folder))
+    monkeypatch.chdir(mixed.save(tmp_path / "plain", progress=False))
+    plain_card = Path("README.md").read_text()
+    scope: dict[str, Any] = {}
+    exec(python_of(plain_card), scope)
+    assert isinstance(scope["model"], torch.nn.Module)
+    from weightops.guard.presets import PRESETS
+
+    PRESETS["guard-vector"].card(AutoTokenizer.from_pretrained(other)).write(other)
+    monkeypatch.chdir(tmp_path)
+    composed = wo.compose_guard(wo.open(other), wo.open(folder), wo.open(folder))
+    monkeypatch.chdir(composed.save(tmp_path / "guard", progress=False))
+    card = Path("README.md").read_text()
+    assert 'weightops guard score . "' in card
+    capsys.readouterr()
+    exec(python_of(card), {})
+    assert 0 <= float(capsys.readouterr().out.strip("[]\n ")) <= 1
+    assert "| base, target |" in card
+    assert "| guard |" in card
+
+
+def python_of(text: str) -> str:
+    block = re.search(r"```python\n(.*?)```", text, re.DOTALL)
+    assert block is not None
+    return block[1]
+
+
+@given(st.lists(st.sampled_from(["org/a", "org/b@v1", "./mine", "/data/x", "x y", "a`|b"]), max_size=4))
+def test_the_hubs_own_reader_takes_every_card(specs):
+    """The checks that huggingface_hub makes without the network: the front matter, and the form of base models."""
+    from huggingface_hub import ModelCard
+    from huggingface_hub.utils import validate_repo_id
+
+    sources = [weights(spec, "abc" if spec.startswith("org/") else None) for spec in dict.fromkeys(specs)]
+    data = ModelCard(render(CARD, record(*sources), sources)).data
+    for name in data.base_model or []:
+        validate_repo_id(name)
+    assert data.tags == ["merge", "weightops", "guard"]
 
 
 HOSTILE = ("<script>alert(1)</script>", "a|b|c", "a`b``c", "![x](http://evil.example/x.png)", "a\n# b\n", "\\`", "a](javascript:x)", "\ud800")  # fmt: skip
@@ -105,7 +220,7 @@ def test_hostile_names_are_shown_and_do_nothing_else():
             assert "](" not in line, line
             assert line.count("`") % 2 == 0, line
             if line.startswith("|"):
-                assert line.count("|") == 4, line
+                assert line.count("|") == 6, line
         assert [line for line in outside.splitlines() if line.startswith("#")] == [
             f"# {plain(name)}", "## How it was made", "## Papers"
         ]  # fmt: skip

@@ -69,8 +69,8 @@ def test_missing_and_extra_tensors_are_found(out):
     tensors["extra"] = tensors.pop("lm_head.weight")
     tiny.write(out, tensors)
     assert verify(out) == [
-        "lm_head.weight: in the record, not in the folder",
-        "extra: in the folder, not in the record",
+        "lm_head.weight: is in the record but not in the folder",
+        "extra: is in the folder but not in the record",
     ]
 
 

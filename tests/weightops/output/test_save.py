@@ -230,5 +230,5 @@ def test_small_files_of_many_bytes_are_refused_before_anything_is_computed(model
         with open(tmp_path / f"m0/{number}.txt", "wb") as stream:
             stream.truncate(100_000_000)
     a, b = models
-    with pytest.raises(WeightopsError, match="100000000 bytes, at most"):
+    with pytest.raises(WeightopsError, match="100000000 bytes, the limit is"):
         (a + (b - a)).save(tmp_path / "out", progress=False)

@@ -25,13 +25,13 @@ def row(**record):
         ({"messages": [{"role": "user"}]}, "messages", "message 1 must have content"),
         ({"messages": [*CHAT, {"content": "x"}]}, "messages", "message 3 must have a role"),
         ({"messages": [{"from": "human", "value": "x"}]}, "messages", "rename them to role"),
-        ({"messages": [{"role": "user", "content": [{"type": "video"}]}]}, "messages", "neither a text nor an image"),
-        ({"messages": [{"role": "user", "content": [{"type": "text"}]}]}, "messages", "neither a text nor an image"),
+        ({"messages": [{"role": "user", "content": [{"type": "video"}]}]}, "messages", "has a part that is neither"),
+        ({"messages": [{"role": "user", "content": [{"type": "text"}]}]}, "messages", "has a part that is neither"),
         ({"messages": ["hi"]}, "messages", "message 1 must have role and content"),
         ({"prompt": 1, "completion": "a"}, "prompt", "must be a list of messages"),
-        ({"completion": "a"}, "completion", "needs a field prompt"),
-        ({"chosen": "a"}, "chosen", "needs a field rejected"),
-        ({"rejected": "a"}, "rejected", "needs a field chosen"),
+        ({"completion": "a"}, "completion", "the row also needs prompt"),
+        ({"chosen": "a"}, "chosen", "the row also needs rejected"),
+        ({"rejected": "a"}, "rejected", "the row also needs chosen"),
         ({"text": "ab", "first_unsafe_char": 2}, "first_unsafe_char", "one of the text's 2 characters"),
         ({"messages": CHAT, "first_unsafe_char": 1}, "first_unsafe_char", "one of the text's 1 characters"),
         ({"text": "ab", "first_unsafe_char": -1}, "first_unsafe_char", "index of a character"),
@@ -43,7 +43,7 @@ def row(**record):
         (
             {"images": ["a", "b"], "messages": [{"role": "user", "content": [{"type": "image"}]}]},
             "images",
-            "2 given, but the messages have 1",
+            "the row has 2, but its messages have 1",
         ),
     ],
 )
@@ -90,7 +90,7 @@ def test_of_a_conversation_the_last_message_is_judged_and_a_text_comes_before_it
     assert texts([row(messages=CHAT), row(messages=CHAT, text="t")]) == ["a", "t"]
     parts = [{"type": "text", "text": "a"}, {"type": "image"}, {"type": "text", "text": "b"}]
     assert texts([row(messages=[{"role": "user", "content": parts}])]) == ["ab"]
-    with pytest.raises(WeightopsError, match="here, line 7: needs a text"):
+    with pytest.raises(WeightopsError, match="here, line 7: needs text"):
         texts([row(messages=[{"role": "user", "content": [{"type": "image"}]}])])
 
 

@@ -1,4 +1,4 @@
-"""Fused merge methods, by family. Every module here is imported: a new one is one file with a ``@fused`` in it."""
+"""Fused merge methods, by family. Every module here is imported: a new method is one file."""
 
 import importlib
 import pkgutil

@@ -1,4 +1,4 @@
-"""The last step of the delta methods: add what is kept, all of it or what agrees in sign."""
+"""The last step of the delta methods: add the kept entries, either all or those that agree in sign."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""DARE, fused: the draw is hashed beside the data, element by element."""
+"""DARE in fused form: the random number of each element is hashed while the element is processed."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def dare_ties(
 
 
 def _dropped(blocks: Blocks, draw: Draw, density: Any, rescale: bool) -> Any:
-    """One pass in which each entry has been kept or dropped by chance, in place."""
+    """One pass in which each entry is kept or dropped at random, in place."""
     shares = np.clip(vector(density, blocks.models), 0, 1)
     for block in blocks:
         for model, row in enumerate(block.stack):
@@ -45,7 +45,7 @@ def _dropped(blocks: Blocks, draw: Draw, density: Any, rescale: bool) -> Any:
 
 @jit
 def uniform(seed: Any, element: Any) -> Any:
-    """The number of one element, as :meth:`weightops.ops.draw.Draw.uniform` gives it."""
+    """The random number of one element, equal to :meth:`weightops.ops.draw.Draw.uniform`."""
     z = np.uint64(element + 1) * np.uint64(0x9E3779B97F4A7C15) + seed
     z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)

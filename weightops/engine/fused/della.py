@@ -1,4 +1,4 @@
-"""DELLA, fused: ranks within each row by a radix sort of the magnitudes."""
+"""DELLA in fused form: ranks within each row from a radix sort of the magnitudes."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def _dropped(blocks: Blocks, draw: Draw, density: Any, epsilon: Any, rescale: bo
         if 0 < share < 1 and not (share - width > 0 and share + width < 1):
             raise WeightopsError(
                 f"della: density {share:g} and epsilon {width:g}: density - epsilon and density + epsilon must both "
-                f"lie between 0 and 1; take epsilon below {min(share, 1 - share):g}"
+                f"be between 0 and 1; take epsilon below {min(share, 1 - share):g}"
             )
     order = np.empty((2, blocks.row), np.uint64)
     for block in blocks:

@@ -1,8 +1,8 @@
-"""Methods as passes over blocks: the fast path beside the reference, for tensors of any size.
+"""Merge methods as passes over blocks: a fast form next to the reference, for tensors of any size.
 
 A fused method takes :class:`~weightops.engine.blocks.Blocks` and the settings of the reference, and yields (begin,
-result) from the first element to the last, fp32; of a method that takes task vectors, without the base. It must equal
-the reference, which tests check.
+result) from the first element to the last, fp32. A method that takes task vectors yields the result without the base.
+The result must equal the reference; tests check this.
 """
 
 from __future__ import annotations
@@ -20,13 +20,13 @@ Results = Iterator[tuple[int, Floats]]
 
 @dataclass(frozen=True)
 class Fused:
-    """A fused method; ``rows``: its blocks must not cut rows."""
+    """A fused method; ``rows``: its blocks must not split rows."""
 
     function: Callable[..., Results]
     rows: bool = False
 
     def __call__(self, blocks: Blocks, settings: dict[str, Any]) -> Results:
-        """Run it with the settings that it takes."""
+        """Run the method with these settings."""
         return self.function(blocks, **settings)
 
 
@@ -37,8 +37,8 @@ def fused(name: str, *, rows: bool = False) -> Callable[[Callable[..., Results]]
     """Register a fused method under the name of its reference.
 
     Raises:
-        TypeError: it does not take `blocks` and then what its reference takes.
-        WeightopsError: there is no method of that name.
+        TypeError: the function's arguments are not `blocks` and those of the reference.
+        WeightopsError: no method has this name.
     """
     reference = find(name)
     taken = ["blocks", *(p.argument for p in reference.parameters), *reference.fills]

@@ -1,4 +1,4 @@
-"""SCE, fused: variance, energy and signs in passes over blocks."""
+"""SCE in its fused form: variance, energy and signs in passes over blocks."""
 
 from __future__ import annotations
 
@@ -31,8 +31,8 @@ def sce(blocks: Blocks, *, select_topk: float = 1.0) -> Results:
 
 def _most_varying(blocks: Blocks, share: float) -> Selection:
     varying = sum(int(np.count_nonzero(row)) for row in _variances(blocks))
-    wanted = int(varying * share)
-    return select(lambda: (row[None] for row in _variances(blocks)), blocks.count, [[wanted]])[0][0]
+    count = int(varying * share)
+    return select(lambda: (row[None] for row in _variances(blocks)), blocks.count, [[count]])[0][0]
 
 
 def _variances(blocks: Blocks) -> Iterator[Floats]:
@@ -41,19 +41,19 @@ def _variances(blocks: Blocks) -> Iterator[Floats]:
 
 
 def variance(stack: Floats, out: Floats) -> Floats:
-    """Variance over the models, worked out in fp64 and rounded: [n, m] into out, [m]."""
+    """Variance over the models, computed in fp64 and rounded: [n, m] into out, [m]."""
     _variance(stack, out)
     return out
 
 
 def _chosen(blocks: Blocks, selection: Selection) -> Iterator[tuple[int, Floats]]:
-    """One pass: the deltas with zeros where the entry was not selected."""
-    left = selection.ties
+    """One pass over the deltas, with zeros for entries that are not selected."""
+    remaining_ties = selection.ties
     for block in blocks:
         stack = block.stack
         if selection is not EVERYTHING:
             score = variance(stack, blocks.scratch("variance", block.length))
-            left, _ = between(score, selection.threshold, left, 1 << 31, 0, score)
+            remaining_ties, _ = between(score, selection.threshold, remaining_ties, 1 << 31, 0, score)
             stack = blocks.scratch("chosen", *stack.shape)
             _mask(block.stack, score, stack)
         yield block.begin, stack
@@ -61,7 +61,7 @@ def _chosen(blocks: Blocks, selection: Selection) -> Iterator[tuple[int, Floats]
 
 @jit
 def _mask(stack: Any, marked: Any, out: Any) -> None:
-    """The stack where the mark is not zero; an entry without variance is never wanted, so zero can be the mark."""
+    """Keep the stack where ``marked`` is not zero. Entries without variance are never selected, so 0 is free."""
     for i in range(stack.shape[0]):
         row, result = stack[i], out[i]
         for j in range(len(marked)):
@@ -104,7 +104,7 @@ def _add_squares(stack: Any, energy: Any) -> None:
 
 @jit
 def _merge(stack: Any, weights: Any, out: Any) -> None:
-    """Weighted mean, in fp64, of what has the sign of the plain sum."""
+    """Weighted mean, in fp64, of the entries with the sign of the plain sum."""
     zero, one = np.float32(0), np.float32(1)
     signs, sums, shares = np.empty(_TILE, np.float32), np.empty(_TILE), np.empty(_TILE)
     for lo in range(0, len(out), _TILE):

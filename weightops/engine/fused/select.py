@@ -1,6 +1,6 @@
-"""Exact selection by magnitude over a tensor that is only seen in blocks: two histograms instead of a sort.
+"""Exact selection by magnitude for a tensor that is read in blocks: two histograms instead of a sort.
 
-The bits of a non-negative fp32 number are ordered as the number is. One pass counts the upper half of the bits, a
+The bits of non-negative fp32 numbers have the same order as the numbers. One pass counts the upper half of the bits, a
 second the lower half within the bin that holds the threshold; ties at the threshold are then taken in flat order, lower
 first, which is the order of :func:`weightops.ops.sparsify.largest`.
 """
@@ -23,7 +23,7 @@ _HIGH_BINS, _LOW_BINS = 1 << 16, 1 << _LOW
 
 @dataclass
 class Selection:
-    """The largest entries of one vector: all above a threshold, and of those at it the first ``ties``.
+    """The largest entries of one vector: all above a threshold, and the first ``ties`` of those at the threshold.
 
     Attributes:
         threshold: Bits of the magnitude; 1 << 31 selects nothing.
@@ -46,9 +46,9 @@ def select(
         count: Elements of a row.
         wanted: For each row, how many entries to select; several numbers give several selections.
     """
-    found: list[list[Selection | None]] = [[_trivial(number, count) for number in numbers] for numbers in wanted]
-    if all(selection is not None for row in found for selection in row):
-        return found  # type: ignore[return-value]
+    selections: list[list[Selection | None]] = [[_trivial(number, count) for number in numbers] for numbers in wanted]
+    if all(selection is not None for row in selections for selection in row):
+        return selections  # type: ignore[return-value]
     high = np.zeros((len(wanted), _HIGH_BINS), np.uint32)
     for block in passes():
         for row in range(len(wanted)):
@@ -58,15 +58,15 @@ def select(
     for block in passes():
         for row, places in enumerate(bins):
             for k, (which, _) in enumerate(places):
-                if found[row][k] is None:
+                if selections[row][k] is None:
                     _count_low(block[row], which, low[row, k])
     for row, numbers in enumerate(wanted):
         for k, number in enumerate(numbers):
-            if found[row][k] is None:
+            if selections[row][k] is None:
                 which, above = bins[row][k]
                 inner, more = _bin_of(low[row, k], number - above)
-                found[row][k] = Selection((which << _LOW) | inner, number - above - more)
-    return found  # type: ignore[return-value]
+                selections[row][k] = Selection((which << _LOW) | inner, number - above - more)
+    return selections  # type: ignore[return-value]
 
 
 def _trivial(number: int, count: int) -> Selection | None:
@@ -74,7 +74,7 @@ def _trivial(number: int, count: int) -> Selection | None:
 
 
 def _bin_of(counts: npt.NDArray[np.uint32], number: int) -> tuple[int, int]:
-    """The bin that holds the number-th largest entry, and how many entries lie in the bins above it."""
+    """The bin of the number-th largest entry, and the number of entries in the bins above it."""
     above = counts[::-1].cumsum(dtype=np.int64)
     place = int(np.searchsorted(above, max(number, 1)))
     place = min(place, len(counts) - 1)
@@ -103,7 +103,7 @@ def between(row: Any, low: int, low_ties: int, high: int, high_ties: int, out: A
     """Copy the entries selected by (low, low_ties) but not by (high, high_ties); zeros elsewhere.
 
     Returns:
-        The ties left to take in the blocks that follow, for both.
+        The numbers of ties still to take in later blocks, for both.
     """
     bits = row.view(np.uint32)
     at_low, at_high = 0, 0
@@ -112,7 +112,7 @@ def between(row: Any, low: int, low_ties: int, high: int, high_ties: int, out: A
         at_low += magnitude == low
         at_high += magnitude == high
     if (low_ties == 0 or at_low <= low_ties) and (high_ties == 0 or at_high <= high_ties):
-        # All ties of this block share one fate, so two comparisons do.
+        # All ties of this block are treated the same, so two comparisons are enough.
         least = low if low_ties and at_low else low + 1
         most = high - 1 if high_ties and at_high else high
         for j in range(len(bits)):

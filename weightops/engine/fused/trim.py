@@ -1,4 +1,4 @@
-"""TIES and Breadcrumbs, fused: thresholds by histogram, then one pass that trims and adds."""
+"""TIES and Breadcrumbs in fused form: thresholds from histograms, then one pass that trims and adds."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ def ties(
 ) -> Results:  # fmt: skip
     """See :func:`weightops.ops.ties.ties`."""
     shares = _doubles(density, blocks.models)
-    wanted = [max(_kept(share, blocks.count), 1 if share > 0 else 0) for share in shares]
-    kept = _select(blocks, [[count] for count in wanted])
+    counts = [max(_kept(share, blocks.count), 1 if share > 0 else 0) for share in shares]
+    kept = _select(blocks, [[count] for count in counts])
     return _trimmed(blocks, [(low, NOTHING) for (low,) in kept], rescale, agreeing_sum, weight, normalize, lambda_)
 
 
@@ -49,23 +49,23 @@ def breadcrumbs_ties(
 
 
 def _middle(blocks: Blocks, density: Any, gamma: Any) -> list[tuple[Selection, Selection]]:
-    """For each model, what reaches down to the density, and the largest entries that are left out."""
-    wanted = []
+    """For each model, the selection down to the density, and that of the largest entries, which are left out."""
+    counts = []
     for share, top in zip(_doubles(density, blocks.models), _doubles(gamma, blocks.models), strict=True):
         count = _kept(share, blocks.count)
         skipped = min(int(top * blocks.count), blocks.count - count)
-        wanted.append([skipped + count, skipped])
-    return [(low, high) for low, high in _select(blocks, wanted)]
+        counts.append([skipped + count, skipped])
+    return [(low, high) for low, high in _select(blocks, counts)]
 
 
-def _select(blocks: Blocks, wanted: list[list[int]]) -> list[list[Selection]]:
-    return select(lambda: (block.stack for block in blocks), blocks.count, wanted)
+def _select(blocks: Blocks, counts: list[list[int]]) -> list[list[Selection]]:
+    return select(lambda: (block.stack for block in blocks), blocks.count, counts)
 
 
 def _trimmed(
     blocks: Blocks, ranges: list[tuple[Selection, Selection]], rescale: bool, combine: Combine, *settings: Any
 ) -> Results:
-    """Trim each task vector to its range, bring it back to its L1 norm if asked, and combine."""
+    """Trim each task vector to its range, rescale it to its L1 norm if ``rescale``, and combine."""
     factors = _l1_factors(blocks, ranges) if rescale else np.ones(blocks.models, np.float32)
     for block, kept in _kept_blocks(blocks, ranges):
         if rescale:
@@ -74,11 +74,11 @@ def _trimmed(
 
 
 def _kept_blocks(blocks: Blocks, ranges: list[tuple[Selection, Selection]]) -> Iterator[tuple[Block, Floats]]:
-    """One pass: each block with what is kept of it."""
-    left = [(replace(low), replace(high)) for low, high in ranges]
+    """One pass: each block with its kept entries."""
+    remaining = [(replace(low), replace(high)) for low, high in ranges]
     for block in blocks:
         kept = blocks.scratch("kept", *block.stack.shape)
-        for row, (low, high) in enumerate(left):
+        for row, (low, high) in enumerate(remaining):
             if low == EVERYTHING and high == NOTHING:
                 kept[row] = block.stack[row]
             else:
@@ -89,7 +89,7 @@ def _kept_blocks(blocks: Blocks, ranges: list[tuple[Selection, Selection]]) -> I
 
 
 def _l1_factors(blocks: Blocks, ranges: list[tuple[Selection, Selection]]) -> Floats:
-    """|whole| / |kept| for each model, in fp64; 1 where nothing is kept."""
+    """|full| / |kept| for each model (L1 norms in fp64); 1 if nothing is kept."""
     before, after = np.zeros(blocks.models), np.zeros(blocks.models)
     for block, kept in _kept_blocks(blocks, ranges):
         before += np.abs(block.stack).sum(1, dtype=np.float64)

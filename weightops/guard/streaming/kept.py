@@ -1,10 +1,10 @@
-"""Keys and values that are kept between forward passes: one growing buffer a stream, cut back by lowering a length.
+"""A key-value cache for streams: one growing buffer for each stream, which is shortened by lowering its length.
 
-transformers' own caches are of one length for a whole batch, and copy when they grow. Here each stream has buffers of
-its own, doubled when full; a batch of streams of different lengths is one forward pass in which column j of the keys is
-position j of every row, so that one comparison masks what a row may not see. Because every key stays, a sliding window
-is only a mask, and a model with one (Gemma, Mistral) can be cut back too, which its usual cache cannot (ours). One
-stream alone is read where it lies; several are laid side by side for each pass, no more than attention reads anyway.
+The caches of transformers have one length for a whole batch, and copy when they grow. Here each stream has its own
+buffers, doubled when full. A batch of streams of different lengths is one forward pass: column j of the keys is
+position j of every row, so one comparison gives the attention mask. All keys are kept, so a sliding window is only a
+mask, and models with one (Gemma, Mistral) can be shortened too, unlike with their usual cache (ours). A single stream
+is read in place. Several are copied side by side for each pass, no more data than attention reads anyway.
 """
 
 from __future__ import annotations
@@ -30,14 +30,14 @@ class Kept:
         return sum(part.nbytes for pair in self.layers.values() for part in pair)
 
     def copy(self, length: int) -> Kept:
-        """Another stream that begins with the first ``length`` tokens of this one."""
+        """A copy of the first ``length`` tokens, for another stream."""
         twin = Kept()
         twin.layers = {layer: (keys[:, :length].clone(), values[:, :length].clone()) for layer, (keys, values) in
                        self.layers.items()}  # fmt: skip
         return twin
 
     def write(self, layer: int, keys: Tensor, values: Tensor, start: int) -> tuple[Tensor, Tensor]:
-        """Put keys and values, [heads, tokens, width], at position ``start``; everything up to their end."""
+        """Store keys and values, [heads, tokens, width], from ``start`` on; returns everything up to their end."""
         end = start + keys.shape[1]
         old = self.layers.get(layer)
         if old is None or old[0].shape[1] < end:
@@ -52,7 +52,7 @@ class Kept:
 
 
 class _Batch:
-    """What a model sees as its cache in one forward pass over several streams; new tokens end in the last column."""
+    """The cache that a model gets for one forward pass over several streams; new tokens end in the last column."""
 
     def __init__(self, rows: Sequence[Kept], starts: Sequence[int], counts: Sequence[int]) -> None:
         self.rows, self.starts, self.counts = rows, starts, counts
@@ -62,7 +62,7 @@ class _Batch:
         return max(self.starts)
 
     def update(self, keys: Tensor, values: Tensor, layer_idx: int, *_: Any, **__: Any) -> tuple[Tensor, Tensor]:
-        """Store what is new of each row, [rows, heads, tokens, width], and give back everything, padded with zeros."""
+        """Store each row's new part, [rows, heads, tokens, width], and return each whole row, padded with zeros."""
         seen = [
             kept.write(layer_idx, keys[row, :, -count:], values[row, :, -count:], start)
             for row, (kept, start, count) in enumerate(zip(self.rows, self.starts, self.counts, strict=True))
@@ -79,12 +79,12 @@ class _Batch:
 def label_logits(
     model: Any, rows: Sequence[Kept], starts: Sequence[int], news: Sequence[Sequence[int]], labels: Sequence[int]
 ) -> Tensor:
-    """The labels' logits after each row's new tokens, [rows, labels], fp64; their keys and values are kept.
+    """The labels' logits after each row's new tokens, [rows, labels], fp64; stores the keys and values of these tokens.
 
     Args:
         model: A causal language model for which :func:`can_keep` holds.
-        rows: What is kept of each stream.
-        starts: The position of each row's first new token; what was kept from there on is overwritten.
+        rows: The cache of each stream.
+        starts: The position of each row's first new token; the cache from there on is overwritten.
         news: The new tokens of each row, at least one.
         labels: The tokens to read.
     """
@@ -108,12 +108,12 @@ def label_logits(
             use_cache=True,
             logits_to_keep=1,
         ).logits
-    found: Tensor = logits[:, -1, list(labels)].double().cpu()
-    return found
+    result: Tensor = logits[:, -1, list(labels)].double().cpu()
+    return result
 
 
 def _masks(model: Any, places: Tensor, width: int) -> Any:
-    """What may be seen from each place, [rows, 1, tokens, width], added to the scores; one mask a kind of layer."""
+    """Attention masks, [rows, 1, tokens, width], to add to the scores; one mask for each kind of layer."""
     import torch
 
     config = model.config.get_text_config()
@@ -131,11 +131,11 @@ def _masks(model: Any, places: Tensor, width: int) -> Any:
 
 
 def can_keep(model: Any, rows: Sequence[Sequence[int]], labels: Sequence[int]) -> bool:
-    """Whether a model judges the same from kept keys and values as from the whole text at once.
+    """Whether a model gives the same answers with this cache as with the whole text at once.
 
-    Known kinds of attention only (full, sliding); and a trial on ``rows``, run in two pieces and as one batch, must
-    give the label logits of plain forward passes within 5 % of their spread and two roundings in the model's dtype
-    (ours). Everything else, chunked attention, state spaces and convolutions among them, is read anew for each answer.
+    The model must use only full and sliding attention. In a trial, ``rows`` are run in two pieces, as one batch: the
+    label logits must equal those of plain forward passes within 5 % of their spread plus two roundings in the model's
+    dtype (ours). All other models (chunked attention, state spaces, convolutions) read the whole text for each answer.
     """
     import torch
 
@@ -148,17 +148,17 @@ def can_keep(model: Any, rows: Sequence[Sequence[int]], labels: Sequence[int]) -
         kept = [Kept() for _ in rows]
         halves = [max(1, len(row) // 2) for row in rows]
         label_logits(model, kept, [0] * len(rows), [row[:half] for row, half in zip(rows, halves, strict=True)], labels)
-        found = label_logits(model, kept, [half - 1 for half in halves], [row[half - 1 :] for row, half in
+        cached = label_logits(model, kept, [half - 1 for half in halves], [row[half - 1 :] for row, half in
                              zip(rows, halves, strict=True)], labels)  # fmt: skip
-    except Exception:  # a foreign model may do anything with a cache that is not its own
+    except Exception:  # an unknown model may raise anything when it gets this cache
         return False
-    if any(not one.layers for one in kept):
+    if any(not cache.layers for cache in kept):
         return False
     with torch.inference_mode():
         plain = [
             model(input_ids=torch.tensor([list(row)]).to(model.device), use_cache=False).logits[0, -1] for row in rows
         ]
     spread = max(float(logits.double().std()) for logits in plain)
-    wanted = torch.stack([logits[list(labels)].double().cpu() for logits in plain])
-    roundings = 2 * torch.finfo(model.dtype).eps * float(wanted.abs().max())
-    return bool((found - wanted).abs().max() <= 0.05 * spread + roundings)
+    expected = torch.stack([logits[list(labels)].double().cpu() for logits in plain])
+    roundings = 2 * torch.finfo(model.dtype).eps * float(expected.abs().max())
+    return bool((cached - expected).abs().max() <= 0.05 * spread + roundings)

@@ -1,9 +1,9 @@
-"""Judge text while it arrives: a probability after each chunk, at a cost that grows with the chunk, not with the text.
+"""Judges text while it arrives: a probability after each chunk, at a cost that depends on the chunk, not on the text.
 
-The keys and values of the tokens so far are kept. What ends the prompt (the rest of the chat template) is run on top of
-them to read the labels; when more text comes, they are cut back to the tokens that old and new prompt share, and only
-what follows is run. So a token whose boundary moves is run anew, and the answer is that of the whole prefix at once, to
-rounding.
+The keys and values of all tokens so far are cached. To read the labels, the end of the prompt (the rest of the chat
+template) is run after them. When more text arrives, the cache is shortened to the tokens that the old and the new
+prompt share, and only the tokens after them are run. So a token whose boundary moves is run again, and the answer
+equals that for the whole prefix at once, up to rounding.
 """
 
 from __future__ import annotations
@@ -21,14 +21,14 @@ from ..prompt import Frame
 from .kept import Kept, can_keep, label_logits
 
 _AHEAD = 64
-"""Characters that must follow a place before the tokens up to it are taken to be settled."""
+"""Characters that must follow a position before the tokens up to it count as settled."""
 _BLOCK = 512
-"""Most new tokens of a stream in one forward pass; its mask is this times the length of the text."""
+"""Most new tokens of a stream in one forward pass; the mask has this size times the length of the text."""
 
 
 @dataclass(frozen=True)
 class Crossing:
-    """How much of a text had been read when it was first judged unsafe."""
+    """How much of a text the guard had read when it first judged the text unsafe."""
 
     characters: int
     tokens: int
@@ -38,18 +38,18 @@ class Stream:
     """One text that arrives in chunks.
 
     Attributes:
-        probability: That the text so far is unsafe; ``None`` before the first chunk.
-        crossed_at: Where the probability first reached the threshold; it stays, whatever comes after.
-        characters: How many characters have been judged.
-        closed: Whether the text has ended, or was too long.
-        problem: Why the text was closed before its end.
+        probability: The probability that the text so far is unsafe; ``None`` before the first chunk.
+        crossed_at: Where the probability first reached the threshold; later text does not change it.
+        characters: Number of characters judged so far.
+        closed: Whether the text has ended or was too long.
+        problem: The reason why the stream was closed before the text's end.
     """
 
     def __init__(self, source: Guard | Streams) -> None:
         """Begin an empty text.
 
         Args:
-            source: The guard to ask; or streams, to be judged together with others.
+            source: The guard; or :class:`Streams`, to judge this text together with others.
         """
         self._streams = source if isinstance(source, Streams) else Streams(source)
         self._reader = self._streams._reader
@@ -68,19 +68,19 @@ class Stream:
 
         Args:
             chunk: Characters, or UTF-8. Half a character at the end (bytes of UTF-8, or one of a pair of surrogates)
-                waits for the rest; what is no text is read as U+FFFD.
+                waits for the rest; invalid bytes are read as U+FFFD.
 
         Returns:
             The probability that the text so far is unsafe.
 
         Raises:
-            WeightopsError: the text is longer than the model reads.
+            WeightopsError: the text is longer than the model can read.
             ValueError: the stream is closed.
         """
         return self._streams.feed({self: chunk})[self]
 
     def close(self) -> float:
-        """End the text, half a character that never became whole included, and let go of what was kept.
+        """End the text, including a half character at its end, and free the cache.
 
         Returns:
             The probability that the text is unsafe.
@@ -105,11 +105,11 @@ class Stream:
 
     @property
     def kept_bytes(self) -> int:
-        """The memory of what is kept of the text."""
+        """Bytes of the cache of this text."""
         return self._kept.nbytes
 
     def _add(self, text: str) -> bool:
-        """Take in characters; whether the model must be asked."""
+        """Add characters; returns whether the model must run."""
         if not text and self.probability is not None:
             return False
         self._valid = min(self._valid, self._prompt.add(text))
@@ -117,8 +117,8 @@ class Stream:
         if len(self._prompt.ids) > self._reader.most_tokens:
             self.closed, self._kept = True, Kept()
             self.problem = WeightopsError(
-                f"the text so far: {len(self._prompt.ids)} tokens with what the guard asks, and the model reads "
-                f"{self._reader.most_tokens}; judge it in parts"
+                f"the text so far and the guard's prompt have {len(self._prompt.ids)} tokens, but the model reads "
+                f"{self._reader.most_tokens}; judge the text in parts"
             )
             raise self.problem
         return True
@@ -131,25 +131,25 @@ class Stream:
 
 
 class Streams:
-    """Many texts that arrive at once; what is new of them is judged in one forward pass.
+    """Many texts that arrive at the same time; their new parts are judged in one forward pass.
 
-    Not for several threads at once.
+    Use it from one thread only.
 
     Attributes:
-        guard: Who is asked.
-        threshold: From this probability on, a text is unsafe; the card's unless given.
-        reencodes: Whether each answer reads the whole text anew, because this model's state cannot be cut back (chunked
-            attention, state spaces). The answers are the same, the cost is quadratic in the text. Models with a sliding
-            window are not among these: here every key is kept, and the window is a mask.
+        guard: The guard that judges.
+        threshold: A text with at least this probability is unsafe.
+        reencodes: Whether each answer reads the whole text again, because this model's state cannot be shortened
+            (chunked attention, state spaces). The answers are the same, but the cost is quadratic in the text. Models
+            with a sliding window do not need this: all keys are kept, and the window is a mask.
     """
 
     def __init__(self, guard: Guard, *, batch: int = 16, threshold: float | None = None) -> None:
         """Prepare a guard for streams.
 
         Args:
-            guard: Who to ask.
+            guard: The guard that judges.
             batch: Most streams in one forward pass.
-            threshold: From this probability on, a text is unsafe; the card's unless given.
+            threshold: A text with at least this probability is unsafe; by default the card's threshold.
         """
         self.guard, self.batch = guard, batch
         self.threshold = guard.card.threshold if threshold is None else threshold
@@ -167,12 +167,12 @@ class Streams:
             The probability of each stream in ``news``.
 
         Raises:
-            WeightopsError: texts that are longer than the model reads; these streams are closed, the others judged.
-            ValueError: a stream is closed, or belongs to other streams.
+            WeightopsError: some texts are longer than the model can read; their streams are closed, the others judged.
+            ValueError: a stream is closed, or belongs to another :class:`Streams`.
         """
         for stream in news:
             if stream.closed or stream._streams is not self:
-                raise ValueError("a stream that is closed, or of other Streams; open a new one here")
+                raise ValueError("a stream is closed, or belongs to other Streams; open a new one here")
         return self._judge({stream: stream._characters.take(chunk) for stream, chunk in news.items()})
 
     def _judge(self, news: Mapping[Stream, str]) -> dict[Stream, float]:
@@ -191,7 +191,7 @@ class Streams:
         return {stream: stream.probability for stream in news if stream.probability is not None}
 
     def _groups(self, due: Sequence[Stream]) -> list[list[Stream]]:
-        """Streams that go together: like many new tokens, so that at most half of a batch (and 64 a row) is padding."""
+        """Group streams by their number of new tokens, so that at most half of a batch (and 64 a row) is padding."""
         groups: list[list[Stream]] = []
         for stream in sorted(due, key=_new_tokens):
             least = _new_tokens(groups[-1][0]) if groups else 0
@@ -206,7 +206,7 @@ def _new_tokens(stream: Stream) -> int:
 
 
 class _Reader:
-    """What all streams of a guard share: how it is asked, and the kept keys and values of what is before the text."""
+    """The part that all streams of a guard share: its prompt, and the cache of the tokens before the text."""
 
     def __init__(self, guard: Guard) -> None:
         self.guard, self.frame = guard, guard.frame
@@ -241,15 +241,15 @@ class _Reader:
 
 
 def _reader_of(guard: Guard) -> _Reader:
-    """A guard's reader, made once."""
-    known: _Reader | None = vars(guard).get("_reader")
-    if known is None:
-        known = vars(guard)["_reader"] = _Reader(guard)
-    return known
+    """A guard's reader, created on first use."""
+    reader: _Reader | None = vars(guard).get("_reader")
+    if reader is None:
+        reader = vars(guard)["_reader"] = _Reader(guard)
+    return reader
 
 
 class _Characters:
-    """Whole characters out of chunks that may end in the middle of one."""
+    """Assembles whole characters from chunks that may end in the middle of one."""
 
     def __init__(self) -> None:
         self._utf8 = codecs.getincrementaldecoder("utf-8")("replace")
@@ -267,14 +267,14 @@ class _Characters:
 
 
 class _Prompt:
-    """The token ids of a growing text in its frame, as tokenising all of it gives them.
+    """The token ids of a growing text in its frame, the same as if the whole text were tokenised.
 
-    Only the end of the text is tokenised again. Its beginning is settled at a blank after a letter, 64 characters or
-    more from the end, if tokenising the two sides apart gives the tokens of both together. That this holds whatever
-    comes after is so where no token of the vocabulary has a letter followed by a blank (checked) and where words are
-    split looking less than 64 characters ahead (byte-level BPE, Unigram and BPE over words all do). For every other
-    tokenizer, and for text without such blanks (Chinese, Thai), all of it is tokenised anew: still exact, quadratic in
-    characters at the tokenizer's speed, not at the model's.
+    Only the end of the text is tokenised again. The beginning is settled at a space after a letter, at least 64
+    characters from the end, if tokenising the two sides separately gives the same tokens as both together. Later text
+    cannot change that if no token of the vocabulary has a letter followed by a space (checked) and if the tokenizer
+    looks less than 64 characters ahead to split words (true for byte-level BPE, Unigram and BPE over words). With other
+    tokenizers, and for text without such spaces (Chinese, Thai), the whole text is tokenised again: still exact, but
+    quadratic in characters, at the tokenizer's speed rather than the model's.
     """
 
     def __init__(self, reader: _Reader) -> None:
@@ -285,7 +285,7 @@ class _Prompt:
         self.ids: list[int] = list(self._frame.head)
 
     def add(self, text: str) -> int:
-        """Append text; the length of the beginning of ``ids`` that stayed as it was."""
+        """Append text; returns the length of the unchanged beginning of ``ids``."""
         self._open += text
         body = self._frame.plain(self._open + self._frame.trail)
         new = [*body, *self._frame.tail]
@@ -313,7 +313,7 @@ class _Prompt:
 
 
 def _blanks_divide(tokenizer: Any) -> int:
-    """The length of the longest added token, if no token crosses a blank after a letter; 0 if one does."""
+    """The length of the longest added token, or 0 if a token contains a space after a letter."""
     if any(re.search("[A-Za-z][ Ġ▁]", token) for token in tokenizer.get_vocab()):
         return 0
     return max((len(token.content) for token in getattr(tokenizer, "added_tokens_decoder", {}).values()), default=1)

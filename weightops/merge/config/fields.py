@@ -25,12 +25,26 @@ def read_key(
     return read(entries[key].node, faults)
 
 
+#: Entries of one list: models, slices, sources, filters, points of a gradient. A merge of 100 models is a large one.
+MOST_ENTRIES = 1_000
+
+
 def items(node: Node, what: str, read: Callable[[Node, Faults], T | None], faults: Faults) -> tuple[T, ...]:
     if not isinstance(node.value, tuple) or not node.value:
         faults.add(node.line, f"{what} needs a list with at least one entry")
         return ()
+    if too_many(node, what, faults):
+        return ()
     found = (read(item, faults) for item in node.value)
     return tuple(item for item in found if item is not None)
+
+
+def too_many(node: Node, what: str, faults: Faults, most: int = MOST_ENTRIES) -> bool:
+    """Whether a list or mapping has more entries than are read; noted as a fault."""
+    if len(node.value) <= most:
+        return False
+    faults.add(node.line, f"{what} has {len(node.value):,} entries, at most {most:,} are read")
+    return True
 
 
 def mapping(node: Node, what: str, faults: Faults) -> dict[str, Entry] | None:
@@ -54,11 +68,28 @@ def text(node: Node, faults: Faults) -> str | None:
     return None
 
 
+#: UTF-8 bytes of a document's name; a step's folder and its staging folder are called by it.
+MOST_NAME = 100
+
+
 def document_name(node: Node, faults: Faults) -> str | None:
+    """A name that can be a folder's name as it is. None with a dot in front: they are our own hidden folders' names."""
     name = text(node, faults)
-    if name and any(mark in name for mark in "@+"):
-        faults.add(node.line, f"name {name!r} must not contain @ or +, which set off a revision and an adapter")
-    return name
+    if name is None:
+        return None
+    shown = repr(name[:40])
+    if any(mark in name for mark in "@+"):
+        faults.add(node.line, f"name {shown} must not contain @ or +, which set off a revision and an adapter")
+    elif not name.isprintable() or any(mark in name for mark in "/\\") or name[0] == "." or name != name.strip():
+        faults.add(
+            node.line,
+            f"name {shown} is used as a folder's name; take out /, \\, control characters, a first dot, outer spaces",
+        )
+    elif len(name.encode()) > MOST_NAME:
+        faults.add(node.line, f"name {shown} has {len(name.encode())} bytes; shorten it to at most {MOST_NAME}")
+    else:
+        return name
+    return None
 
 
 def model_name(node: Node, faults: Faults) -> str | None:
@@ -107,10 +138,14 @@ def chat_template(node: Node, faults: Faults) -> str | None:
     return template
 
 
+#: fp32, in which merges compute, ends soon above.
+MOST_NUMBER = 1e38
+
+
 def number(node: Node, faults: Faults) -> float | None:
-    if isinstance(node.value, int | float) and not isinstance(node.value, bool):
+    if type(node.value) in (int, float) and abs(node.value) < MOST_NUMBER:
         return float(node.value)
-    faults.add(node.line, f"{_shown(node)} must be a number")
+    faults.add(node.line, f"{_shown(node)} must be a number, and a finite one")
     return None
 
 

@@ -10,7 +10,7 @@ import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
-from ...errors import Message, Remedy, WeightopsError
+from ...errors import Message, Remedy, WeightopsError, short
 from ...io.faults import Faults
 from ...io.small_files import read_small
 from ...io.yaml_lines import Entry, Node, documents
@@ -30,6 +30,7 @@ from .fields import (
     read_key,
     refuse_unknown,
     text,
+    too_many,
 )
 from .schema import (
     Condition,
@@ -53,6 +54,11 @@ ELSEWHERE = {
     "genome": "mergekit-evolve",
     "layer_slices": "bakllama",
 }
+
+MOST_DOCUMENTS = 100
+MOST_MODULES = 100
+#: Layers of one document's output, all slices together. The deepest models in use have some 200.
+MOST_LAYERS = 2_000
 
 _SOURCES = ("models", "slices", "modules")
 _TOP = (
@@ -100,7 +106,11 @@ def parse(text: str, where: str = "config") -> tuple[MergeConfig, ...]:
         WeightopsError: everything that is wrong with it.
     """
     faults = Faults(where)
-    read = [_document(node, faults) for node in documents(text, faults)]
+    nodes = documents(text, faults)
+    if len(nodes) > MOST_DOCUMENTS:
+        faults.add(nodes[MOST_DOCUMENTS].line, f"{len(nodes):,} documents, at most {MOST_DOCUMENTS} are read")
+        faults.raise_any()
+    read = [_document(node, faults) for node in nodes]
     configs = [config for config in read if config is not None]
     if not read and not faults:
         faults.add(1, "the file is empty; it needs at least `merge_method` and `models`")
@@ -155,13 +165,21 @@ def _models(node: Node, faults: Faults) -> tuple[InputModel, ...]:
 
 
 def _slices(node: Node, faults: Faults) -> tuple[Slice, ...]:
-    return items(node, "slices", _slice, faults)
+    read = items(node, "slices", _slice, faults)
+    spans = [one.sources[0].layer_range or (0, 0) for one in read if one.sources]
+    layers = sum(end - start for start, end in spans)
+    if layers > MOST_LAYERS:
+        faults.add(node.line, f"the slices have {short(layers)} layers together, at most {MOST_LAYERS:,} are made")
+        return ()
+    return read
 
 
 def _modules(node: Node, faults: Faults) -> dict[str, Module]:
     entries = mapping(node, "modules", faults) or {}
     if not entries:
         faults.add(node.line, "modules is empty")
+    elif too_many(node, "modules", faults, MOST_MODULES):
+        return {}
     read = {name: _module(entry.node, faults) for name, entry in entries.items()}
     return {name: module for name, module in read.items() if module is not None}
 
@@ -254,6 +272,8 @@ def _parameters(entries: Mapping[str, Entry], faults: Faults) -> Parameters:
 
 
 def _setting(key: str, node: Node, faults: Faults) -> Setting:
+    if isinstance(node.value, tuple) and too_many(node, key, faults):
+        return ()
     if isinstance(node.value, dict):
         return _conditions((node,), faults)
     if isinstance(node.value, tuple) and any(isinstance(item.value, dict) for item in node.value):
@@ -282,6 +302,8 @@ def _condition(node: Node, faults: Faults) -> Condition | None:
 
 
 def _value(key: str, node: Node, faults: Faults) -> Scalar | tuple[Scalar, ...] | None:
+    if isinstance(node.value, tuple) and too_many(node, key, faults):
+        return None
     values = [item.value for item in node.value] if isinstance(node.value, tuple) else [node.value]
     if not values or not all(isinstance(value, (bool, int, float, str)) for value in values):
         faults.add(node.line, f"{key!r} needs a number, text, true or false, or a list of them over the layers")

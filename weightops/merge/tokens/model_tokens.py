@@ -73,8 +73,13 @@ def fingerprint(source: Weights) -> bytes | None:
     return b"".join(hashlib.sha256(read_beside(source.folder, name)).digest() for name in names)
 
 
-def read_tokens(models: Mapping[str, Weights], needed: Iterable[str]) -> dict[str, ModelTokens]:
+def read_tokens(
+    models: Mapping[str, Weights], needed: Iterable[str], *, trust_remote_code: bool = False
+) -> dict[str, ModelTokens]:
     """The tokens of each needed model, and of each other one that has a tokenizer.
+
+    Args:
+        trust_remote_code: As for :func:`weightops.io.tokenizer.tokenizer_of`.
 
     Raises:
         WeightopsError: a needed tokenizer is missing, or one that is there cannot be read; all of them together.
@@ -82,16 +87,21 @@ def read_tokens(models: Mapping[str, Weights], needed: Iterable[str]) -> dict[st
     needed = set(needed)
     read: dict[bytes | str, tuple[Tokenizer, Mapping[str, int]]] = {}
     wanted = [(model, source) for model, source in models.items() if model in needed or has_tokenizer(source)]
-    found = attempt_all(partial(_read, model, source, read) for model, source in wanted)
+    found = attempt_all(partial(_read, model, source, read, trust_remote_code) for model, source in wanted)
     return {tokens.model: tokens for tokens in found}
 
 
-def _read(model: str, source: Weights, read: dict[bytes | str, tuple[Tokenizer, Mapping[str, int]]]) -> ModelTokens:
+def _read(
+    model: str,
+    source: Weights,
+    read: dict[bytes | str, tuple[Tokenizer, Mapping[str, int]]],
+    trust_remote_code: bool,
+) -> ModelTokens:
     if source.folder is None:
         raise WeightopsError(f"{source.spec}: a bare file has no tokenizer; name the model's folder instead")
     key = fingerprint(source) or str(source.folder)
     if key not in read:
-        tokenizer = tokenizer_of(source)
+        tokenizer = tokenizer_of(source, trust_remote_code=trust_remote_code)
         ids = sorted(tokenizer.get_vocab(with_added_tokens=True).items(), key=lambda item: (item[1], item[0]))
         read[key] = tokenizer, dict(ids)
     rows, (_, numbers) = embedding_rows(source), read[key]

@@ -5,7 +5,7 @@ Rows are aligned by token, never by number. Padding stays: rows without a token 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -59,13 +59,16 @@ class Vocabulary:
         return self.alignment.fallback
 
 
-def plan_vocabulary(config: MergeConfig, models: Mapping[str, Weights], reference: str) -> Vocabulary | None:
+def plan_vocabulary(
+    config: MergeConfig, models: Mapping[str, Weights], reference: str, *, trust_remote_code: bool = False
+) -> Vocabulary | None:
     """Plan the vocabulary of one document's output from tokenizers and headers; no weights are read.
 
     Args:
         config: The document.
         models: Its models, and the one it names as tokenizer source where that is a model; opened.
         reference: The model whose config and files the output follows: the base, else the first.
+        trust_remote_code: As for :func:`weightops.io.tokenizer.tokenizer_of`.
 
     Returns:
         The vocabulary, or ``None`` where the models have one and the same and the config asks for nothing.
@@ -83,7 +86,9 @@ def plan_vocabulary(config: MergeConfig, models: Mapping[str, Weights], referenc
     else:
         needed = list(merged)
     tokens: dict[str, ModelTokens] = {}
-    for read in attempt_all((partial(read_tokens, models, needed), partial(_read_source, config, models))):
+    read_trusting = partial(read_tokens, trust_remote_code=trust_remote_code)
+    tasks = (partial(read_trusting, models, needed), partial(_read_source, config, models, read_trusting))
+    for read in attempt_all(tasks):
         tokens |= read
     if reference not in tokens:  # nothing to align by, and nothing to align
         return None if config.chat_template is None else _only_template(config, models, reference)
@@ -118,7 +123,9 @@ def _same_rows(tokens: Mapping[str, ModelTokens], merged: Sequence[str]) -> bool
     return all(other.rows == first.rows and (other.ids is first.ids or other.held == first.held) for other in others)
 
 
-def _read_source(config: MergeConfig, models: Mapping[str, Weights]) -> dict[str, ModelTokens]:
+def _read_source(
+    config: MergeConfig, models: Mapping[str, Weights], read: Callable[..., dict[str, ModelTokens]]
+) -> dict[str, ModelTokens]:
     """The tokenizer that is asked for by name and is none of the merged models': another model's, or a mere folder."""
     asked = config.tokenizer
     if asked is None or asked.source in ("union", "base", *config.referenced_models()):
@@ -128,7 +135,7 @@ def _read_source(config: MergeConfig, models: Mapping[str, Weights]) -> dict[str
     except WeightopsError as error:
         hint = nearest(asked.source, (*config.referenced_models(), "union", "base"))
         raise WeightopsError(config.at(asked.line, error.problems[0] + hint)) from error
-    return read_tokens({asked.source: source}, [asked.source])
+    return read({asked.source: source}, [asked.source])
 
 
 def _only_template(config: MergeConfig, models: Mapping[str, Weights], reference: str) -> Vocabulary:

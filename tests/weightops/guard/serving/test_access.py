@@ -7,7 +7,6 @@ import subprocess
 import time
 
 import httpx
-import openai
 import pytest
 from http_clients import SLOW, Served, in_process, raw
 from hypothesis import given, settings
@@ -106,6 +105,7 @@ def test_the_schema_is_there_when_wanted(locked):
 
 
 def test_openais_own_client_brings_its_key_as_the_server_wants_it(locked, guard):
+    openai = pytest.importorskip("openai")
     client = openai.OpenAI(base_url=f"{locked.url}/v1", api_key=KEY, max_retries=0)
     (result,) = client.moderations.create(input="is this safe").results
     assert result.category_scores.model_dump()["unsafe"] == pytest.approx(

@@ -1,0 +1,1 @@
+"""How rows are dispersed into parts: one file, one way."""
