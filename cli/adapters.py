@@ -75,7 +75,7 @@ def merge(
     settings: tuple[str, ...], base: str | None, seed: int, plugin: tuple[Path, ...], out: Path, dtype: str,
     threads: int | None, dry_run: bool, overwrite: bool, as_json: bool,
 ) -> None:  # fmt: skip
-    """Merge ADAPTERS of one base into one LoRA adapter.
+    """Merge adapters of one base into one.
 
     They may differ in rank, scale and targets. In the space core (Core Space, arXiv 2509.17786) any method of task
     vectors runs on small matrices and nothing is lost; with --rank the adapters are first projected onto shared
@@ -123,7 +123,9 @@ def extract(
     base: str, tuned: str, rank: int | None, energy: float | None, include_embeddings: bool, out: Path, dtype: str,
     threads: int | None, dry_run: bool, overwrite: bool, as_json: bool,
 ) -> None:  # fmt: skip
-    """Extract a LoRA adapter from TUNED: the leading singular vectors of TUNED - BASE, matrix by matrix.
+    """Extract a LoRA adapter from a tuned model.
+
+    It holds the leading singular vectors of TUNED - BASE, matrix by matrix.
 
     Prints how much of the change the adapter holds, by part, as a share of the squared norm. Norms, biases, routers
     and other tensors that LoRA cannot hold are left out, as are embedding and head unless --include-embeddings.
