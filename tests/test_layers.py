@@ -14,7 +14,7 @@ ROOT = Path(__file__).parents[1]
 LEVELS = (
     ("cli",),
     ("recipes",),
-    ("merge", "guard"),
+    ("merge", "guard", "adapters"),
     ("algebra",),
     ("output",),
     ("engine",),

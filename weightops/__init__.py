@@ -19,6 +19,9 @@ from .errors import WeightopsError
 from .version import __version__
 
 if TYPE_CHECKING:
+    from .adapters.adapter_merge import merge_adapters
+    from .adapters.extraction import extract_adapter
+    from .algebra.averaging import average
     from .algebra.checkpoint import Checkpoint, Delta
     from .algebra.opening import open_adapter
     from .algebra.opening import open_checkpoint as open  # the face says wo.open, as json says json.load
@@ -34,7 +37,10 @@ __all__ = [
     "Range",
     "WeightopsError",
     "__version__",
+    "average",
     "compose_guard",
+    "extract_adapter",
+    "merge_adapters",
     "open",
     "open_adapter",
     "operator",
@@ -47,7 +53,10 @@ _HOMES = {
     "PerModel": ("ops", "PerModel"),
     "Place": ("ops", "Place"),
     "Range": ("ops", "Range"),
+    "average": ("algebra.averaging", "average"),
     "compose_guard": ("guard.compose", "compose_guard"),
+    "extract_adapter": ("adapters.extraction", "extract_adapter"),
+    "merge_adapters": ("adapters.adapter_merge", "merge_adapters"),
     "open": ("algebra.opening", "open_checkpoint"),
     "open_adapter": ("algebra.opening", "open_adapter"),
     "operator": ("ops", "operator"),

@@ -3,6 +3,9 @@
 import typing
 from collections.abc import Sequence
 
+from .adapters.adapter_merge import merge_adapters as merge_adapters
+from .adapters.extraction import extract_adapter as extract_adapter
+from .algebra.averaging import average as average
 from .algebra.checkpoint import Checkpoint as Checkpoint
 from .algebra.checkpoint import Delta as Delta
 from .algebra.merged import MergedDelta
@@ -26,7 +29,10 @@ __all__ = [
     "Range",
     "WeightopsError",
     "__version__",
+    "average",
     "compose_guard",
+    "extract_adapter",
+    "merge_adapters",
     "open",
     "open_adapter",
     "operator",

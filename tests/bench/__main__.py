@@ -13,11 +13,11 @@ import click
 
 from weightops.errors import WeightopsError
 
-from . import compose, merge
+from . import adapters, compose, merge
 from .models import SHAPES, workplace
 from .report import PAGE, write
 
-BENCHES = {module.NAME: module for module in (compose, merge)}
+BENCHES = {module.NAME: module for module in (compose, merge, adapters)}
 
 
 @click.command()

@@ -86,7 +86,7 @@ class Delta(OneLine):
         """This delta, without the tensors whose name matches."""
         return self._with(Rule("without", selector))
 
-    @property
+    @cached_property
     def names(self) -> frozenset[str]:
         """Every tensor that the delta changes."""
         return frozenset(name for change in self.changes for name in change.names())

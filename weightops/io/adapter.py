@@ -26,7 +26,7 @@ _NO_PRODUCT = (
 #: Initialisations that also change the base's weights, every time PEFT loads the adapter.
 _MOVES_BASE = ("pissa", "corda", "olora", "loftq")
 
-#: Most entries of ``alpha_pattern``, and most characters of each; PEFT writes module names there.
+#: Most entries of ``alpha_pattern`` that are not plain names, and most characters of each entry.
 MOST_PATTERNS = 1_000
 MOST_PATTERN = 500
 #: Most steps of RE2: characters of all module names times instructions of all patterns; a step takes 6 ns.
@@ -34,6 +34,8 @@ MOST_STEPS = 300_000_000
 #: Largest ``lora_alpha``; with a larger one, the product does not fit any dtype.
 MOST_ALPHA = 1e30
 
+#: A module's name as a pattern, its dots escaped.
+_PLAIN = re.compile(r"(?:\w|\\[.-])+", re.ASCII)
 _PREFIX = re.compile(r"^base_model\.model\.")
 _FACTOR = re.compile(r"^(?P<module>.+)\.lora_(?P<embedding>embedding_)?(?P<side>[AB])(?:\.weight)?$")
 
@@ -172,14 +174,26 @@ def _update(
 class _Alphas:
     """``lora_alpha``, and ``alpha_pattern`` for modules whose names end in a match of one of its patterns.
 
-    We did not write the patterns, so RE2 runs them: its time grows only linearly with the name.
+    The first pattern that matches counts. Plain names are looked up, because an adapter whose modules all differ in
+    rank has one for each. The other patterns come from a file, so RE2 runs them: its time grows only linearly with the
+    name.
+
+    Attributes:
+        names: Plain names, with their place in the order and their alpha.
+        by: The other patterns: place, pattern, alpha.
     """
 
     default: float
-    by: tuple[tuple[Any, float], ...]
+    names: Mapping[str, tuple[int, float]]
+    by: tuple[tuple[int, Any, float], ...]
 
     def of(self, module: str) -> float:
-        return next((alpha for pattern, alpha in self.by if pattern.fullmatch(module)), self.default)
+        end = module[-MOST_PATTERN:]
+        starts = [0, *(i + 1 for i, character in enumerate(end) if character == ".")]
+        whole = starts if len(end) == len(module) else starts[1:]
+        matches = [self.names[end[start:]] for start in whole if end[start:] in self.names]
+        matches += [(place, alpha) for place, pattern, alpha in self.by if pattern.fullmatch(module)][:1]
+        return min(matches)[1] if matches else self.default
 
 
 def _alphas(config: Mapping[str, Any], file: Path, characters: int) -> _Alphas:
@@ -187,12 +201,20 @@ def _alphas(config: Mapping[str, Any], file: Path, characters: int) -> _Alphas:
     patterns = config.get("alpha_pattern") or {}
     if not isinstance(patterns, dict):
         raise WeightopsError(f"{file}: alpha_pattern must map patterns to numbers; found {short(patterns)}")
-    if len(patterns) > MOST_PATTERNS:
-        raise WeightopsError(f"{file}: alpha_pattern has {len(patterns)} entries, the limit is {MOST_PATTERNS}")
-    by = tuple((_compiled(text, file), _alpha(value, file)) for text, value in patterns.items())
-    if characters * sum(pattern.programsize for pattern, _ in by) > MOST_STEPS:
+    entries = [(place, text, _alpha(value, file)) for place, (text, value) in enumerate(patterns.items())]
+    plain = [_PLAIN.fullmatch(text) is not None and len(text) < MOST_PATTERN for _, text, _ in entries]
+    if plain.count(False) > MOST_PATTERNS:
+        count = plain.count(False)
+        raise WeightopsError(f"{file}: alpha_pattern has {count} patterns, the limit is {MOST_PATTERNS}")
+    names: dict[str, tuple[int, float]] = {}
+    for (place, text, alpha), is_plain in zip(entries, plain, strict=True):
+        if is_plain:
+            names.setdefault(text.replace("\\", ""), (place, alpha))
+    others = [entry for entry, is_plain in zip(entries, plain, strict=True) if not is_plain]
+    by = tuple((place, _compiled(text, file), alpha) for place, text, alpha in others)
+    if characters * sum(pattern.programsize for _, pattern, _ in by) > MOST_STEPS:
         raise WeightopsError(f"{file}: alpha_pattern is too large for this many modules; write fewer, shorter patterns")
-    return _Alphas(_alpha(config.get("lora_alpha", 8), file), by)
+    return _Alphas(_alpha(config.get("lora_alpha", 8), file), names, by)
 
 
 def _compiled(text: str, file: Path) -> Any:

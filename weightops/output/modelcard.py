@@ -40,6 +40,7 @@ class Card:
         text: A paragraph or two, Markdown; names in it are written with :func:`code`, blocks with :func:`fenced`.
         tags: Beside ``merge`` and ``weightops``.
         command: The command line that made the output, where there was one.
+        front: Keys of the front matter that differ from a merged model's.
         roles: What a source was used as: guard, base, target. One without a role is a model or an adapter.
     """
 
@@ -48,6 +49,7 @@ class Card:
     tags: tuple[str, ...] = ()
     papers: tuple[Paper, ...] = ()
     command: str | None = None
+    front: Mapping[str, Any] = field(default_factory=dict)
     roles: Mapping[Weights | Adapter, str] = field(default_factory=dict)
 
 
@@ -102,6 +104,7 @@ def render(
     licences = [_licence(source) for source in sources]
     if licence := shared_licence(licences):
         front["license"] = licence
+    front |= card.front
     recipe = json.dumps(record["recipe"], indent=2, ensure_ascii=False)
     recipe_text = fenced(card.command) if card.command else fenced(recipe, "json")
     cited = "".join(f"\n- {plain(paper.title)}, arXiv {plain(paper.arxiv)}" for paper in card.papers)

@@ -310,7 +310,7 @@ FACTORS = {f"{Q}.lora_A.weight": torch.ones(2, 16), f"{Q}.lora_B.weight": torch.
         ({"alpha_pattern": {"(": 2}}, "alpha_pattern '.' cannot be used"),
         ({"alpha_pattern": {"(?=q)q_proj": 2}}, "RE2, which has no look-ahead"),
         ({"alpha_pattern": {"x" * 501: 2}}, "501 characters, the limit is 500"),
-        ({"alpha_pattern": {str(n): 2 for n in range(1001)}}, "alpha_pattern has 1001 entries, the limit is 1000"),
+        ({"alpha_pattern": {f"{n}+": 2 for n in range(1001)}}, "alpha_pattern has 1001 patterns, the limit is 1000"),
         ({"lora_alpha": "16"}, "an alpha is 16"),
         ({"lora_alpha": True}, "an alpha is True"),
         ({"lora_alpha": 10**90}, "an alpha is 1000"),

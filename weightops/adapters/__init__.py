@@ -1,0 +1,1 @@
+"""LoRA adapters as results: several merged into one, and one extracted from a tuned model."""
