@@ -79,7 +79,7 @@ def test_the_keys_of_the_recipe_are_completed_and_their_values_where_they_are_fe
     assert settings("training.update=") == ["training.update=full", "training.update=lora"]
     assert settings("objective=n") == ["objective=next_token"]
     assert settings("packing=") == ["packing=true", "packing=false"]
-    assert settings("recipe=") == ["recipe=guard", "recipe=sft", "recipe=target"]
+    assert settings("recipe=") == ["recipe=disperse_then_merge", "recipe=guard", "recipe=sft", "recipe=target"]
     assert settings("prefix") == []  # a key of another routine
     assert settings("prefix", "guard-prefix") == ["prefix_chars="]
     assert settings("prefix", "no-such-recipe") == ["prefix_chars="]  # of every routine

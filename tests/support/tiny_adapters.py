@@ -39,9 +39,11 @@ def logits(base: Path, adapter: Path) -> torch.Tensor:
 def products(adapter: Path) -> dict[str, torch.Tensor]:
     """What an adapter adds to each weight, as its factors say, in the weight's orientation."""
     changes = wo.open_adapter(adapter).changes[0].of
+    files = {side.file for update in changes.updates.values() for side in (update.left, update.right)}
+    stored = {file: load_file(file) for file in files}
     dense = {}
     for name, update in changes.updates.items():
-        left, right = (load_file(side.file)[side.name].double() for side in (update.left, update.right))
+        left, right = (stored[side.file][side.name].double() for side in (update.left, update.right))
         product = update.scale * left @ right
         dense[name] = product.T if update.transposed else product
     return dense

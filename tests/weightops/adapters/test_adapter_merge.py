@@ -331,7 +331,8 @@ def test_an_adapter_whose_modules_all_differ_in_rank_is_read_again(tmp_path):
     (tmp_path / "a/adapter_config.json").write_text(json.dumps(config))
     out = wo.merge_adapters([tmp_path / "a"], rank=2).save(tmp_path / "out", progress=False)
     assert_same_products(products(tmp_path / "a"), products(out))
-    scales = [wo.open_adapter(tmp_path / "a").changes[0].of.updates[f"{m}.weight"].scale for m in modules]
+    updates = wo.open_adapter(tmp_path / "a").changes[0].of.updates
+    scales = [updates[f"{module}.weight"].scale for module in modules]
     assert scales == [1 + place for place in range(len(modules))]
 
 
