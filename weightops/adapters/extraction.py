@@ -145,7 +145,9 @@ class Extraction:
     def misfits(self) -> list[str]:
         """What makes an extraction impossible."""
         if self.base.delta.changes:
-            return [f"{self.base.spec}: an adapter goes on a plain model; save this one first and name its folder"]
+            return [
+                f"{self.base.spec}: an adapter needs a plain model as its base; save this one first and name its folder"
+            ]
         if not set(self.base.names) & set(self.tuned.names):
             return [
                 f"{self.base.spec} and {self.tuned.spec} have no tensor name in common; is one tuned from the other?"

@@ -45,6 +45,11 @@ class MergedDelta(OneLine):
     def __repr__(self) -> str:
         return f"<MergedDelta: {_call(self)}>"
 
+    def __getattr__(self, name: str) -> Any:
+        if name in ("save", "tensor", "plan"):
+            raise AttributeError(f"a merged delta has no {name}; add it to its base first: .on(base).{name}(...)")
+        raise AttributeError(f"'MergedDelta' object has no attribute {name!r}")
+
     def on(self, base: Checkpoint) -> MergedCheckpoint:
         """The base that the task vectors were taken from, plus the merged task vector."""
         if not isinstance(base, Checkpoint):

@@ -204,7 +204,7 @@ def test_models_with_nothing_to_extract_are_refused(base, tmp_path):
     with pytest.raises(WeightopsError, match="have no tensor name in common"):
         wo.extract_adapter(base, other, rank=1)
     alone = peft_adapter(base, tmp_path / "alone", r=2, target_modules=["q_proj"])
-    with pytest.raises(WeightopsError, match="an adapter goes on a plain model"):
+    with pytest.raises(WeightopsError, match="an adapter needs a plain model as its base"):
         wo.extract_adapter(f"{base}+{alone}", base, rank=1)
 
 

@@ -223,3 +223,9 @@ def test_what_an_adapter_replaces_whole_is_merged_too(models, tmp_path):
     merged = wo.ties([Delta((Change(adapter),))]).on(base)
     assert merged.tensor(name).equal(models[1].tensor(name))
     assert whole != other
+
+
+def test_a_merge_without_a_base_says_how_to_save_it(models, tmp_path):
+    base, a, b = models
+    with pytest.raises(AttributeError, match=r"add it to its base first: \.on\(base\)\.save"):
+        wo.ties([a - base, b - base]).save(tmp_path / "out")
