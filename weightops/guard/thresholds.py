@@ -107,7 +107,8 @@ def find_threshold(texts: Sequence[Judged], false_alarms: float) -> Outcome:
     safe = sorted((text.probability for text in texts if not text.unsafe), reverse=True)
     if not safe:
         raise WeightopsError("the data has no safe texts; false alarms are counted on safe texts, so add some")
-    below = safe[math.floor(false_alarms * len(safe) + 1e-9)]
+    allowed = min(math.floor(false_alarms * len(safe) + 1e-9), len(safe) - 1)  # a share below 1 spares one text
+    below = safe[allowed]
     above = min((text.probability for text in texts if text.probability > below), default=1.0)
     threshold = _between(below, above)
     if threshold is None:

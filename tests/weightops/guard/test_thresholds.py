@@ -32,6 +32,10 @@ def test_it_keeps_the_share_and_no_lower_one_does(cases, wanted):
         assert sum(p >= lower for p in safe) > wanted * len(safe) - 1e-6
 
 
+def test_a_share_just_below_one_leaves_one_safe_text_without_an_alarm():
+    assert find_threshold(judged([False], [0.0]), 0.9999999999420206).false_alarms == Share(0, 1)
+
+
 def test_by_hand():
     # safe 0.1 ... 0.9 and 0.95: one alarm in ten is allowed, so it lies between 0.9 and the next one that occurs, 0.93
     cases = judged([False] * 10 + [True] * 3, [*(n / 10 for n in range(1, 10)), 0.95, 0.2, 0.93, 0.99])
