@@ -19,6 +19,7 @@ from ..engine.execute import default_threads
 from ..engine.jobs import BLOCK, Job
 from ..engine.plan import Plan
 from ..engine.tally import Tally, block_digest, combined_digest
+from ..engine.torch_threads import one_torch_thread
 from ..errors import Message, Remedy, WeightopsError
 from ..io.adapter import CONFIG, WEIGHTS, Adapter
 from ..io.gguf import ALIASES
@@ -29,7 +30,7 @@ from ..io.staging import Staging, output_problems
 from ..io.weights import Weights
 from ..output.modelcard import Card, render
 from ..output.provenance import RECORD, record, tensor_digest
-from .factors import Factors, one_thread_each
+from .factors import Factors
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -128,7 +129,7 @@ def write_adapter(
     state = plan.whole()
     identity = state.identity()
     with Staging(out, identity, overwrite=overwrite) as staging:
-        with tempfile.TemporaryFile(dir=staging.folder) as spool, one_thread_each():
+        with tempfile.TemporaryFile(dir=staging.folder) as spool, one_torch_thread():
             spooled = _Spool(spool, plan.dtype)
             targets = (*plan.targets, *measured)
             with Progress(len(targets), f"writing {out.name}", unit=" tensors", shown=progress) as bar:

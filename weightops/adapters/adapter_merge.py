@@ -20,6 +20,7 @@ from torch import Tensor
 from .. import dtypes
 from ..anatomy.layers import layer_of
 from ..anatomy.place import Place
+from ..engine.torch_threads import one_torch_thread
 from ..errors import WeightopsError, attempt_all
 from ..io.adapter import CONFIG, Adapter, LowRankUpdate
 from ..io.folder import read_json
@@ -30,7 +31,7 @@ from ..output.modelcard import Card, Paper, code
 from . import adapter_checks as checks
 from .adapter_folder import AdapterPlan, AdapterTarget, adapter_front, base_id, dtype_problem, in_order, write_adapter
 from .core_space import compressed, core_space, inner_products
-from .factors import Factors, one_thread_each, read_factors, split
+from .factors import Factors, read_factors, split
 
 _PAPERS = {
     "core": Paper("Core Space", "2509.17786"),
@@ -126,7 +127,7 @@ class AdapterMerge:
         if self.method.reads != "model" or combine is None:
             return None
         gram = torch.zeros(len(self.adapters), len(self.adapters), dtype=torch.float64)
-        with one_thread_each():
+        with one_torch_thread():
             for _, one in in_order(lambda target: inner_products(self._read(target)), self.targets, 1):
                 gram += one
         return self._finite(combine(gram).tolist())

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -84,14 +82,3 @@ def split(left: Tensor, core: Tensor, right: Tensor, rank: int | None = None) ->
     kept = kept if rank is None else min(kept, rank)
     roots = values[:kept].sqrt()
     return Factors(left @ (u[:, :kept] * roots), (roots[:, None] * vt[:kept]) @ right.T)
-
-
-@contextmanager
-def one_thread_each() -> Iterator[None]:
-    """torch computes each matrix on one thread, so that the last bits do not depend on how many threads there are."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)

@@ -13,6 +13,7 @@ from pathlib import Path
 from ..algebra.checkpoint import Checkpoint, sources
 from ..algebra.opening import Opener
 from ..engine.plan import DEFAULT_MEMORY
+from ..engine.torch_threads import one_torch_thread
 from ..errors import WeightopsError, attempt_all
 from ..io.folder import read_json
 from ..io.output_lock import OutputLock
@@ -98,7 +99,7 @@ def merge(
             last = config is recipe.documents[-1]
             place = out if last else steps / str(config.name)
             if last or not _is_complete(place, built):
-                with _one_torch_thread():
+                with one_torch_thread():
                     saved = save(
                         built.plan,
                         built.package,
@@ -133,19 +134,6 @@ def _steps_folder(recipe: Recipe, out: Path) -> Iterator[tuple[Path, OutputLock 
                 shutil.rmtree(steps, ignore_errors=True)
             raise
         shutil.rmtree(steps, ignore_errors=True)
-
-
-@contextmanager
-def _one_torch_thread() -> Iterator[None]:
-    """Each of our threads works on one tensor. Torch's own threads would change the last bits of matrix methods."""
-    import torch
-
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
 
 
 def _check_first(recipe: Recipe, out: Path, opener: Opener, *, overwrite: bool) -> dict[Path, tuple[int, int]]:
