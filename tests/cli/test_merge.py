@@ -206,7 +206,7 @@ def test_a_yaml_bomb_is_refused_at_once(run):
     levels = "".join(f"l{i}: &l{i} [{', '.join([f'*l{i - 1}'] * 9)}]\n" for i in range(1, 12))
     begin = time.monotonic()
     done = run(f"l0: &l0 [a, a, a, a, a, a, a, a, a]\n{levels}" + LINEAR, code=1)
-    assert time.monotonic() - begin < 5
+    assert time.monotonic() - begin < 30
     assert "values" in done.stderr
     assert len(done.stderr.splitlines()) == 1
 

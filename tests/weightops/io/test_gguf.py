@@ -133,7 +133,7 @@ def test_settings_that_ask_for_more_than_the_file_holds_are_refused_at_once(key,
     write_gguf(tmp_path / "tiny.gguf", tokenizer)
     begin = time.process_time()
     one_line(lambda: dequantised(changed(tmp_path / "tiny.gguf", key, value)), says)
-    assert time.process_time() - begin < 20  # transformers is imported, and reads the tokenizer
+    assert time.process_time() - begin < 60  # transformers is imported, and reads the tokenizer
 
 
 def number(form, *values):
@@ -172,7 +172,7 @@ def test_a_header_that_claims_too_much_is_one_line_at_once(body, says, tmp_path)
     (tmp_path / "x.gguf").write_bytes(b"GGUF" + body)
     begin = time.process_time()
     one_line(lambda: read_gguf_header(tmp_path / "x.gguf"), says)
-    assert time.process_time() - begin < 2
+    assert time.process_time() - begin < 10
 
 
 def test_a_sound_header_is_read(tmp_path, tokenizer):

@@ -33,7 +33,7 @@ def test_a_hostile_text_is_a_short_fault_with_its_line_at_once(text, says):
     faults = Faults("x")
     begin = time.process_time()
     documents(text, faults)
-    assert time.process_time() - begin < 3
+    assert time.process_time() - begin < 10
     problems = "\n".join(faults.problems())
     assert says in problems
     assert len(problems) < 1000
