@@ -102,6 +102,11 @@ def score(
     inputs = [*texts, *texts_of(read_rows(jsonl, allow_empty=True))]
     if not inputs and not jsonl:
         inputs = [line.decode("utf-8", "replace").rstrip("\r\n") for line in sys.stdin.buffer]
+    if not inputs:
+        click.echo(f"note: {', '.join(map(str, jsonl)) or 'stdin'}: no texts to score", err=True)
+        if as_json:
+            print_json([])
+        return
     guard = open_guard(model, preset, threshold, dtype, trust_remote_code=trust_remote_code)
     probabilities = guard.probabilities(inputs, batch)
     rows: list[dict[str, Any]] = [
