@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -31,30 +33,54 @@ def load(spec: str | Path | Checkpoint, dtype: str = "auto", *, trust_remote_cod
             does not fit.
     """
     checkpoint = as_checkpoint(spec)
-    spec = checkpoint.spec
-    folder = checkpoint.source.folder
-    if folder is None:
-        raise WeightopsError(f"{spec}: a bare file has no configuration and no tokenizer; name the model's folder")
-    checkpoint.plan().check()
-    with quiet_transformers():
-        from transformers import AutoModelForCausalLM, AutoTokenizer
+    folder = _folder(checkpoint)
+    with _loading(checkpoint.spec, folder):
+        from transformers import AutoTokenizer
 
-        try:
-            tokenizer = AutoTokenizer.from_pretrained(str(folder), trust_remote_code=trust_remote_code)
-            model: Any = AutoModelForCausalLM.from_pretrained(
-                str(folder), dtype=dtype, trust_remote_code=trust_remote_code
-            )
-        except (OSError, ValueError) as error:
-            if code_refused := refused_code(folder, error):
-                raise WeightopsError(code_refused) from error
-            reason = str(error).strip().partition("\n")[0]
-            raise WeightopsError(f"{spec}: transformers cannot load it ({reason}); check the folder") from error
+        tokenizer = AutoTokenizer.from_pretrained(str(folder), trust_remote_code=trust_remote_code)
+    return load_model(checkpoint, dtype, trust_remote_code=trust_remote_code), tokenizer
+
+
+def load_model(checkpoint: Checkpoint, dtype: str = "auto", *, trust_remote_code: bool = False) -> Any:
+    """The model of :func:`load` without a tokenizer, which the folder then need not have.
+
+    Raises:
+        WeightopsError: as for :func:`load`.
+    """
+    folder, spec = _folder(checkpoint), checkpoint.spec
+    checkpoint.plan().check()
+    with _loading(spec, folder):
+        from transformers import AutoModelForCausalLM
+
+        model: Any = AutoModelForCausalLM.from_pretrained(str(folder), dtype=dtype, trust_remote_code=trust_remote_code)
     _add(model, checkpoint, spec)
     name = known_name(checkpoint)
     model.name_or_path = model.config.name_or_path = (
         name  # an adapter names this as its base, not a folder of the cache
     )
-    return model, tokenizer
+    return model
+
+
+def _folder(checkpoint: Checkpoint) -> Path:
+    folder, spec = checkpoint.source.folder, checkpoint.spec
+    if folder is None:
+        raise WeightopsError(f"{spec}: a bare file has no configuration and no tokenizer; name the model's folder")
+    if checkpoint.source.kept:
+        raise WeightopsError(f"{spec}: layers were cut out of it; save it first, and name that folder")
+    return folder
+
+
+@contextmanager
+def _loading(spec: str, folder: Path) -> Iterator[None]:
+    """Turn what transformers raises into a problem line."""
+    with quiet_transformers():
+        try:
+            yield
+        except (OSError, ValueError) as error:
+            if code_refused := refused_code(folder, error):
+                raise WeightopsError(code_refused) from error
+            reason = str(error).strip().partition("\n")[0]
+            raise WeightopsError(f"{spec}: transformers cannot load it ({reason}); check the folder") from error
 
 
 def known_name(checkpoint: Checkpoint) -> str:
