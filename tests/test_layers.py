@@ -15,6 +15,7 @@ LEVELS = (
     ("cli",),
     ("recipes",),
     ("merge", "guard", "adapters"),
+    ("layerwise",),
     ("algebra",),
     ("output",),
     ("engine",),
