@@ -15,6 +15,7 @@ LEVELS = (
     ("cli",),
     ("recipes",),
     ("merge", "guard", "adapters", "sorted"),
+    ("layerwise",),
     ("algebra",),
     ("output",),
     ("engine",),

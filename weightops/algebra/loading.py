@@ -33,23 +33,20 @@ def load(spec: str | Path | Checkpoint, dtype: str = "auto", *, trust_remote_cod
             does not fit.
     """
     checkpoint = as_checkpoint(spec)
-    folder = _folder(checkpoint)
-    with _loading(checkpoint.spec, folder):
-        from transformers import AutoTokenizer
-
-        tokenizer = AutoTokenizer.from_pretrained(str(folder), trust_remote_code=trust_remote_code)
+    checkpoint.plan().check()
+    tokenizer = load_tokenizer(checkpoint, trust_remote_code=trust_remote_code)
     return load_model(checkpoint, dtype, trust_remote_code=trust_remote_code), tokenizer
 
 
 def load_model(checkpoint: Checkpoint, dtype: str = "auto", *, trust_remote_code: bool = False) -> Any:
-    """The model of :func:`load` without a tokenizer, which the folder then need not have.
+    """The model of :func:`load` without a tokenizer, which its folder then need not have.
 
     Raises:
         WeightopsError: as for :func:`load`.
     """
-    folder, spec = _folder(checkpoint), checkpoint.spec
+    folder, spec = model_folder(checkpoint), checkpoint.spec
     checkpoint.plan().check()
-    with _loading(spec, folder):
+    with transformers_reading(checkpoint):
         from transformers import AutoModelForCausalLM
 
         model: Any = AutoModelForCausalLM.from_pretrained(str(folder), dtype=dtype, trust_remote_code=trust_remote_code)
@@ -61,26 +58,49 @@ def load_model(checkpoint: Checkpoint, dtype: str = "auto", *, trust_remote_code
     return model
 
 
-def _folder(checkpoint: Checkpoint) -> Path:
-    folder, spec = checkpoint.source.folder, checkpoint.spec
+def load_tokenizer(checkpoint: Checkpoint, *, trust_remote_code: bool = False) -> Any:
+    """Load a checkpoint's tokenizer with transformers.
+
+    Raises:
+        WeightopsError: the checkpoint has no folder, or transformers cannot read its tokenizer.
+    """
+    folder = model_folder(checkpoint)
+    with transformers_reading(checkpoint):
+        from transformers import AutoTokenizer
+
+        return AutoTokenizer.from_pretrained(str(folder), trust_remote_code=trust_remote_code)
+
+
+def model_folder(checkpoint: Checkpoint) -> Path:
+    """The folder with a checkpoint's configuration and tokenizer.
+
+    Raises:
+        WeightopsError: the checkpoint is a bare file, or layers were cut out of it, which the folder does not show.
+    """
+    folder = checkpoint.source.folder
     if folder is None:
-        raise WeightopsError(f"{spec}: a bare file has no configuration and no tokenizer; name the model's folder")
+        raise WeightopsError(
+            f"{checkpoint.spec}: a bare file has no configuration and no tokenizer; name the model's folder"
+        )
     if checkpoint.source.kept:
-        raise WeightopsError(f"{spec}: layers were cut out of it; save it first, and name that folder")
+        raise WeightopsError(f"{checkpoint.spec}: layers were cut out of it; save it first, and name that folder")
     return folder
 
 
 @contextmanager
-def _loading(spec: str, folder: Path) -> Iterator[None]:
-    """Turn what transformers raises into a problem line."""
+def transformers_reading(checkpoint: Checkpoint) -> Iterator[None]:
+    """Silence transformers while it reads a checkpoint's folder, and turn what it raises into a problem line."""
     with quiet_transformers():
         try:
             yield
         except (OSError, ValueError) as error:
+            folder = model_folder(checkpoint)
             if code_refused := refused_code(folder, error):
                 raise WeightopsError(code_refused) from error
             reason = str(error).strip().partition("\n")[0]
-            raise WeightopsError(f"{spec}: transformers cannot load it ({reason}); check the folder") from error
+            raise WeightopsError(
+                f"{checkpoint.spec}: transformers cannot load it ({reason}); check the folder"
+            ) from error
 
 
 def known_name(checkpoint: Checkpoint) -> str:

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..errors import WeightopsError
-from .row import Message, Turns, well_formed
+from .row import Message, Row, Turns, well_formed
 
 Span = tuple[int, int]
 """First character and the one after the last."""
@@ -36,6 +36,26 @@ class Tokens:
 
     ids: tuple[int, ...]
     trained: tuple[bool, ...]
+
+
+def row_tokens(tokenizer: Any, row: Row, chat: bool = True) -> Tokens:
+    """A row as the model reads it: its ``messages``, or else ``prompt`` and ``completion``, or else ``text``.
+
+    Args:
+        tokenizer: A fast tokenizer of transformers.
+        row: With one of these fields.
+        chat: As for :func:`completion_tokens`.
+
+    Raises:
+        WeightopsError: the row has none of these fields, a field is wrong, or as :func:`chat_tokens`.
+    """
+    if (messages := row.checked("messages")) is not None:
+        return chat_tokens(tokenizer, messages)
+    if row.completion is not None or "completion" in row.wrong:
+        return completion_tokens(tokenizer, row.checked("prompt"), row.checked("completion"), chat)
+    if (text := row.checked("text")) is not None:
+        return text_tokens(tokenizer, text)
+    raise WeightopsError("needs messages, prompt and completion, or text")
 
 
 def chat_tokens(tokenizer: Any, messages: Sequence[Message], first: int = 0) -> Tokens:
