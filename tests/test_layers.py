@@ -14,7 +14,8 @@ ROOT = Path(__file__).parents[1]
 LEVELS = (
     ("cli",),
     ("recipes",),
-    ("merge", "guard", "adapters"),
+    ("merge", "guard", "adapters", "sorted"),
+    ("layerwise",),
     ("algebra",),
     ("output",),
     ("engine",),
