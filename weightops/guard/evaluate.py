@@ -7,7 +7,7 @@ characters are judged, time to detect, false alarms on safe text. Bootstrap inte
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
