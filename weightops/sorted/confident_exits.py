@@ -1,14 +1,15 @@
 """Early exit by confidence: a token leaves at the first exit that is sure of it. This changes what is written.
 
-Sorted LLaMA's instance-aware inference (arXiv 2309.08968) with thresholds for each exit. The paper does not say what the
-skipped layers hold for later tokens. Ours: a token that left early waits at its exit, with its hidden state; the next
-token that goes further takes all waiting ones along, in one pass. So each layer's cache is what the whole model would
-have put there for the same tokens, and nothing is approximated but the choice of a token.
+Sorted LLaMA's instance-aware inference (arXiv 2309.08968) with thresholds for each exit. The paper does not say what
+the skipped layers hold for later tokens. Ours: a token that left early waits at its exit, with its hidden state; the
+next token that goes further takes all waiting ones along, in one pass. So each layer's cache is what the whole model
+would have put there for the same tokens, and nothing is approximated but the choice of a token.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from itertools import pairwise
 
 import torch
 from torch import Tensor
@@ -44,8 +45,8 @@ def decode_by_confidence(
         prompt: The prompts. Their own tokens pass through all layers.
         written: Takes the tokens.
         chooser: Chooses tokens.
-        thresholds: For each exit (in layers) the least probability of its best token to leave there. A batch leaves when
-            every row that has not ended is as sure.
+        thresholds: For each exit (in layers) the least probability of its best token to leave there. A batch leaves
+            when every row that has not ended is as sure.
     """
     counts = Counts()
     cache, mask = RangeCache(), prompt.mask
@@ -59,7 +60,7 @@ def decode_by_confidence(
     while not written.done:
         mask = grown(mask, 1)
         live = ~written.ended.to(newest.device)
-        for first, last in zip(levels, levels[1:], strict=False):
+        for first, last in pairwise(levels):
             entering = torch.cat(waiting[first], 1) if first else None
             run = tokens if entering is None else tokens.expand(-1, entering.shape[1])
             out = ranges.run(run, cache, first=first, last=last, entering=entering, mask=mask)

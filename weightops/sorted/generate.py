@@ -75,6 +75,9 @@ class ConfidentExits:
 
 Method = Plain | SelfSpeculative | ConfidentExits
 
+GREEDY = Sampling()
+SELF_SPECULATIVE = SelfSpeculative()
+
 
 @dataclass(frozen=True)
 class Generated:
@@ -113,15 +116,16 @@ def generate(
     model: Any,
     tokenizer: Any,
     prompts: Sequence[Sequence[int]],
-    method: Method = SelfSpeculative(),
+    method: Method = SELF_SPECULATIVE,
     *,
     most: int = 128,
-    sampling: Sampling = Sampling(),
+    sampling: Sampling = GREEDY,
 ) -> Generated:
     """Continue prompts.
 
-    Greedy, self-speculative decoding writes the tokens of plain decoding, up to rounding: a pass over several tokens may
-    round otherwise than passes over one, so that the best of two all but equal tokens may change, mostly in 16 bits.
+    Greedy, self-speculative decoding writes the tokens of plain decoding, up to rounding: a pass over several tokens
+    may round otherwise than passes over one, so that the choice between two all but equal tokens may change, mostly in
+    16 bits.
 
     Args:
         model: A causal language model of transformers.
@@ -132,8 +136,8 @@ def generate(
         sampling: How tokens are chosen.
 
     Raises:
-        WeightopsError: an empty prompt, one that does not fit the model's context with ``most`` tokens after it, a model
-            whose layers cannot be run in parts, or exits that it does not have.
+        WeightopsError: an empty prompt, one that does not fit the model's context with ``most`` tokens after it, a
+            model whose layers cannot be run in parts, or exits that it does not have.
     """
     _check_lengths(model, prompts, most)
     ends = _end_tokens(model, tokenizer)
@@ -174,7 +178,8 @@ def head_in_layers(model: Any, depth: int) -> float:
     head: int = model.get_output_embeddings().weight.numel()
     weights = {id(weight): weight.numel() for weight in model.get_decoder().parameters()}
     weights.pop(id(model.get_input_embeddings().weight), None)
-    return head * depth / sum(weights.values())
+    share: float = head * depth / sum(weights.values())
+    return share
 
 
 def _check_lengths(model: Any, prompts: Sequence[Sequence[int]], most: int) -> None:

@@ -211,8 +211,8 @@ def _refuse_states_that_cannot_be_taken_back(model: Any) -> None:
     kinds = set(getattr(config, "layer_types", None) or ()) - {"full_attention", "sliding_attention"}
     if kinds:
         raise WeightopsError(
-            f"{model.name_or_path}: layers of the kind {', '.join(sorted(kinds))} keep a state that cannot be taken back; "
-            "decode with transformers' generate, or extract a smaller model"
+            f"{model.name_or_path}: layers of the kind {', '.join(sorted(kinds))} keep a state that cannot be taken "
+            "back; decode with transformers' generate, or extract a smaller model"
         )
     if getattr(config, "num_kv_shared_layers", 0):
         raise WeightopsError(

@@ -89,7 +89,8 @@ class Chooser:
         Args:
             draft: Drafted tokens, [rows, length].
             draft_chances: The distributions they were drawn from, [rows, length, vocabulary]; none when greedy.
-            logits: The whole model's logits before each drafted token and after the last, [rows, length + 1, vocabulary].
+            logits: The whole model's logits before each drafted token and after the last, [rows, length + 1,
+                vocabulary].
 
         Returns:
             How many drafted tokens stay in each row, [rows], and the token that follows them, [rows].

@@ -1,7 +1,7 @@
 """Self-speculative decoding: the lower layers draft, the whole model checks, nothing is computed twice.
 
-As LayerSkip (arXiv 2404.16710): draft and check share one cache, and the check starts from the draft's hidden states, so
-that it runs only the layers above the exit. Ours: batches of more than one row, whose rows keep different numbers of
+As LayerSkip (arXiv 2404.16710): draft and check share one cache, and the check starts from the draft's hidden states,
+so that it runs only the layers above the exit. Ours: batches of more than one row, whose rows keep different numbers of
 drafted tokens.
 """
 

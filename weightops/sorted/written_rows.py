@@ -71,8 +71,9 @@ class WrittenRows:
 
     @property
     def left(self) -> int:
-        """Tokens that the shortest row still lacks."""
-        return max((self._most - len(row) for row, ended in zip(self.tokens, self._ended, strict=True) if not ended), default=0)
+        """Tokens that the row with the most to write still lacks."""
+        rows = zip(self.tokens, self._ended, strict=True)
+        return max((self._most - len(row) for row, ended in rows if not ended), default=0)
 
     @property
     def ended(self) -> Tensor:
