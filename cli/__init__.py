@@ -32,6 +32,8 @@ COMMANDS = {
     "disperse-merge": ("disperse_merge", "Disperse rows, train on each part, and merge."),
     "recipes": ("recipes", "List, show, copy and check training recipes."),
     "guard": ("guard", "Use a guard: score texts, evaluate it, serve it."),
+    "generate": ("generate", "Continue prompts, drafting with the model's own lower layers."),
+    "sorted": ("sorted", "Measure decoding with early exits."),
     "inspect": ("inspect", "List a model's tensors by part."),
     "verify": ("verify", "Check that an output is still as weightops wrote it."),
     "cache": ("cache", "List and clear converted models."),
@@ -42,6 +44,7 @@ SECTIONS = {
     "Make models": ("compose-guard", "merge", "adapters", "average", "extract", "methods"),
     "Train": ("train", "recipes", "disperse", "disperse-merge"),
     "Use guards": ("guard",),
+    "Decode": ("generate", "sorted"),
     "Look at files": ("inspect", "verify", "cache"),
 }
 
