@@ -30,6 +30,11 @@ def check_free(out: Path, overwrite: bool) -> None:
     check_place(out, overwrite=overwrite)
 
 
+def unfinished_folder(out: Path) -> Path:
+    """Where the checkpoints of a training to ``out`` are."""
+    return out.absolute().with_name(f".{out.absolute().name}.training")
+
+
 @dataclass(frozen=True)
 class Unfinished:
     """The folder of a training that is running or was interrupted.
@@ -62,7 +67,7 @@ class Unfinished:
     @property
     def folder(self) -> Path:
         """Where checkpoints are written."""
-        return self.out.absolute().parent / f".{self.out.absolute().name}.training"
+        return unfinished_folder(self.out)
 
     def begin(self) -> None:
         """Make the folder; delete what another training left in it."""
