@@ -13,7 +13,7 @@ from weightops.errors import WeightopsError
 from weightops.io.progress import followed
 from weightops.recipes.floor.objective import Objective
 from weightops.rows.chat import Tokens, chat_tokens, completion_tokens, text_tokens
-from weightops.rows.row import Row, raise_faults, short
+from weightops.rows.row import Row, lacks_words, raise_faults, short
 
 
 def say(note: str) -> None:
@@ -116,7 +116,7 @@ def _tokens(tokenizer: Any, row: Row, chat: bool) -> Tokens:
         return completion_tokens(tokenizer, row.checked("prompt"), row.checked("completion"), chat)
     if (text := row.checked("text")) is not None:
         return text_tokens(tokenizer, text)
-    raise WeightopsError("needs messages, prompt and completion, or text")
+    raise lacks_words(row)
 
 
 def _notes(rows: int, cut: int, left_out: int, max_tokens: int | None) -> Iterator[str]:

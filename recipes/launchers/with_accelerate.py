@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shutil
 import signal
 import subprocess
 import sys
@@ -69,17 +68,15 @@ class WithAccelerate(Launcher):
         return {number: problem for number, problem in problems.items() if problem is not None}
 
     def _train_one(self, training: PartTraining, logs: PartLogs) -> str | None:
-        folder, log = begin_run_folder(training), log_of(training)
+        begin_run_folder(training)
+        log = log_of(training)
         code = _run(self.command(write_job(training)), log, logs)
         logs.ended()
         ended = read_end(training) or Ended()
         if code != 0 and not ended.problems:
             how = f"signal {-code}" if code < 0 else f"exit code {code}"
             return f"{training.title}: its processes ended with {how}; {log} ends: {last_lines(log)}"
-        problem = ended.problem()
-        if problem is None:
-            shutil.rmtree(folder)
-        return problem
+        return ended.problem()
 
 
 def _check_config(config: str) -> None:

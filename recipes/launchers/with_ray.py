@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import importlib
 import os
-import shutil
+import sys
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
@@ -82,7 +82,7 @@ class WithRay(Launcher):
 
         for training in trainings:
             begin_run_folder(training)
-        problems: dict[int, str] = {}
+        problems: dict[int, str | None] = {}
         with PartLogs(trainings) as logs:
             running = {begun(training): (training, 1) for training in trainings}
             try:
@@ -92,20 +92,19 @@ class WithRay(Launcher):
                     for reference in done:
                         training, tries = running.pop(reference)
                         ended, death = _ended(ray, reference, training)
-                        if death is not None and tries < self.tries:
+                        if death is None:
+                            problems[training.number] = ended.problem()
+                        elif tries < self.tries:
                             logs.tell(f"{training.title}: its worker died ({death}); it begins again, try {tries + 1}")
                             running[begun(training)] = training, tries + 1
                             continue
-                        logs.ended()
-                        problem = ended.problem() if death is None else _died(training, tries, death)
-                        if problem is None:
-                            shutil.rmtree(training.run_folder)
                         else:
-                            problems[training.number] = problem
+                            problems[training.number] = _died(training, tries, death)
+                        logs.ended()
             finally:
                 for reference in running:
                     ray.cancel(reference, force=True)
-        return problems
+        return {number: problem for number, problem in problems.items() if problem is not None}
 
 
 def _on_worker(train_part: TrainPart, training: PartTraining, folder: str, threads: int) -> Ended:
@@ -147,7 +146,8 @@ def _cluster(address: str | None) -> Iterator[Any]:
     with patch.dict(os.environ, _PRIVATE if address is None else {}):
         ray = _ray()
         if ray.is_initialized():
-            yield ray
+            with _results_alone_on_stdout():
+                yield ray
             return
         local = {"include_dashboard": False} if address is None else {}
         try:
@@ -161,9 +161,15 @@ def _cluster(address: str | None) -> Iterator[Any]:
         if address is None:
             processors = ray.cluster_resources().get("CPU", 0)
             say(f"no Ray cluster is named: started one on this machine, with {processors:g} processors")
-        yield ray
+        with _results_alone_on_stdout():
+            yield ray
     finally:
         ray.shutdown()
+
+
+def _results_alone_on_stdout() -> redirect_stdout[Any]:
+    """Ray prints of dead workers on standard output; for the length of the block it prints on standard error."""
+    return redirect_stdout(sys.stderr)
 
 
 def _ray() -> Any:
@@ -232,7 +238,8 @@ def _looker() -> Callable[[Sequence[str], Sequence[str]], tuple[dict[str, str | 
 
 
 def _first(error: BaseException) -> str:
-    return str(error).strip().partition("\n")[0].rstrip(".") or type(error).__name__
+    """The first sentence of what Ray says."""
+    return str(error).strip().partition("\n")[0].partition(". ")[0].rstrip(".") or type(error).__name__
 
 
 def _last(error: BaseException) -> str:

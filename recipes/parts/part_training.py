@@ -120,11 +120,10 @@ def attempt_apart(train_part: TrainPart, training: PartTraining) -> Ended:
         return Ended((f"{training.title}: {type(error).__name__}: {line}",), others_go_on=True)
 
 
-def begin_run_folder(training: PartTraining) -> Path:
-    """The run folder of a training, empty, which only this user can write."""
+def begin_run_folder(training: PartTraining) -> None:
+    """Make the run folder of a training, empty, so that only this user can write it."""
     folder = training.run_folder
     folder.parent.mkdir(parents=True, exist_ok=True)
     private_folder(folder)
     shutil.rmtree(folder)
     private_folder(folder)
-    return folder

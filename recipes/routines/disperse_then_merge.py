@@ -193,6 +193,7 @@ def _ended(training: PartTraining, problem: str | None) -> TrainedPart:
     if problem is not None:
         say(f"part {number} is left out of the merge: {problem}")
         return TrainedPart(number, folder, rows, problem=problem)
+    shutil.rmtree(training.run_folder, ignore_errors=True)
     log = log_of_part(folder)
     return TrainedPart(number, folder, rows, log.get("learnt_tokens"), tuple(log["losses"]))
 

@@ -69,15 +69,27 @@ def read_rows(
     if not chosen and not allow_empty:
         problem = f"only: none of {len(placed)} rows has {dict(only or {})}" if placed else "has no rows"
         raise WeightopsError(f"{names}: {problem}")
-    missing = {ours: theirs for ours, theirs in (rename or {}).items() if not any(theirs in r for _, r in placed)}
-    if placed and missing:
-        problems = [f"{names}: rename: no row has a field {short(theirs)}" for theirs in missing.values()]
+    _check_rename([record for _, record in placed], rename or {}, names)
+    return [Row.of(place, _renamed(record, rename or {})) for place, record in chosen]
+
+
+def _check_rename(records: Sequence[Record], rename: Mapping[str, str], files: str) -> None:
+    """Check that each renamed field is in some row.
+
+    Raises:
+        WeightopsError: those that no row has.
+    """
+    missing = [theirs for theirs in rename.values() if not any(theirs in record for record in records)]
+    if records and missing:
+        problems = [f"{files}: rename: no row has a field {short(theirs)}" for theirs in missing]
         raise WeightopsError(*(f"{problem}; check the spelling" for problem in problems))
-    renamed = rename or {}
-    return [Row.of(p, {**r, **{ours: r.get(theirs) for ours, theirs in renamed.items()}}) for p, r in chosen]
 
 
-def read_lines(files: Sequence[str | Path]) -> list[tuple[Row, bytes]]:
+def _renamed(record: Record, rename: Mapping[str, str]) -> Record:
+    return {**record, **{ours: record.get(theirs) for ours, theirs in rename.items()}}
+
+
+def read_lines(files: Sequence[str | Path], rename: Mapping[str, str] | None = None) -> list[tuple[Row, bytes]]:
     """The rows of files, each with its line, in their order.
 
     A line is given byte for byte as the file holds it, without its end and a byte order mark. A row of Parquet is
@@ -85,12 +97,13 @@ def read_lines(files: Sequence[str | Path]) -> list[tuple[Row, bytes]]:
 
     Args:
         files: As :func:`read_rows`.
+        rename: As :func:`read_rows`; the line keeps its names.
 
     Raises:
         WeightopsError: as :func:`read_rows`, and a row of Parquet that holds what JSON cannot.
     """
     faults = FirstFaults("lines")
-    lines: list[tuple[Row, bytes]] = []
+    lines: list[tuple[str, Record, bytes]] = []
     for file in files:
         for place, record, line in _file_records(file, faults):
             try:
@@ -98,11 +111,13 @@ def read_lines(files: Sequence[str | Path]) -> list[tuple[Row, bytes]]:
             except (TypeError, ValueError) as error:
                 faults.add(f"{place}: cannot be written as JSON ({error}); convert the file to JSON Lines first")
             else:
-                lines.append((Row.of(place, record), written))
+                lines.append((place, record, written))
     faults.raise_any()
+    names = ", ".join("stdin" if str(file) == STDIN else str(file) for file in files)
     if not lines:
-        raise WeightopsError(f"{', '.join('stdin' if str(file) == STDIN else str(file) for file in files)}: no rows")
-    return lines
+        raise WeightopsError(f"{names}: no rows")
+    _check_rename([record for _, record, _ in lines], rename or {}, names)
+    return [(Row.of(place, _renamed(record, rename or {})), line) for place, record, line in lines]
 
 
 def _as_json(record: Record) -> bytes:
