@@ -52,6 +52,11 @@ class Objective(Protocol):
         """How long a row is, in tokens: rows of like length share a batch."""
         return len(row[self.reads[0]])
 
+    def learnt_tokens(self, row: Row) -> int:
+        """How many tokens of a row the loss is on: the ``trained`` ones, without the first, which nothing predicts."""
+        trained = row.get("trained") or [True] * self.length(row)
+        return sum(trained[1:])
+
     def batch(self, rows: Sequence[Row]) -> dict[str, Tensor]:
         """The tensors of some rows."""
 

@@ -23,6 +23,7 @@ from safetensors.torch import load_file, save_file
 from weightops.errors import WeightopsError
 from weightops.io.progress import Progress, clock
 from weightops.io.quiet import quiet_transformers
+from weightops.io.replacing import TRAINING
 from weightops.recipes.floor.checking import check
 from weightops.recipes.floor.components import kind_of
 from weightops.recipes.floor.model import prepare, rounded
@@ -32,7 +33,6 @@ from weightops.recipes.floor.settings import Training
 from weightops.recipes.floor.trained_card import Trained, write_card
 from weightops.recipes.floor.unfinished import Unfinished, only_training
 
-LOG = "training.json"
 EMPTY = "empty"
 """Tensor of a batch in which every row is a filler."""
 STATE = "objective.safetensors"
@@ -124,8 +124,9 @@ def fit(
         if processes.is_main_process:
             with unfinished.finish() as folder:
                 training.update.write(trainer.model, tokenizer, weights, training.save_dtype, folder)
-                log = {"steps": len(losses), "rows": len(rows), "losses": losses, "held_out": measured}
-                (folder / LOG).write_text(json.dumps(log, indent=2) + "\n")
+                counts = {"steps": len(losses), "rows": len(rows), **_tokens(rows, objective)}
+                log = {**counts, "losses": losses, "held_out": measured}
+                (folder / TRAINING).write_text(json.dumps(log, indent=2) + "\n")
                 if beside is not None:
                     beside(folder)
                 sizes = {"rows": len(rows), "held_out": len(held_out), "steps": len(losses)}
@@ -157,6 +158,12 @@ def _check_rows(rows: Sequence[Row], objective: Objective) -> None:
             f"objective {kind_of(objective)}: reads {', '.join(objective.reads)} of each row, but rows lack "
             f"{', '.join(missing)}; choose another objective"
         )
+
+
+def _tokens(rows: Sequence[Row], objective: Objective) -> dict[str, int]:
+    """How many tokens the rows have, and how many of these the loss is on; each row once, whatever the epochs."""
+    learnt, total = sum(map(objective.learnt_tokens, rows)), sum(map(objective.length, rows))
+    return {"learnt_tokens": learnt, "total_tokens": total}
 
 
 class _Trainer(transformers.Trainer):

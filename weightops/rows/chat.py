@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..errors import WeightopsError
-from .row import Message, Row, Turns, well_formed
+from .row import Message, Row, Turns, lacks_words, well_formed
 
 Span = tuple[int, int]
 """First character and the one after the last."""
@@ -67,7 +67,7 @@ def unlearnable(row: Row) -> Iterator[str]:
     elif row.messages is None and "text" in row.wrong:
         yield row.wrong["text"]
     elif row.messages is None and row.text is None:
-        yield "needs messages, prompt and completion, or text"
+        yield lacks_words(row)
 
 
 def chat_tokens(tokenizer: Any, messages: Sequence[Message], first: int = 0) -> Tokens:

@@ -17,7 +17,7 @@ from torch import Tensor
 from ..errors import WeightopsError
 from .layer_ranges import LayerRanges, RangeCache
 from .sampling import Chooser
-from .written_rows import Counts, Prompt, WrittenRows, grown
+from .written_rows import DecodingCounts, Prompt, WrittenRows, grown
 
 
 def check_thresholds(thresholds: Mapping[int, float], depth: int) -> None:
@@ -37,7 +37,7 @@ def check_thresholds(thresholds: Mapping[int, float], depth: int) -> None:
 
 def decode_by_confidence(
     ranges: LayerRanges, prompt: Prompt, written: WrittenRows, chooser: Chooser, thresholds: Mapping[int, float]
-) -> Counts:
+) -> DecodingCounts:
     """Decode until every row has ended.
 
     Args:
@@ -48,7 +48,7 @@ def decode_by_confidence(
         thresholds: For each exit (in layers) the least probability of its best token to leave there. A batch leaves
             when every row that has not ended is as sure.
     """
-    counts = Counts()
+    counts = DecodingCounts()
     cache, mask = RangeCache(), prompt.mask
     out = ranges.run(prompt.tokens, cache, mask=mask)
     assert out.logits is not None

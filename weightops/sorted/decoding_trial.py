@@ -12,7 +12,7 @@ import torch
 from ..errors import WeightopsError
 from ..io.progress import Progress
 from .generate import ConfidentExits, Generated, Method, Plain, SelfSpeculative, generate, spaced_exits
-from .written_rows import Counts
+from .written_rows import DecodingCounts
 
 PLAIN = "plain"
 #: Lengths of fixed drafts that are tried (ours).
@@ -61,7 +61,7 @@ class WayResult:
 class _Run:
     tokens: list[int]
     seconds: float
-    counts: Counts | None
+    counts: DecodingCounts | None
 
 
 def ways(depth: int, exits: Sequence[int] = (), *, transformers: bool = True) -> list[Way]:
@@ -147,7 +147,7 @@ def _result(way: Way, runs: Sequence[_Run], plain: Sequence[_Run]) -> WayResult:
     ]
     counts = [run.counts for run in runs if run.counts is not None]
     drafted = sum(each.drafted for each in counts)
-    exits = sum((each.exits for each in counts), start=Counts().exits)
+    exits = sum((each.exits for each in counts), start=DecodingCounts().exits)
     return WayResult(
         way,
         sum(len(run.tokens) for run in runs) / sum(run.seconds for run in runs),

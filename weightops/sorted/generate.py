@@ -17,7 +17,7 @@ from .drafting import DraftPolicy, DynamicDraft, FixedDraft
 from .layer_ranges import LayerRanges, RangeCache
 from .sampling import Chooser, Sampling
 from .speculative import SelfSpeculativeRun
-from .written_rows import Counts, Prompt, WrittenRows, grown
+from .written_rows import DecodingCounts, Prompt, WrittenRows, grown
 
 #: Exits that are tried where none are named: evenly spaced (ours).
 _TRIED_EXITS = 8
@@ -92,7 +92,7 @@ class Generated:
 
     tokens: list[list[int]]
     texts: list[str]
-    counts: Counts
+    counts: DecodingCounts
     seconds: float
 
     @property
@@ -160,9 +160,9 @@ def generate(
     return Generated(written.tokens, texts, counts, seconds)
 
 
-def _decode(ranges: LayerRanges, prompt: Prompt, written: WrittenRows, chooser: Chooser) -> Counts:
+def _decode(ranges: LayerRanges, prompt: Prompt, written: WrittenRows, chooser: Chooser) -> DecodingCounts:
     """Plain decoding: one pass of all layers for each token."""
-    counts, cache, mask, newest = Counts(), RangeCache(), prompt.mask, prompt.tokens
+    counts, cache, mask, newest = DecodingCounts(), RangeCache(), prompt.mask, prompt.tokens
     while not written.done:
         out = ranges.run(newest, cache, mask=mask)
         assert out.logits is not None

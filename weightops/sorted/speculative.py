@@ -15,7 +15,7 @@ from torch import Tensor
 from .drafting import DraftPolicy
 from .layer_ranges import LayerRanges, Pass, RangeCache
 from .sampling import Chooser
-from .written_rows import Counts, Prompt, WrittenRows, grown
+from .written_rows import DecodingCounts, Prompt, WrittenRows, grown
 
 #: How many of the prompt's last tokens the exits are compared on at the start (ours).
 _PROMPT_END = 16
@@ -39,9 +39,9 @@ class SelfSpeculativeRun:
         self._cache = RangeCache()
         self._mask = prompt.mask
         self._prompt = prompt
-        self.counts = Counts()
+        self.counts = DecodingCounts()
 
-    def finish(self) -> Counts:
+    def finish(self) -> DecodingCounts:
         """Decode until every row has ended."""
         whole = self._ranges.depth
         watched = self._policy.watched

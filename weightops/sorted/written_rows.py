@@ -29,7 +29,7 @@ def grown(mask: Tensor | None, new: int) -> Tensor | None:
 
 
 @dataclass
-class Counts:
+class DecodingCounts:
     """What decoding did.
 
     Attributes:
