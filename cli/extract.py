@@ -91,14 +91,22 @@ class _Child:
 @click.argument("model", type=SourceType())
 @click.option("--layers", type=CountsType(), help="Keep this many layers; several models: 12,18,24.")
 @click.option("--keep", type=NumbersType(), help="Keep these layers, counted from 0: 0-11,20-29.")
+@click.option(
+    "--select",
+    type=click.Choice(["prefix", "importance"]),
+    default="prefix",
+    show_default=True,
+    help="Which layers --layers keeps: the first, or those that change the hidden states of --data most.",
+)
+@click.option("--data", type=click.Path(path_type=Path), multiple=True, help="Rows for importance; 64 are drawn.")
 @click.option("--verify", is_flag=True, help="Run both models, and refuse a cut whose logits differ at that exit.")
 @trust_option
 @shard_size_option
 @nonfinite_option
 @output_options
 def command(
-    model: str, layers: tuple[int, ...] | None, keep: tuple[int, ...] | None, verify: bool, trust_remote_code: bool,
-    shard_size: int, allow_nonfinite: bool, output: Output,
+    model: str, layers: tuple[int, ...] | None, keep: tuple[int, ...] | None, select: str, data: tuple[Path, ...],
+    verify: bool, trust_remote_code: bool, shard_size: int, allow_nonfinite: bool, output: Output,
 ) -> None:  # fmt: skip
     """Cut MODEL to some of its layers, with its embeddings, final norm and head.
 
@@ -108,20 +116,32 @@ def command(
     random tokens with those of MODEL when it skips the other layers. The difference must be exactly 0; if it is not,
     the output is put beside --out.
 
+    importance keeps the layers of the largest block influence (ShortGPT, arXiv 2403.03853) on a sample of --data, in
+    one forward pass with one layer in memory.
+
     \b
     weightops extract ./soft --layers 18 --out soft-18 --verify
     weightops extract ./soft --layers 12,18,24 --out soft-{layers}
     weightops extract org/model --keep 0-11,20-29 --out pruned --dry-run
+    weightops extract org/model --layers 24 --select importance --data rows.jsonl --out pruned
     """
     choices = _choices(layers, keep, output.out)
+    by_importance = select == "importance"
+    if by_importance != bool(data) or (by_importance and keep is not None):
+        raise click.UsageError("--select importance and --data go together, with --layers")
     from weightops.algebra.cutting import extract
     from weightops.algebra.opening import open_checkpoint
 
     whole = open_checkpoint(model)
     options = {"shard_size": shard_size, "allow_nonfinite": allow_nonfinite}
-    children = [_child(extract(whole, choice), output, options) for choice in choices]
+    influences = _influences(whole, data, trust_remote_code=trust_remote_code) if by_importance else ()
+    children = [_child(extract(whole, choice), output, options) for choice in _chosen(choices, influences)]
+    more: dict[str, Any] = {"influences": influences} if by_importance else {}
+    if by_importance and not output.json:
+        listed = ", ".join(f"{layer} ({influence:.3g})" for layer, influence in enumerate(influences))
+        click.echo(f"influence of each layer: {listed}")
     if output.dry_run:
-        _print_plans(children, as_json=output.json)
+        _print_plans(children, more, as_json=output.json)
         return
     _check(children)
     expected: Sequence[Tensor | None] = [None] * len(children)
@@ -135,7 +155,7 @@ def command(
         for child, logits in zip(children, expected, strict=True)
     ]
     if output.json:
-        print_json({"models": results})
+        print_json({"models": results, **more})
     else:
         print_next(["verify", results[0]["out"]], ["inspect", results[0]["out"]])
 
@@ -149,6 +169,22 @@ def _choices(layers: tuple[int, ...] | None, keep: tuple[int, ...] | None, out: 
         problem = f"{out}: {len(choices)} models cannot be written to one folder"
         raise WeightopsError(Message(problem, Remedy(f"put {{{_PLACE}}} into {{}}, as in cut-{{{_PLACE}}}", "out")))
     return choices
+
+
+def _influences(whole: Checkpoint, data: tuple[Path, ...], *, trust_remote_code: bool) -> tuple[float, ...]:
+    from weightops.rows.reader import read_rows
+    from weightops.sorted.layer_choice import influence_of_layers
+
+    return influence_of_layers(whole, read_rows([str(file) for file in data]), trust_remote_code=trust_remote_code)
+
+
+def _chosen(choices: list[int | tuple[int, ...]], influences: tuple[float, ...]) -> list[int | tuple[int, ...]]:
+    """The choices, with the numbers of the most influential layers in place of how many."""
+    if not influences:
+        return choices
+    from weightops.sorted.layer_choice import most_influential
+
+    return [most_influential(influences, choice) if isinstance(choice, int) else choice for choice in choices]
 
 
 def _child(cut: Checkpoint, output: Output, options: dict[str, Any]) -> _Child:
@@ -172,11 +208,11 @@ def _check(children: list[_Child]) -> None:
         raise WeightopsError(*problems)
 
 
-def _print_plans(children: list[_Child], *, as_json: bool) -> None:
+def _print_plans(children: list[_Child], more: dict[str, Any], *, as_json: bool) -> None:
     """What would be written; with problems it ends with exit code 1."""
     plans = [child.output.plan_json(child.plan, child.package) | child.facts for child in children]
     if as_json:
-        print_json({"models": plans})
+        print_json({"models": plans, **more})
     for child, plan in zip(children, plans, strict=True):
         if not as_json:
             click.echo(

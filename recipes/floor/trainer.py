@@ -185,7 +185,7 @@ class _Trainer(transformers.Trainer):
             args=args,
             train_dataset=_Rows(rows),
             data_collator=self._collate,
-            callbacks=[_Watch(self.order, title)],
+            callbacks=[_Watch(self.order, title), _Steps(objective)],
         )
         self.remove_callback(transformers.trainer_callback.PrinterCallback)
 
@@ -251,6 +251,16 @@ class _Rows(torch.utils.data.Dataset):  # type: ignore[type-arg]
 
     def __getitem__(self, index: int) -> Row:
         return {**self.rows[index], ROW_INDEX: index}
+
+
+class _Steps(transformers.TrainerCallback):
+    """Tells the objective which step begins."""
+
+    def __init__(self, objective: Objective) -> None:
+        self.objective = objective
+
+    def on_step_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        self.objective.begin_step(state.global_step)
 
 
 class _Watch(transformers.TrainerCallback):

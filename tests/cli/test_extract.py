@@ -68,6 +68,26 @@ def test_verify_compares_with_the_whole_model_before_the_output_gets_its_place(r
     assert run("verify", tmp_path / "wrong.differs").exit_code == 0
 
 
+def test_importance_leaves_out_the_layer_that_changes_least(real, tmp_path):
+    """The first layer is made one that adds nothing: its influence is 0, and the second one is kept."""
+    idle = tiny.copy(real, tmp_path / "idle")
+    tensors = tiny.read(real)
+    for part in ("self_attn.o_proj", "mlp.down_proj"):
+        tensors[f"model.layers.0.{part}.weight"].zero_()
+    tiny.rewrite(idle, tensors)
+    (tmp_path / "rows.jsonl").write_text('{"text": "hello a python process"}\n{"text": "kill a process"}\n')
+    options = ["--layers", 1, "--select", "importance", "--out", tmp_path / "cut", "--json"]
+    with quiet():
+        done = run("extract", idle, *options, "--data", tmp_path / "rows.jsonl")
+    assert done.exit_code == 0, done.output
+    result = json.loads(done.stdout)
+    assert result["models"][0]["layers"] == [1]
+    assert result["influences"][0] == pytest.approx(0, abs=1e-6)
+    assert result["influences"][1] > 1e-3
+    assert run("extract", idle, *options).exit_code == 2
+    assert run("extract", idle, "--keep", "0", *options[2:], "--data", tmp_path / "rows.jsonl").exit_code == 2
+
+
 def test_a_dry_run_writes_nothing(model, tmp_path):
     done = run("extract", model, "--layers", "1,2", "--out", tmp_path / "{layers}", "--dry-run")
     assert done.exit_code == 0, done.output
