@@ -21,7 +21,6 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from weightops.errors import Message, Remedy, WeightopsError
 from weightops.io.small_files import read_small
-from weightops.recipes.data.encode import check_columns, encode, say
 from weightops.recipes.data.source import load_rows, split
 from weightops.recipes.floor.checking import check, plain
 from weightops.recipes.floor.components import component, kind_of
@@ -29,6 +28,7 @@ from weightops.recipes.floor.settings import Training
 from weightops.recipes.floor.unfinished import check_free
 from weightops.recipes.parts.disperse import Dispersal, Dispersed, disperse
 from weightops.recipes.routines.sft import SftRecipe, columns_of, train
+from weightops.rows.encode import check_columns, encode, say
 from weightops.rows.row import Row
 
 if TYPE_CHECKING:
