@@ -14,6 +14,7 @@ ROOT = Path(__file__).parents[1]
 LEVELS = (
     ("cli",),
     ("recipes",),
+    ("soup",),
     ("merge", "guard", "adapters"),
     ("algebra",),
     ("output",),
@@ -21,7 +22,7 @@ LEVELS = (
     ("ops",),
     ("anatomy",),
     ("rows", "io"),
-    ("dtypes", "errors", "version"),
+    ("discovery", "dtypes", "errors", "version"),
 )
 RANK = {name: (level, place) for level, names in enumerate(LEVELS) for place, name in enumerate(names)}
 
