@@ -22,7 +22,7 @@ LEVELS = (
     ("ops",),
     ("anatomy",),
     ("rows", "io"),
-    ("discovery", "dtypes", "errors", "version"),
+    ("discovery", "extras", "dtypes", "errors", "version"),
 )
 RANK = {name: (level, place) for level, names in enumerate(LEVELS) for place, name in enumerate(names)}
 
