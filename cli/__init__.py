@@ -25,6 +25,7 @@ COMMANDS = {
     "merge": ("merge", "Merge models as a mergekit file says."),
     "adapters": ("adapters", "Merge LoRA adapters into one, or extract one from a model."),
     "average": ("average", "Average checkpoints of one run, in place of a decay."),
+    "soup": ("soup", "Choose what to merge by a held-out score."),
     "methods": ("methods", "List the merge methods, or explain one."),
     "train": ("train", "Train a guard, or your own model, from a recipe."),
     "disperse": ("disperse", "Disperse rows into parts, to train a sub-model on each."),
@@ -38,14 +39,14 @@ COMMANDS = {
 
 #: Commands by what they are for, in the order of ``weightops --help``.
 SECTIONS = {
-    "Make models": ("compose-guard", "merge", "adapters", "average", "methods"),
+    "Make models": ("compose-guard", "merge", "adapters", "average", "soup", "methods"),
     "Train": ("train", "recipes", "disperse", "disperse-merge"),
     "Use guards": ("guard",),
     "Look at files": ("inspect", "verify", "cache"),
 }
 
 #: Commands that resume where they were interrupted.
-RESUMABLE = ("compose-guard", "merge", "average", "train", "disperse-merge")
+RESUMABLE = ("compose-guard", "merge", "average", "soup", "train", "disperse-merge")
 
 EPILOG = """\b
 Exit codes:

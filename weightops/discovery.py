@@ -1,11 +1,12 @@
-"""Classes found by the name of their file: ``NextToken`` lies in ``next_token.py``.
+"""Classes found by the name of their file, and what their docstrings say of their fields.
 
-So one more of a kind is one more file, and nothing else is edited.
+``NextToken`` lies in ``next_token.py``, so one more of a kind is one more file, and nothing else is edited.
 """
 
 from __future__ import annotations
 
 import importlib
+import inspect
 from pathlib import Path
 from typing import Any
 
@@ -43,3 +44,21 @@ def class_name(kind: str) -> str:
     'NextToken'
     """
     return "".join(word.capitalize() for word in kind.split("_"))
+
+
+def described_fields(cls: type) -> tuple[str, dict[str, str]]:
+    """What a docstring says before its sections, and its ``Attributes:``, by name."""
+    about, _, listed = (inspect.getdoc(cls) or "").partition("\n\nAttributes:\n")
+    described: dict[str, str] = {}
+    name = ""
+    for line in listed.splitlines():
+        if not line.startswith("    "):
+            if line.strip():
+                break
+            continue
+        if line.startswith("        ") and name:
+            described[name] += " " + line.strip()
+        else:
+            name, _, text = line.strip().partition(":")
+            described[name] = text.strip()
+    return about, described

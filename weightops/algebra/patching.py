@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from ..engine.execute import default_threads, fill, measure
@@ -93,8 +94,8 @@ class PatchedModel:
         stored = {_place(tensors[name]) for name in jobs}
         if missing := [name for name, tensor in tensors.items() if _place(tensor) not in stored]:
             raise WeightopsError(
-                f"{short(missing[0])}: a tensor of the loaded model, but transformers loads it under another name than "
-                "the files have, so the model cannot take on other weights; write them to a folder and load that"
+                f"{short(missing[0])}: in the loaded model, but not among these weights; either they are of another "
+                "architecture, or transformers renames the tensor while loading; write them to a folder and load that"
             )
         for name, job in jobs.items():
             if job.shape != tuple(tensors[name].shape):
@@ -115,10 +116,10 @@ class PatchedModel:
             self._held.pop(job.name, None)
         with one_torch_thread():
             grams = measure([job for job in plan.jobs if job.written]) if any(map(looks_at_models, changed)) else None
-            settings = {"threads": threads, "memory": memory, "grams": grams, "allow_nonfinite": plan.allow_nonfinite}
-            fill(changed, self._write, **settings)
+            compute = partial(fill, threads=threads, memory=memory, grams=grams, allow_nonfinite=plan.allow_nonfinite)
+            compute(changed, self._write)
             self._held.update({job.name: job for job in changed})
-            fill(others, self._compare, **settings)
+            compute(others, self._compare)
 
     def _allocate(self) -> None:
         """Memory for each tensor, one for all names of a tied tensor."""
