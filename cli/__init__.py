@@ -26,6 +26,7 @@ COMMANDS = {
     "adapters": ("adapters", "Merge LoRA adapters into one, or extract one from a model."),
     "average": ("average", "Average checkpoints of one run, in place of a decay."),
     "extract": ("extract", "Cut a model to some of its layers."),
+    "soup": ("soup", "Choose what to merge by a held-out score."),
     "methods": ("methods", "List the merge methods, or explain one."),
     "train": ("train", "Train a guard, or your own model, from a recipe."),
     "disperse": ("disperse", "Disperse rows into parts, to train a sub-model on each."),
@@ -41,7 +42,7 @@ COMMANDS = {
 
 #: Commands by what they are for, in the order of ``weightops --help``.
 SECTIONS = {
-    "Make models": ("compose-guard", "merge", "adapters", "average", "extract", "methods"),
+    "Make models": ("compose-guard", "merge", "adapters", "average", "soup", "extract", "methods"),
     "Train": ("train", "recipes", "disperse", "disperse-merge"),
     "Use guards": ("guard",),
     "Decode": ("generate", "sorted"),
@@ -49,7 +50,7 @@ SECTIONS = {
 }
 
 #: Commands that resume where they were interrupted.
-RESUMABLE = ("compose-guard", "merge", "average", "extract", "train", "disperse-merge")
+RESUMABLE = ("compose-guard", "merge", "average", "soup", "extract", "train", "disperse-merge")
 
 EPILOG = """\b
 Exit codes:

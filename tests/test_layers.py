@@ -14,6 +14,7 @@ ROOT = Path(__file__).parents[1]
 LEVELS = (
     ("cli",),
     ("recipes",),
+    ("soup",),
     ("merge", "guard", "adapters", "sorted"),
     ("layerwise",),
     ("algebra",),
@@ -22,8 +23,7 @@ LEVELS = (
     ("ops",),
     ("anatomy",),
     ("rows", "io"),
-    ("extras",),
-    ("dtypes", "errors", "version"),
+    ("discovery", "extras", "dtypes", "errors", "version"),
 )
 RANK = {name: (level, place) for level, names in enumerate(LEVELS) for place, name in enumerate(names)}
 

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from .algebra.opening import open_checkpoint as open  # the face says wo.open, as json says json.load
     from .guard.compose import compose_guard
     from .ops import Draw, PerModel, Place, Range, operator
+    from .soup.making import make_soup
 
 __all__ = [
     "Checkpoint",
@@ -42,6 +43,7 @@ __all__ = [
     "compose_guard",
     "extract",
     "extract_adapter",
+    "make_soup",
     "merge_adapters",
     "open",
     "open_adapter",
@@ -59,6 +61,7 @@ _HOMES = {
     "compose_guard": ("guard.compose", "compose_guard"),
     "extract": ("algebra.cutting", "extract"),
     "extract_adapter": ("adapters.extraction", "extract_adapter"),
+    "make_soup": ("soup.making", "make_soup"),
     "merge_adapters": ("adapters.adapter_merge", "merge_adapters"),
     "open": ("algebra.opening", "open_checkpoint"),
     "open_adapter": ("algebra.opening", "open_adapter"),

@@ -8,9 +8,10 @@ from pathlib import Path
 
 import pytest
 
+from weightops.discovery import class_name
 from weightops.errors import WeightopsError
 from weightops.recipes.catalog import FOLDER, ROOMS, find, read_file, routines, settings_of, shipped, summary
-from weightops.recipes.floor.components import class_name, component, kind_of, kinds
+from weightops.recipes.floor.components import component, kind_of, kinds
 from weightops.recipes.floor.objective import Objective
 
 COMPONENTS = [(room, kind) for room in ("objectives", "updates") for kind in kinds(room)]

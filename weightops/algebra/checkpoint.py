@@ -371,12 +371,12 @@ def computed(job: Job, grams: Grams | None = None) -> torch.Tensor:
     import torch
 
     if not job.count:
-        return torch.empty(job.shape, dtype=_torch_dtype(job.dtype))
+        return torch.empty(job.shape, dtype=torch_dtype(job.dtype))
     raw = torch.from_numpy(compute(job, grams))
-    return raw.view(_torch_dtype(job.dtype)).reshape(job.shape)
+    return raw.view(torch_dtype(job.dtype)).reshape(job.shape)
 
 
-def _torch_dtype(name: str) -> torch.dtype:
+def torch_dtype(name: str) -> torch.dtype:
     import torch
 
     others = {"BOOL": "bool", "U8": "uint8", "I8": "int8", "C64": "complex64"}
