@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Any
 
 from blake3 import blake3
 
+from .. import dtypes
 from ..io.safetensors import StoredTensor
-from .jobs import Job, JobSlice, Merge
+from .jobs import BLOCK, Job, JobSlice, Merge
 
 if TYPE_CHECKING:
     from .plan import Plan
@@ -44,6 +45,16 @@ def combined_digest(digests: Iterable[str]) -> str:
     for digest in digests:
         total.update(bytes.fromhex(digest))
     return str(total.hexdigest())
+
+
+def tensor_digest(tensor: StoredTensor) -> str:
+    """The content digest of one stored tensor, equal to the one computed while writing."""
+    total, step = blake3(), BLOCK * dtypes.BITS[tensor.dtype] // 8
+    with open(tensor.file, "rb") as stream:
+        stream.seek(tensor.offset)
+        for begin in range(0, tensor.nbytes, step):
+            total.update(bytes.fromhex(block_digest(stream.read(min(step, tensor.nbytes - begin)))))
+    return total.hexdigest()
 
 
 def owned_operands(plan: Plan) -> list[list[StoredTensor]]:

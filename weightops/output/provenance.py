@@ -9,10 +9,8 @@ from typing import Any
 
 from blake3 import blake3
 
-from .. import dtypes
-from ..engine.jobs import BLOCK
 from ..engine.plan import Plan
-from ..engine.tally import Tally, block_digest
+from ..engine.tally import Tally, tensor_digest
 from ..errors import WeightopsError
 from ..io.adapter import Adapter
 from ..io.folder import read_json, stored_tensors
@@ -64,16 +62,6 @@ def verify(folder: Path) -> list[str]:
         if _as_written(tensor.dtype, tensor.shape, tensor_digest(tensor)) != recorded[name]:
             problems.append(f"{tensor.file}: {name}: its bytes, dtype or shape have changed since it was written")
     return problems
-
-
-def tensor_digest(tensor: StoredTensor) -> str:
-    """The content digest of one stored tensor, equal to the one computed while writing."""
-    total, step = blake3(), BLOCK * dtypes.BITS[tensor.dtype] // 8
-    with open(tensor.file, "rb") as stream:
-        stream.seek(tensor.offset)
-        for begin in range(0, tensor.nbytes, step):
-            total.update(bytes.fromhex(block_digest(stream.read(min(step, tensor.nbytes - begin)))))
-    return total.hexdigest()
 
 
 def _place(tensor: StoredTensor) -> tuple[str, int, int]:

@@ -14,9 +14,9 @@ from merge_jobs import DTYPES, PLACE, merge_job, raw, reference, run, stack_of
 from weightops.engine import blocks, merging
 from weightops.engine.blocks import GridDigest, memory_needed
 from weightops.engine.jobs import Input, LowRank, Term
+from weightops.engine.tally import tensor_digest
 from weightops.errors import WeightopsError
 from weightops.ops import Draw, find, methods, operator, registry
-from weightops.output.provenance import tensor_digest
 
 DELTAS = [m.name for m in methods() if m.takes == "deltas"]
 
