@@ -27,7 +27,8 @@ RANK = {name: (level, place) for level, names in enumerate(LEVELS) for place, na
 
 #: The rooms of the training floor, top to bottom. Rooms of one line never import each other.
 RECIPE_LEVELS = (
-    ("catalog",), ("routines",), ("dispersing",), ("parts",), ("objectives", "passes", "updates"), ("data",), ("floor",),
+    ("catalog",), ("routines",), ("dispersing",), ("parts",), ("objectives", "passes", "updates"),
+    ("sparsity",), ("data",), ("floor",),
 )  # fmt: skip
 RECIPE_RANK = {name: level for level, names in enumerate(RECIPE_LEVELS) for name in names}
 

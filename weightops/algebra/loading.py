@@ -14,6 +14,9 @@ from ..io.remote_code import refused_code
 from .checkpoint import Checkpoint, computed, lower
 from .opening import as_checkpoint
 
+OPENED_AS = "weightops_spec"
+"""Attribute of a loaded model: the text by which it was opened, which opens it again without a hub."""
+
 
 def load(spec: str | Path | Checkpoint, dtype: str = "auto", *, trust_remote_code: bool = False) -> tuple[Any, Any]:
     """Load a causal language model and its tokenizer.
@@ -54,6 +57,7 @@ def load(spec: str | Path | Checkpoint, dtype: str = "auto", *, trust_remote_cod
     model.name_or_path = model.config.name_or_path = (
         name  # an adapter names this as its base, not a folder of the cache
     )
+    setattr(model, OPENED_AS, str(spec))
     return model, tokenizer
 
 
