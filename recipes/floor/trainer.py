@@ -233,7 +233,9 @@ class _Trainer(transformers.Trainer):
             tensor.copy_(before[name] + self.accelerator.reduce(added, "sum").to(tensor.device))
 
     def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
-        if not self.training.update.state_in_optimizer:
+        if self.training.update.state_in_optimizer:
+            Path(output_dir or self.args.output_dir).mkdir(parents=True, exist_ok=True)
+        else:
             super()._save(output_dir, state_dict)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:

@@ -69,8 +69,8 @@ class Phase:
 
     Args:
         count: How many candidates.
-        compat: As the published code: each backward pass counts as one gradient, although it is divided by the passes of a
-            step, and each process has candidates of its own.
+        compat: As the published code: each backward pass counts as one gradient, although it is divided by the passes
+            of a step, and each process has candidates of its own.
     """
 
     def __init__(self, count: int, *, compat: bool = False) -> None:
