@@ -21,14 +21,14 @@ from ..engine.plan import Plan
 from ..engine.tally import Tally, block_digest, combined_digest, tensor_digest
 from ..engine.torch_threads import one_torch_thread
 from ..errors import Message, Remedy, WeightopsError
-from ..io.adapter import CONFIG, WEIGHTS, Adapter
+from ..io.adapter import CONFIG, WEIGHTS
 from ..io.gguf import ALIASES
 from ..io.hub import is_hub_id
+from ..io.opened import Source
 from ..io.progress import Progress
 from ..io.safetensors import StoredTensor, build_header
 from ..io.spool import TensorSpool
 from ..io.staging import Staging, output_problems
-from ..io.weights import Weights
 from ..output.modelcard import Card, render
 from ..output.provenance import RECORD, record
 from .factors import Factors
@@ -81,7 +81,7 @@ class AdapterPlan:
 
     targets: tuple[AdapterTarget, ...]
     config: Mapping[str, Any]
-    sources: tuple[Weights | Adapter, ...]
+    sources: tuple[Source, ...]
     read: tuple[StoredTensor, ...]
     recipe: Mapping[str, Any]
     card: Card

@@ -20,11 +20,13 @@ from typing import TYPE_CHECKING, Any, overload
 
 from .. import dtypes
 from ..engine.execute import compute
-from ..engine.jobs import Job, LowRank, Term
+from ..engine.jobs import Job, LowRank, Scattered, Term
 from ..engine.plan import DEFAULT_MEMORY, DEFAULT_SHARD, Plan, check_options, make_plan
 from ..engine.whole_models import Grams
 from ..errors import WeightopsError
 from ..io.adapter import Adapter
+from ..io.opened import Source
+from ..io.sparse_delta import SparseDelta
 from ..io.weights import Weights
 from ..output.modelcard import Card, code
 from ..output.save import Package, prepare
@@ -162,15 +164,15 @@ class Checkpoint(OneLine):
 
     @property
     def spec(self) -> str:
-        """The name it was opened by, including the names of its adapters."""
-        adapters = [change.of.spec for change in self.delta.changes if isinstance(change.of, Adapter)]
-        return "+".join([self.source.spec, *adapters])
+        """The name it was opened by, including the names of its adapters and sparse deltas."""
+        added = [change.of.spec for change in self.delta.changes if not isinstance(change.of, Difference)]
+        return "+".join([self.source.spec, *added])
 
     @property
     def folders(self) -> tuple[Path, ...]:
-        """The folders of its small files: those of its adapters, the last added first, then the source's."""
-        adapters = [change.of.folder for change in reversed(self.delta.changes) if isinstance(change.of, Adapter)]
-        return (*adapters, *([] if self.source.folder is None else [self.source.folder]))
+        """The folders of its small files: those of what was added to it, the last first, then the source's."""
+        added = [change.of.folder for change in reversed(self.delta.changes) if not isinstance(change.of, Difference)]
+        return tuple(folder for folder in (*added, self.source.folder) if folder is not None)
 
     @cached_property
     def guard_card(self) -> CarriedCard:
@@ -276,10 +278,10 @@ def describe(checkpoint: Checkpoint, dtype: str = "auto") -> dict[str, Any]:
     """The canonical recipe of a checkpoint, as JSON values."""
 
     def change(part: Change) -> dict[str, Any]:
-        if isinstance(part.of, Adapter):
-            what: dict[str, Any] = {"adapter": part.of.spec}
+        if isinstance(part.of, Difference):
+            what: dict[str, Any] = {"plus": part.of.minuend.spec, "minus": part.of.subtrahend.spec}
         else:
-            what = {"plus": part.of.minuend.spec, "minus": part.of.subtrahend.spec}
+            what = {"adapter" if isinstance(part.of, Adapter) else "delta": part.of.spec}
         rules = [rule.describe(checkpoint.names) for rule in part.rules]
         return what | {"coefficient": part.coefficient, "rules": rules}
 
@@ -291,28 +293,28 @@ def describe(checkpoint: Checkpoint, dtype: str = "auto") -> dict[str, Any]:
     }
 
 
-def sources(checkpoint: Checkpoint) -> tuple[Weights | Adapter, ...]:
-    """All models and adapters of the checkpoint, each once, the anchor first."""
-    unique: dict[Weights | Adapter, None] = {checkpoint.source: None}
+def sources(checkpoint: Checkpoint) -> tuple[Source, ...]:
+    """All models, adapters and sparse deltas of the checkpoint, each once, the anchor first."""
+    unique: dict[Source, None] = {checkpoint.source: None}
     for change in checkpoint.delta.changes:
-        if isinstance(change.of, Adapter):
-            unique[change.of] = None
-        else:
+        if isinstance(change.of, Difference):
             unique.update({change.of.minuend: None, change.of.subtrahend: None})
+        else:
+            unique[change.of] = None
     return tuple(unique)
 
 
-def roles(models: Mapping[str, Checkpoint]) -> dict[Weights | Adapter, str]:
+def roles(models: Mapping[str, Checkpoint]) -> dict[Source, str]:
     """The role of each source of some models, in the words of a model card.
 
     Args:
         models: By role: guard, base, target.
     """
-    words: dict[Weights | Adapter, list[str]] = {}
+    words: dict[Source, list[str]] = {}
     for role, model in models.items():
         for source in sources(model):
-            if isinstance(source, Adapter):
-                word = f"adapter of the {role}"
+            if not isinstance(source, Weights):
+                word = f"{'adapter' if isinstance(source, Adapter) else 'sparse delta'} of the {role}"
             else:
                 word = role if not model.delta.changes else f"part of the {role}"
             words.setdefault(source, []).append(word)
@@ -349,6 +351,9 @@ def _terms(delta: Delta, name: str) -> tuple[Term, ...]:
             plus, minus = change.of.minuend.tensors.get(name), change.of.subtrahend.tensors.get(name)
             if plus is not None and minus is not None:
                 terms.append(Term(coefficient, plus, minus))
+        elif isinstance(change.of, SparseDelta):
+            if name in change.of.tensors:
+                terms.append(Term(coefficient, _scattered(change.of, name)))
         elif update := change.of.updates.get(name):
             rows, columns = update.left.shape[0], update.right.shape[1]
             shape = (columns, rows) if update.transposed else (rows, columns)
@@ -356,6 +361,14 @@ def _terms(delta: Delta, name: str) -> tuple[Term, ...]:
                 Term(coefficient, LowRank(name, update.left, update.right, update.scale, shape, update.transposed))
             )
     return tuple(terms)
+
+
+def _scattered(delta: SparseDelta, name: str) -> Scattered:
+    """One tensor of a sparse delta as an operand, bound to the base that it was opened with."""
+    tensor, replaces = delta.tensors[name], delta.about.semantics == "replace"
+    of = delta.base.tensors.get(name) if delta.base else None
+    digest = None if delta.reverts else tensor.base_digest
+    return Scattered(name, tensor.shape, tensor.indices, tensor.values, of, digest, replaces)
 
 
 def computed(job: Job, grams: Grams | None = None) -> torch.Tensor:

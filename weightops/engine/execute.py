@@ -25,9 +25,9 @@ from ..io.safetensors import StoredTensor
 from ..io.staging import Staging
 from . import slices, whole_models
 from .blocks import Room
-from .jobs import BLOCK, Job, JobSlice
+from .jobs import BLOCK, Job, JobSlice, Scattered
 from .plan import DEFAULT_MEMORY, Plan, stored
-from .tally import Gather, Record, Tally, block_digest, combined_digest, owned_operands
+from .tally import Gather, Record, Tally, block_digest, check_bases, combined_digest, owned_operands, tensor_digest
 
 ReportProgress = Callable[[int], None]
 Work = Callable[[JobSlice], list[Record]]
@@ -66,6 +66,7 @@ def execute(
             if progress:
                 progress(piece.work)
         staging.flush()
+    check_bases(plan.jobs, gather.tally.inputs)
     return gather.tally
 
 
@@ -76,22 +77,35 @@ def compute(job: Job, grams: whole_models.Grams | None = None) -> slices.Bytes:
         grams: The result of :func:`measure` for all jobs of the output, for a method that looks at whole models.
 
     Raises:
-        WeightopsError: the operands hold NaN or Inf, or integer tensors differ.
+        WeightopsError: the operands hold NaN or Inf, integer tensors differ, or a sparse delta has another base.
     """
-    plan = Plan((job,), (), (), (), {})
+    bases = {operand.of for operand in job.operands if isinstance(operand, Scattered) and operand.of in job.operands}
+    check_bases([job], {base: tensor_digest(base) for base in bases if base is not None})
     size = dtypes.itemsize(job.dtype)
     out = np.empty(job.count * size, np.uint8)
     if job.whole:
         with ExitStack() as stack:
-            _merged(job, _open_inputs(plan, stack), _model(job, grams or {}), out)
+            _merged(job, _open_inputs(Plan((job,), (), (), (), {}), stack), _model(job, grams or {}), out)
         return out
+    for begin, result in streamed(job):
+        out[begin * size : begin * size + len(result)] = result
+    return out
+
+
+def streamed(job: Job) -> Iterator[tuple[int, slices.Bytes]]:
+    """The result of a job without a merge method, some blocks at a time: the first element, and the bytes.
+
+    The next bytes take the place of the last ones in memory.
+
+    Raises:
+        WeightopsError: the operands hold NaN or Inf, or integer tensors differ.
+    """
+    plan = Plan((job,), (), (), (), {})
     buffer = np.empty(plan.buffer_bytes(1, DEFAULT_MEMORY), np.uint8)
     with ExitStack() as stack:
         files = _open_inputs(plan, stack)
         for piece in _pieces(plan, plan.slice_blocks(1, DEFAULT_MEMORY)):
-            result, _ = slices.compute(piece, slices.rows_of(piece, buffer), files, allow_nonfinite=False)
-            out[piece.begin * size : piece.end * size] = result
-    return out
+            yield piece.begin, slices.compute(piece, slices.rows_of(piece, buffer), files, allow_nonfinite=False)[0]
 
 
 def measure(jobs: Sequence[Job]) -> whole_models.Grams:

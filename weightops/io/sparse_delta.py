@@ -10,7 +10,7 @@ content digest. Every file is hostile: all of it but the values is checked when 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, Final, Literal, cast
@@ -19,7 +19,7 @@ import numpy as np
 import numpy.typing as npt
 
 from .. import dtypes
-from ..errors import WeightopsError, attempt_all, short
+from ..errors import Message, Remedy, WeightopsError, attempt_all, short
 from .folder import parse_json
 from .safetensors import MOST_DIMENSIONS, Header, StoredTensor, read_header
 from .small_files import inside, open_file
@@ -104,6 +104,7 @@ class SparseDelta:
         tensors: The changed tensors, by name.
         folder: The folder whose small files belong to it; ``None`` for a file that is named alone.
         base: The model that it was opened with, as in ``BASE+FILE``; only there do its digests have to fit.
+        reverts: It was turned round (:func:`reverting`): it goes on what it made, and gives the base back.
     """
 
     spec: str
@@ -112,6 +113,7 @@ class SparseDelta:
     tensors: Mapping[str, SparseTensor]
     folder: Path | None = None
     base: Weights | None = None
+    reverts: bool = False
 
     @property
     def files(self) -> tuple[Path, ...]:
@@ -136,10 +138,27 @@ class SparseDelta:
     def _contents(self) -> tuple[Any, ...]:
         """The file with links resolved, where each tensor lies in it, and the base."""
         places = {name: [(part.offset, part.dtype) for part in t.stored] for name, t in self.tensors.items()}
-        return self.file.resolve(), places, self.about, self.base
+        return self.file.resolve(), places, self.about, self.base, self.reverts
 
     def __repr__(self) -> str:
         return f"SparseDelta({self.spec!r}, {self.entries} entries of {len(self.tensors)} tensors)"
+
+
+def reverting(delta: SparseDelta, model: Weights) -> SparseDelta:
+    """The delta that puts the base's entries back into a model that this delta made.
+
+    Raises:
+        WeightopsError: the file does not hold the base's entries; the first tensor without them is named.
+    """
+    turned = {}
+    for name, tensor in delta.tensors.items():
+        if tensor.originals is None:
+            what = f"{delta.file}: {short(name)}: the base's entries are not in the file, so it cannot be reverted"
+            remedies = Remedy("use the base itself"), Remedy("extract the delta with its base's entries (originals)")
+            raise WeightopsError(Message(what, *remedies))
+        turned[name] = replace(tensor, values=tensor.originals, originals=None)
+    about = replace(delta.about, semantics="replace")
+    return replace(delta, about=about, tensors=turned, base=model, reverts=True)
 
 
 def delta_file(place: Path) -> Path | None:
@@ -170,9 +189,7 @@ def read_sparse_delta(file: Path, spec: str, folder: Path | None = None) -> Spar
     if folder is not None:
         inside(file, folder)
     header = read_header(file)
-    if KEY not in header.metadata:
-        raise WeightopsError(f"{file}: not a sparse delta (its metadata has no {KEY}); name one, or a PEFT adapter")
-    values = parse_json(header.metadata[KEY].encode("utf-8", "replace"), f"{file}: {KEY}")
+    values = _values(header, file)
     about = _metadata(values, file)
     tensors = _tensors(values.get("tensors"), header, about, file)
     attempt_all(partial(check_positions, tensor) for tensor in tensors.values())
@@ -235,6 +252,21 @@ def position_fault(chunk: npt.NDArray[np.int64], before: int, count: int) -> str
         return None
     here = int(chunk[wrong[0]])
     return f"position {here} is listed twice" if steps[wrong[0]] == 0 else f"position {here} is out of order"
+
+
+def read_about(file: Path) -> DeltaMetadata:
+    """What a delta file says about itself; its tensors are not looked at.
+
+    Raises:
+        WeightopsError: not a sparse delta, or its metadata is damaged.
+    """
+    return _metadata(_values(read_header(file), file), file)
+
+
+def _values(header: Header, file: Path) -> dict[str, Any]:
+    if KEY not in header.metadata:
+        raise WeightopsError(f"{file}: not a sparse delta (its metadata has no {KEY}); name one, or a PEFT adapter")
+    return parse_json(header.metadata[KEY].encode("utf-8", "replace"), f"{file}: {KEY}")
 
 
 def _metadata(values: Mapping[str, Any], file: Path) -> DeltaMetadata:

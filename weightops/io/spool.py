@@ -18,12 +18,13 @@ class TensorSpool:
     def __init__(self, stream: IO[bytes]) -> None:
         """``stream``: an empty file, open for reading and writing."""
         self.tensors: dict[str, tuple[str, tuple[int, ...]]] = {}
-        self._stream, self._begins = stream, dict[str, int]()
+        self._stream, self._pieces = stream, dict[str, list[tuple[int, int]]]()
 
     def append(self, name: str, dtype: str, shape: tuple[int, ...], data: Any) -> None:
-        """Add a tensor, given as bytes or an array."""
-        self._begins[name] = self._stream.tell()
-        self.tensors[name] = dtype, shape
+        """Add a tensor, given as bytes or an array, or more rows of one that is there already."""
+        rows = self.tensors[name][1][0] if name in self.tensors else 0
+        self._pieces.setdefault(name, []).append((self._stream.tell(), dtypes.nbytes(dtype, shape)))
+        self.tensors[name] = dtype, (shape[0] + rows, *shape[1:]) if rows else shape
         self._stream.write(data)
 
     @property
@@ -32,11 +33,9 @@ class TensorSpool:
         return sum(dtypes.nbytes(*entry) for entry in self.tensors.values())
 
     def blocks(self, name: str, elements: int) -> Iterator[bytes]:
-        """A tensor's bytes, ``elements`` at a time."""
-        dtype, shape = self.tensors[name]
-        self._stream.seek(self._begins[name])
-        left, step = dtypes.nbytes(dtype, shape), elements * dtypes.itemsize(dtype)
-        while left:
-            data = self._stream.read(min(step, left))
-            left -= len(data)
-            yield data
+        """A tensor's bytes, at most ``elements`` at a time; a tensor that came at once in pieces of just that size."""
+        step = elements * dtypes.itemsize(self.tensors[name][0])
+        for begin, size in self._pieces[name]:
+            self._stream.seek(begin)
+            for done in range(0, size, step):
+                yield self._stream.read(min(step, size - done))

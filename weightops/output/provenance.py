@@ -14,13 +14,14 @@ from ..engine.tally import Tally, tensor_digest
 from ..errors import WeightopsError
 from ..io.adapter import Adapter
 from ..io.folder import read_json, stored_tensors
+from ..io.opened import AddOn, Source
 from ..io.replacing import RECORD as RECORD
 from ..io.safetensors import StoredTensor
 from ..io.weights import Weights
 from ..version import __version__
 
 
-def record(plan: Plan, tally: Tally, sources: Iterable[Weights | Adapter]) -> dict[str, Any]:
+def record(plan: Plan, tally: Tally, sources: Iterable[Source]) -> dict[str, Any]:
     """The record of a finished run, as JSON values: recipe, sources with revision and content, outputs with digests."""
     jobs = {job.name: job for job in plan.jobs if job.written}
     digests = {_place(tensor): digest for tensor, digest in tally.inputs.items()}
@@ -69,17 +70,19 @@ def _place(tensor: StoredTensor) -> tuple[str, int, int]:
     return os.path.realpath(tensor.file), tensor.offset, tensor.nbytes
 
 
-def _source(source: Weights | Adapter, digests: Mapping[tuple[str, int, int], str]) -> dict[str, Any]:
+def _source(source: Source, digests: Mapping[tuple[str, int, int], str]) -> dict[str, Any]:
     if isinstance(source, Weights):
         used = {tensor: digests[place] for tensor in source.tensors.values() if (place := _place(tensor)) in digests}
-    else:  # an adapter is small, and writing may have read its factors many times
-        used = {tensor: digests.get(_place(tensor)) or tensor_digest(tensor) for tensor in _adapter_tensors(source)}
+    else:  # what is added to a model is small, and writing may have read it many times
+        used = {tensor: digests.get(_place(tensor)) or tensor_digest(tensor) for tensor in _added_tensors(source)}
     entry: dict[str, Any] = {"name": source.spec, "content": content(used), "tensors": len(used)}
     if isinstance(source, Weights) and source.revision:
         entry["revision"] = source.revision
     return entry
 
 
-def _adapter_tensors(adapter: Adapter) -> list[StoredTensor]:
-    factors = [factor for update in adapter.updates.values() for factor in (update.left, update.right)]
-    return [*factors, *adapter.replaced.values()]
+def _added_tensors(added: AddOn) -> list[StoredTensor]:
+    if isinstance(added, Adapter):
+        factors = [factor for update in added.updates.values() for factor in (update.left, update.right)]
+        return [*factors, *added.replaced.values()]
+    return [stored for tensor in added.tensors.values() for stored in tensor.stored]

@@ -16,7 +16,7 @@ import numpy.typing as npt
 
 from .. import dtypes
 from ..engine.jobs import BLOCK
-from ..engine.slices import read_exactly
+from ..engine.reading import read_exactly
 from ..engine.tally import tensor_digest
 from ..errors import WeightopsError, short
 from ..io.output_lock import OutputLock
@@ -123,7 +123,8 @@ def write_delta(out: Path, entries: Iterable[Entries], about: DeltaMetadata, *, 
 
     Args:
         out: The file, ending in ``.safetensors``.
-        entries: One for each changed tensor, taken one at a time; those without positions are left out.
+        entries: Of each changed tensor, taken one at a time; those without positions are left out. The entries of one
+            tensor may come in several pieces, one after the other, in the order of their positions.
         overwrite: Replace an existing delta file.
 
     Raises:
@@ -170,21 +171,28 @@ def _refusal(out: Path) -> str | None:
 def _spooled(entries: Iterable[Entries], stream: IO[bytes]) -> tuple[TensorSpool, dict[str, Described]]:
     """Every tensor's parts on disk, and what the metadata says of each."""
     spool, described = TensorSpool(stream), dict[str, Described]()
+    before, current = -1, None
     for one in entries:
         if not len(one.indices):
             continue
+        before = before if one.name == current else -1
+        if one.name in described and (one.name != current or one.indices[0] <= before):
+            raise WeightopsError(f"{short(one.name)}: is listed twice; give the entries of a tensor once, in order")
         one.check()
-        if one.name in described:
-            raise WeightopsError(f"{short(one.name)}: is listed twice; give the entries of a tensor once")
-        count, wide = (len(one.indices),), dtypes.count(one.shape) >= WIDE
-        spool.append(f"{one.name}.idx", "I64" if wide else "I32", count, one.indices.astype("<i8" if wide else "<i4"))
-        spool.append(f"{one.name}.val", one.values_dtype, count, one.values)
-        if one.originals is not None:
-            spool.append(f"{one.name}.orig", one.dtype, count, one.originals)
+        _spool(spool, one)
         described[one.name] = (one.shape, one.dtype, one.base_digest)
+        before, current = int(one.indices[-1]), one.name
     if not described:
         raise WeightopsError("nothing to write: the delta has no entries; check that the inputs are the ones you mean")
     return spool, described
+
+
+def _spool(spool: TensorSpool, one: Entries) -> None:
+    count, wide = (len(one.indices),), dtypes.count(one.shape) >= WIDE
+    spool.append(f"{one.name}.idx", "I64" if wide else "I32", count, one.indices.astype("<i8" if wide else "<i4"))
+    spool.append(f"{one.name}.val", one.values_dtype, count, one.values)
+    if one.originals is not None:
+        spool.append(f"{one.name}.orig", one.dtype, count, one.originals)
 
 
 def _write(file: IO[bytes], spool: TensorSpool, described: Mapping[str, Described], about: DeltaMetadata) -> None:
