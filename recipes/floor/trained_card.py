@@ -106,7 +106,7 @@ def _use(trained: Trained, names: set[str], folder: Path, *, guard: bool) -> str
         source = json.dumps(f"{trained.base}+.", ensure_ascii=False)
         return (
             f'```python\nimport weightops\n\nweightops.open({source}).save("merged")\n```\n\n'
-            "That writes the whole model, as transformers reads it. The delta fits this base only; weightops refuses others."
+            "That writes the whole model. The delta fits this base only: weightops refuses it with any other."
         )
     return (
         "```python\nfrom peft import AutoPeftModelForCausalLM\nfrom transformers import AutoTokenizer\n\n"

@@ -15,9 +15,9 @@ from torch import Tensor
 from weightops.recipes.sparsity.entry_rules import COLUMNS, ROWS, EntryAdam, EntryRule, EntrySm3
 from weightops.recipes.sparsity.first_entries import drawn, large_after_rank_reduction
 from weightops.recipes.sparsity.gathering import Phase, averaged, is_finite, largest_squares, steepest
+from weightops.recipes.sparsity.largest_entries import top_of_outer_product
 from weightops.recipes.sparsity.regrowth import Exchange, Regrowth, exchange, exchanged
 from weightops.recipes.sparsity.sparse_linear import SparseLinear
-from weightops.recipes.sparsity.top_entries import top_of_outer_product
 from weightops.recipes.sparsity.weight_gradient import WeightGradient
 
 Select = Literal["random", "gradient", "lift", "ag", "ma"]

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from weightops.adapters.low_rank import leading
 from weightops.ops.draw import key
-from weightops.recipes.sparsity.top_entries import top_of_blocks
+from weightops.recipes.sparsity.largest_entries import top_of_blocks
 from weightops.recipes.sparsity.weight_gradient import BLOCK
 
 

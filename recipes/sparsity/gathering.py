@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from weightops.recipes.sparsity.top_entries import top_of_blocks
+from weightops.recipes.sparsity.largest_entries import top_of_blocks
 from weightops.recipes.sparsity.weight_gradient import Positions, WeightGradient
 
 

@@ -14,7 +14,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from weightops.recipes.sparsity.top_entries import top
+from weightops.recipes.sparsity.largest_entries import top
 
 
 @dataclass(frozen=True)

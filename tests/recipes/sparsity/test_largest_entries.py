@@ -3,7 +3,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from weightops.recipes.sparsity.first_entries import drawn, large_after_rank_reduction
-from weightops.recipes.sparsity.top_entries import top_of_blocks, top_of_outer_product
+from weightops.recipes.sparsity.largest_entries import top_of_blocks, top_of_outer_product
 
 numbers = st.one_of(st.sampled_from([0.0, 0.5, 1.0, 2.0]), st.floats(0, 2.0**60, width=32))
 vectors = st.lists(numbers, min_size=1, max_size=7).map(torch.tensor)
