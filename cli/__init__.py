@@ -24,6 +24,7 @@ COMMANDS = {
     "compose-guard": ("compose_guard", "Make a guard for TARGET: target + scale * (guard - base)."),
     "merge": ("merge", "Merge models as a mergekit file says."),
     "adapters": ("adapters", "Merge LoRA adapters into one, or extract one from a model."),
+    "sparse": ("sparse", "Extract, apply, revert and merge sparse deltas."),
     "average": ("average", "Average checkpoints of one run, in place of a decay."),
     "methods": ("methods", "List the merge methods, or explain one."),
     "train": ("train", "Train a guard, or your own model, from a recipe."),
@@ -38,7 +39,7 @@ COMMANDS = {
 
 #: Commands by what they are for, in the order of ``weightops --help``.
 SECTIONS = {
-    "Make models": ("compose-guard", "merge", "adapters", "average", "methods"),
+    "Make models": ("compose-guard", "merge", "adapters", "sparse", "average", "methods"),
     "Train": ("train", "recipes", "disperse", "disperse-merge"),
     "Use guards": ("guard",),
     "Look at files": ("inspect", "verify", "cache"),
