@@ -80,17 +80,8 @@ def extract(
         originals=originals, dtype=dtype, command=command_line(),
     )  # fmt: skip
     if dry_run:
-        problems = [in_options(problem) for problem in extraction.problems(out, overwrite=overwrite)]
-        tensors, elements, most = len(extraction.names), extraction.count, extraction.most_entries
-        if as_json:
-            counts = {"tensors": tensors, "elements": elements, "most_entries": most}
-            print_json({"out": str(out), "problems": problems, **counts})
-        else:
-            click.echo(f"{tensors} tensors, {elements} elements; at most {most} entries to {out}")
-            for problem in problems:
-                click.echo(f"error: {problem}", err=True)
-        if problems:
-            raise click.exceptions.Exit(1)
+        problems = extraction.problems(out, overwrite=overwrite)
+        _print_dry_run(out, problems, len(extraction.names), extraction.most_entries, as_json=as_json)
         return
     extraction.save(out, overwrite=overwrite)
     _print_delta(out, base, as_json=as_json)
@@ -161,6 +152,76 @@ def info(delta: str, as_json: bool) -> None:
     can = "can" if opened.revertible else "cannot"
     click.echo(f"{opened.entries} entries, {human(size)}; {verb} {opened.about.base or 'a base that it does not name'}")
     click.echo(f"{can} be reverted{'' if opened.revertible else ': it does not hold the entries of its base'}")
+
+
+@command.command("merge")
+@click.argument("deltas", nargs=-1, type=click.Path())
+@click.option(
+    "--method",
+    type=click.Choice(["sum", "mean", "ties", "localize-and-stitch"]),
+    default="mean",
+    show_default=True,
+    help="How entries become one; localize-and-stitch averages only the deltas that have the entry.",
+)
+@click.option("--weights", metavar="WEIGHTS", help="A number for each delta: 0.7,0.3.  [default: 1 each]")
+@click.option(
+    "--density",
+    type=click.FloatRange(0, 1, min_open=True),
+    default=1.0,
+    show_default=True,
+    help="For ties: the share of each whole tensor that a delta keeps.",
+)
+@delta_dtype
+@delta_out
+@dry_run_option
+@overwrite_option
+@json_option
+def merge(
+    deltas: tuple[str, ...], method: str, weights: str | None, density: float, dtype: str, out: Path, dry_run: bool,
+    overwrite: bool, as_json: bool,
+) -> None:  # fmt: skip
+    """Merge sparse DELTAS of one base into one, entry by entry; no tensor is made dense.
+
+    The result has the entries that any of them has. TIES gives what it would give on the dense differences.
+
+    \b
+    weightops sparse merge a.safetensors b.safetensors --method localize-and-stitch --out ab.safetensors
+    weightops sparse merge a.safetensors b.safetensors --method ties --density 0.002 --out ab.safetensors
+    """
+    from weightops.sparse.delta_file import place_problem
+    from weightops.sparse.sparse_merge import merge_sparse
+
+    merged = merge_sparse(
+        deltas, method=method, weights=_weights(weights), density=density, dtype=dtype, command=command_line()
+    )  # fmt: skip
+    if dry_run:
+        problem = place_problem(out, overwrite=overwrite)
+        _print_dry_run(out, [problem] if problem else [], len(merged.names), merged.most_entries, as_json=as_json)
+        return
+    merged.save(out, overwrite=overwrite)
+    _print_delta(out, merged.operands[0].about.base or "BASE", as_json=as_json)
+
+
+def _weights(text: str | None) -> list[float] | None:
+    if text is None:
+        return None
+    try:
+        return [float(number) for number in text.split(",")]
+    except ValueError:
+        raise click.BadParameter(f"{text!r} is not numbers with commas between them", param_hint="--weights") from None
+
+
+def _print_dry_run(out: Path, problems: list[str], tensors: int, most: int, *, as_json: bool) -> None:
+    """What would be written into a delta file; with problems it ends with exit code 1."""
+    problems = [in_options(problem) for problem in problems]
+    if as_json:
+        print_json({"out": str(out), "problems": problems, "tensors": tensors, "most_entries": most})
+    else:
+        click.echo(f"{tensors} tensors; at most {most} entries to {out}")
+        for problem in problems:
+            click.echo(f"error: {problem}", err=True)
+    if problems:
+        raise click.exceptions.Exit(1)
 
 
 def _write(made: Checkpoint, package: Package, output: Output) -> None:
