@@ -54,14 +54,15 @@ def command() -> None:
 )
 @click.option("--exact", is_flag=True, help="Keep every entry that differs: BASE+DELTA is TUNED, byte for byte.")
 @click.option("--originals", is_flag=True, help="Keep BASE's entries too, so that the delta can be reverted.")
+@click.option("--exclude", multiple=True, metavar="REGEX", help="Leave out tensors of matching names. May be repeated.")
 @delta_dtype
 @delta_out
 @dry_run_option
 @overwrite_option
 @json_option
 def extract(
-    base: str, tuned: str, density: float | None, per_tensor: bool, exact: bool, originals: bool, dtype: str,
-    out: Path, dry_run: bool, overwrite: bool, as_json: bool,
+    base: str, tuned: str, density: float | None, per_tensor: bool, exact: bool, originals: bool,
+    exclude: tuple[str, ...], dtype: str, out: Path, dry_run: bool, overwrite: bool, as_json: bool,
 ) -> None:  # fmt: skip
     """Extract a sparse delta: the entries of TUNED - BASE that are largest, or with --exact all that differ.
 
@@ -77,7 +78,7 @@ def extract(
 
     extraction = extract_sparse(
         base, tuned, density=density, scope="per-tensor" if per_tensor else "global", exact=exact,
-        originals=originals, dtype=dtype, command=command_line(),
+        originals=originals, exclude=exclude, dtype=dtype, command=command_line(),
     )  # fmt: skip
     if dry_run:
         problems = extraction.problems(out, overwrite=overwrite)
@@ -200,6 +201,50 @@ def merge(
         return
     merged.save(out, overwrite=overwrite)
     _print_delta(out, merged.operands[0].about.base or "BASE", as_json=as_json)
+
+
+@command.command("export")
+@click.argument("delta", type=click.Path())
+@click.option("--to", type=click.Choice(["peft"]), default="peft", show_default=True, help="Another program's format.")
+@click.option("--out", type=click.Path(path_type=Path), required=True, help="Folder to write.")
+@click.option("--overwrite", is_flag=True, help="Replace an existing output.")
+@json_option
+def export(delta: str, to: str, out: Path, overwrite: bool, as_json: bool) -> None:
+    """Write DELTA as a PEFT adapter (Super-Tuning, PEFT 0.21), for the weights of linear layers.
+
+    PEFT keeps as many entries in every layer. Where DELTA has fewer, zeros are added that change nothing.
+
+    \b
+    weightops sparse export d.safetensors --to peft --out adapter
+    """
+    from weightops.sparse.peft_layout import export_peft
+    from weightops.sparse.reverting import open_delta
+
+    folder = export_peft(open_delta(delta), out, overwrite=overwrite)
+    size = sum(file.stat().st_size for file in folder.iterdir())
+    if as_json:
+        print_json({"out": str(folder), "bytes": size, "to": to})
+        return
+    click.echo(f"wrote {out} ({human(size)})")
+    print_next(["sparse", "import", str(out), "--out", "DELTA.safetensors"])
+
+
+@command.command("import")
+@click.argument("adapter", type=click.Path(path_type=Path))
+@click.option("--base", type=SourceType(), help="The model that it is for.  [default: the one that it names]")
+@delta_out
+@overwrite_option
+@json_option
+def import_(adapter: Path, base: str | None, out: Path, overwrite: bool, as_json: bool) -> None:
+    """Write a PEFT ADAPTER of the type Super-Tuning or SHiRA as a sparse delta.
+
+    \b
+    weightops sparse import ./adapter --base org/base --out d.safetensors
+    """
+    from weightops.sparse.peft_layout import import_peft
+
+    import_peft(adapter, out, base=base, overwrite=overwrite)
+    _print_delta(out, base or "BASE", as_json=as_json)
 
 
 def _weights(text: str | None) -> list[float] | None:
