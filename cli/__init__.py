@@ -24,6 +24,7 @@ COMMANDS = {
     "compose-guard": ("compose_guard", "Make a guard for TARGET: target + scale * (guard - base)."),
     "merge": ("merge", "Merge models as a mergekit file says."),
     "adapters": ("adapters", "Merge LoRA adapters into one, or extract one from a model."),
+    "sparse": ("sparse", "Extract, apply, revert and merge sparse deltas."),
     "average": ("average", "Average checkpoints of one run, in place of a decay."),
     "extract": ("extract", "Cut a model to some of its layers."),
     "soup": ("soup", "Choose what to merge by a held-out score."),
@@ -42,7 +43,7 @@ COMMANDS = {
 
 #: Commands by what they are for, in the order of ``weightops --help``.
 SECTIONS = {
-    "Make models": ("compose-guard", "merge", "adapters", "average", "soup", "extract", "methods"),
+    "Make models": ("compose-guard", "merge", "adapters", "sparse", "average", "soup", "extract", "methods"),
     "Train": ("train", "recipes", "disperse", "disperse-merge"),
     "Use guards": ("guard",),
     "Decode": ("generate", "sorted"),

@@ -86,7 +86,7 @@ class Opener:
     def _with(self, base: Checkpoint, spec: str) -> Checkpoint:
         """A base with an adapter on it, or with a sparse delta, which is bound to it."""
         if spec not in self._added:
-            self._added[spec] = _read_added(spec)
+            self._added[spec] = open_added(spec)
         added = self._added[spec]
         if isinstance(added, SparseDelta):
             added = replace(added, base=base.source)
@@ -113,7 +113,7 @@ def open_adapter(spec: str | Path) -> Delta:
         WeightopsError: it does not exist, it is neither a LoRA adapter nor a sparse delta, or it is a sparse delta
             whose values replace those of its base, which is a difference only together with that base.
     """
-    added = _read_added(str(spec))
+    added = open_added(spec)
     if isinstance(added, SparseDelta) and added.about.semantics == "replace":
         raise WeightopsError(
             f"{spec}: its values replace those of its base, so it is a difference only together with it; subtract: "
@@ -122,16 +122,21 @@ def open_adapter(spec: str | Path) -> Delta:
     return Delta((Change(added),))
 
 
-def _read_added(spec: str) -> AddOn:
-    """The adapter or the sparse delta that a spec names."""
-    with _reading(spec):
-        place, _ = _locate(spec)
+def open_added(spec: str | Path) -> AddOn:
+    """Open what stands after the plus in ``BASE+ADAPTER``: a LoRA adapter or a sparse delta.
+
+    Raises:
+        WeightopsError: it does not exist, it is neither of the two, or it cannot be read.
+    """
+    text = str(spec)
+    with _reading(text):
+        place, _ = _locate(text)
         if (place / ADAPTER_CONFIG).exists():
-            return read_adapter(place, spec)
+            return read_adapter(place, text)
         if (file := delta_file(place)) is not None:
-            return read_sparse_delta(file, spec, place if place.is_dir() else None)
+            return read_sparse_delta(file, text, place if place.is_dir() else None)
     raise WeightopsError(
-        f"{spec}: no {ADAPTER_CONFIG} and no {DELTA_FILE}; name a PEFT adapter or a sparse delta after the +"
+        f"{text}: no {ADAPTER_CONFIG} and no {DELTA_FILE}; name a PEFT adapter or a sparse delta after the +"
     )
 
 

@@ -21,6 +21,7 @@ import numpy.typing as npt
 from .. import dtypes
 from ..errors import Message, Remedy, WeightopsError, attempt_all, short
 from .folder import parse_json
+from .replacing import DELTA
 from .safetensors import MOST_DIMENSIONS, Header, StoredTensor, read_header
 from .small_files import inside, open_file
 from .weights import Weights
@@ -28,8 +29,8 @@ from .weights import Weights
 #: The key of the file's metadata that makes it a sparse delta.
 KEY: Final = "weightops_sparse"
 VERSION: Final = 1
-#: Name of the file in a folder that holds a sparse delta, beside ``guard.json`` and other small files.
-FILE: Final = "delta.safetensors"
+#: Name of the file in a folder that holds a sparse delta.
+FILE: Final = DELTA
 #: ``add``: the values are added to the base's entries. ``replace``: they are the new entries, bit for bit.
 Semantics = Literal["add", "replace"]
 SEMANTICS: Final = ("add", "replace")

@@ -15,14 +15,13 @@ import numpy as np
 import numpy.typing as npt
 
 from .. import dtypes
-from ..engine.exact_reads import read_exactly
+from ..engine.exact_reads import read_tensor
 from ..engine.jobs import BLOCK
 from ..engine.tally import tensor_digest
 from ..errors import WeightopsError, short
 from ..io.output_lock import OutputLock
 from ..io.replacing import exists_already, put_in_place, recover
 from ..io.safetensors import StoredTensor, build_header
-from ..io.small_files import open_file
 from ..io.sparse_delta import (
     KEY,
     WIDE,
@@ -109,9 +108,9 @@ def load_entries(tensor: SparseTensor) -> Entries:
         WeightopsError: the file has changed since it was opened.
     """
     indices = np.concatenate([np.empty(0, np.int64), *positions(tensor)])
-    originals = None if tensor.originals is None else _read(tensor.originals)
+    originals = None if tensor.originals is None else read_tensor(tensor.originals)
     made = Entries(
-        tensor.name, tensor.shape, tensor.dtype, tensor.base_digest, indices, _read(tensor.values),
+        tensor.name, tensor.shape, tensor.dtype, tensor.base_digest, indices, read_tensor(tensor.values),
         tensor.values.dtype, originals,
     )  # fmt: skip
     made.check()
@@ -203,16 +202,6 @@ def _write(file: IO[bytes], spool: TensorSpool, described: Mapping[str, Describe
         file.seek(offset)
         for data in spool.blocks(name, BLOCK):
             file.write(data)
-
-
-def _read(tensor: StoredTensor) -> npt.NDArray[np.uint8]:
-    raw = np.empty(tensor.nbytes, np.uint8)
-    descriptor = open_file(tensor.file)
-    try:
-        read_exactly(descriptor, raw, tensor.offset, tensor.file)
-    finally:
-        os.close(descriptor)
-    return raw
 
 
 def _bytes(tensor: Tensor) -> npt.NDArray[np.uint8]:

@@ -7,7 +7,6 @@ not change is never kept. Thresholds are exact and come from two histograms, as 
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
@@ -21,7 +20,7 @@ from .. import dtypes
 from ..algebra.checkpoint import Checkpoint, Delta, lower
 from ..algebra.opening import Opener
 from ..engine import kernels
-from ..engine.exact_reads import read_exactly
+from ..engine.exact_reads import read_tensor
 from ..engine.execute import streamed
 from ..engine.fused.select import Selection, positions_of, select
 from ..engine.jobs import Job, Term
@@ -30,7 +29,6 @@ from ..engine.tally import tensor_digest
 from ..errors import Message, Remedy, WeightopsError, short
 from ..io.progress import Progress
 from ..io.safetensors import StoredTensor
-from ..io.small_files import open_file
 from ..io.sparse_delta import DeltaMetadata
 from ..version import __version__
 from .delta_file import Entries, place_problem, write_delta
@@ -192,6 +190,7 @@ def extract_sparse(
     scope: Scope = "per-tensor",
     exact: bool = False,
     originals: bool = False,
+    exclude: Sequence[str] = (),
     dtype: str = "auto",
     command: str | None = None,
 ) -> SparseExtraction:
@@ -204,6 +203,7 @@ def extract_sparse(
         scope: Take the share in each tensor, or in all tensors together.
         exact: Keep every entry that differs, so that base and delta give ``tuned`` bit for bit.
         originals: Keep the base's entries too, so that the delta can be reverted without the base.
+        exclude: Regular expressions of names of tensors to leave out; not with ``exact``.
         dtype: Of the differences: ``auto`` (the base's), ``float32``, ``bfloat16`` or ``float16``.
         command: The command line, for the file's metadata.
 
@@ -220,16 +220,21 @@ def extract_sparse(
         problems.append(f"scope must be per-tensor or global, not {scope!r}")
     if dtype not in ("auto", "float32", "bfloat16", "float16"):
         problems.append(f"dtype must be auto, float32, bfloat16 or float16, not {dtype!r}")
+    if exact and exclude:
+        problems.append(Message("an exact delta leaves nothing out", Remedy("do not give {}", "exclude")))
     if problems:
         raise WeightopsError(*problems)
     opener = Opener()
     one, other = (each if isinstance(each, Checkpoint) else opener.open(each) for each in (base, tuned))
     recipe = {
         "kind": "exact" if exact else "largest", "base": one.spec, "tuned": other.spec, "density": density,
-        "scope": scope, "dtype": dtype,
+        "scope": scope, "exclude": list(exclude), "dtype": dtype,
     }  # fmt: skip
     made = {"weightops": __version__, "recipe": recipe, **({"command": command} if command else {})}
-    extraction = sparse_part(one, other - one, density or 1.0, scope, originals=originals, dtype=dtype, made=made)
+    change: Delta = other - one
+    for pattern in exclude:
+        change = change.without(pattern)
+    extraction = sparse_part(one, change, density or 1.0, scope, originals=originals, dtype=dtype, made=made)
     if exact:
         extraction = replace(extraction, tuned=other)
         if problems := _not_exact(one, other):
@@ -280,14 +285,7 @@ def _not_exact(base: Checkpoint, tuned: Checkpoint) -> list[str]:
 
 def _stored_block(stored: StoredTensor, begin: int, count: int) -> npt.NDArray[np.uint8]:
     """The bytes of some elements of a stored tensor: [count, bytes of an element]."""
-    size = dtypes.itemsize(stored.dtype)
-    raw = np.empty((count, size), np.uint8)
-    descriptor = open_file(stored.file)
-    try:
-        read_exactly(descriptor, raw.reshape(-1), stored.offset + begin * size, stored.file)
-    finally:
-        os.close(descriptor)
-    return raw
+    return read_tensor(stored, begin, count).reshape(count, -1)
 
 
 def kept(density: float, count: int) -> int:
