@@ -29,7 +29,7 @@ from ..io.safetensors import StoredTensor, build_header
 from ..io.staging import Staging, output_problems
 from ..io.weights import Weights
 from ..output.modelcard import Card, render
-from ..output.provenance import RECORD, record, tensor_digest
+from ..output.provenance import RECORD, record, record_file, tensor_digest
 from .factors import Factors
 
 T = TypeVar("T")
@@ -90,7 +90,7 @@ class AdapterPlan:
     notes: tuple[str, ...] = ()
 
     def problems(self, out: Path, *, overwrite: bool) -> list[str]:
-        """What stands in the way of writing to this place."""
+        """The problems with writing to this place."""
         folders = [source.folder for source in self.sources if source.folder is not None]
         return output_problems(out, [*folders, *self._inputs], self.size, overwrite=overwrite)
 
@@ -121,7 +121,7 @@ def write_adapter(
         measured: Further tensors that ``compute`` is called with; nothing is written for them.
 
     Raises:
-        WeightopsError: what stands in the way, or went wrong; ``out`` is then as it was.
+        WeightopsError: the problems with the plan or the place, or an error while writing; ``out`` is then as it was.
     """
     if problems := plan.problems(out, overwrite=overwrite):
         raise WeightopsError(*problems)
@@ -265,10 +265,9 @@ def _files(plan: AdapterPlan, spooled: _Spool, tally: Tally) -> dict[str, bytes]
     """The small files, by name."""
     jobs = tuple(Job(name, dtype, shape, None) for name, (dtype, shape) in spooled.tensors.items())
     made = record(Plan(jobs, (), (), (), plan.recipe), tally, plan.sources)
-    files = {CONFIG: _json(_config(plan, spooled))}
-    files[RECORD] = _json({**made, "files": sorted({*files, RECORD, "README.md"})})
-    files["README.md"] = render(plan.card, made, plan.sources).encode()
-    return files
+    config = json.dumps(_config(plan, spooled), indent=2, ensure_ascii=False) + "\n"
+    files = {CONFIG: config.encode(), "README.md": render(plan.card, made, plan.sources).encode()}
+    return {**files, RECORD: record_file(made, files)}
 
 
 def _config(plan: AdapterPlan, spooled: _Spool) -> dict[str, Any]:
@@ -289,7 +288,3 @@ def _config(plan: AdapterPlan, spooled: _Spool) -> dict[str, Any]:
         "init_lora_weights": True,
         "inference_mode": True,
     }
-
-
-def _json(value: Any) -> bytes:
-    return (json.dumps(value, indent=2, ensure_ascii=False) + "\n").encode()
