@@ -23,7 +23,7 @@ from ..io.small_files import MOST_BYTES, read_beside
 from ..io.staging import Staging, output_problems
 from ..io.weights import Weights
 from .modelcard import Card, render
-from .provenance import RECORD, record
+from .provenance import RECORD, record, record_file
 
 _NOT_CARRIED = (RECORD, GUARD_CARD, "trainer_state.json", "training_args.json", ADAPTER_CONFIG)
 """Files that describe the source's weights or training, so they are not true for the output."""
@@ -179,10 +179,10 @@ def _files(plan: Plan, package: Package, tally: Tally, carried: Mapping[str, byt
     if len(plan.files) > 1:
         files[INDEX] = _json(_index(plan))
     files |= package.files
-    files[RECORD] = _json({**provenance, "files": sorted({*files, RECORD, "README.md"})})
     config = {**package.model.config, **package.config}
-    files["README.md"] = render(package.card, provenance, package.sources, files, config).encode()
-    return files
+    names = (*files, RECORD)
+    files["README.md"] = render(package.card, provenance, package.sources, names, config).encode()
+    return {**files, RECORD: record_file(provenance, files)}
 
 
 def carried_files(folder: Path | None) -> dict[str, bytes]:
