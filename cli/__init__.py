@@ -23,6 +23,7 @@ from weightops.version import __version__
 COMMANDS = {
     "compose-guard": ("compose_guard", "Make a guard for TARGET: target + scale * (guard - base)."),
     "merge": ("merge", "Merge models as a mergekit file says."),
+    "merge-with-data": ("merge_with_data", "Merge models by what each computes on its own data."),
     "adapters": ("adapters", "Merge LoRA adapters into one, or extract one from a model."),
     "average": ("average", "Average checkpoints of one run, in place of a decay."),
     "methods": ("methods", "List the merge methods, or explain one."),
@@ -38,14 +39,14 @@ COMMANDS = {
 
 #: Commands by what they are for, in the order of ``weightops --help``.
 SECTIONS = {
-    "Make models": ("compose-guard", "merge", "adapters", "average", "methods"),
+    "Make models": ("compose-guard", "merge", "merge-with-data", "adapters", "average", "methods"),
     "Train": ("train", "recipes", "disperse", "disperse-merge"),
     "Use guards": ("guard",),
     "Look at files": ("inspect", "verify", "cache"),
 }
 
 #: Commands that resume where they were interrupted.
-RESUMABLE = ("compose-guard", "merge", "average", "train", "disperse-merge")
+RESUMABLE = ("compose-guard", "merge", "merge-with-data", "average", "train", "disperse-merge")
 
 EPILOG = """\b
 Exit codes:

@@ -14,7 +14,7 @@ ROOT = Path(__file__).parents[1]
 LEVELS = (
     ("cli",),
     ("recipes",),
-    ("merge", "guard", "adapters"),
+    ("merge", "guard", "adapters", "data_merging"),
     ("layerwise",),
     ("algebra",),
     ("output",),

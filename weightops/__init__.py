@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from .algebra.checkpoint import Checkpoint, Delta
     from .algebra.opening import open_adapter
     from .algebra.opening import open_checkpoint as open  # the face says wo.open, as json says json.load
+    from .data_merging.data_merge import merge_with_data
     from .guard.compose import compose_guard
     from .ops import Draw, PerModel, Place, Range, operator
 
@@ -41,6 +42,7 @@ __all__ = [
     "compose_guard",
     "extract_adapter",
     "merge_adapters",
+    "merge_with_data",
     "open",
     "open_adapter",
     "operator",
@@ -57,6 +59,7 @@ _HOMES = {
     "compose_guard": ("guard.compose", "compose_guard"),
     "extract_adapter": ("adapters.extraction", "extract_adapter"),
     "merge_adapters": ("adapters.adapter_merge", "merge_adapters"),
+    "merge_with_data": ("data_merging.data_merge", "merge_with_data"),
     "open": ("algebra.opening", "open_checkpoint"),
     "open_adapter": ("algebra.opening", "open_adapter"),
     "operator": ("ops", "operator"),

@@ -11,6 +11,7 @@ from .algebra.checkpoint import Delta as Delta
 from .algebra.merged import MergedDelta
 from .algebra.opening import open_adapter as open_adapter
 from .algebra.opening import open_checkpoint as open
+from .data_merging.data_merge import merge_with_data as merge_with_data
 from .errors import WeightopsError as WeightopsError
 from .guard.compose import compose_guard as compose_guard
 from .ops import Draw as Draw
@@ -33,6 +34,7 @@ __all__ = [
     "compose_guard",
     "extract_adapter",
     "merge_adapters",
+    "merge_with_data",
     "open",
     "open_adapter",
     "operator",

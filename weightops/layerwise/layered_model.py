@@ -52,12 +52,13 @@ class LoadedPart:
 
     Attributes:
         name: For messages: ``embeddings``, ``layer 3`` or ``norm and head``.
-        parameters: Its weights by the names of transformers' modules, fp32, without gradients unless asked for; in a
-            model with tied embeddings the last part's head is named like the embedding.
+        parameters: Its weights by the names of transformers' modules, fp32; they ask for gradients only if told to.
+        tied: In the last part of a model with tied embeddings, the table of part 0 that is its head; else nothing.
     """
 
     name: str
     parameters: Mapping[str, torch.nn.Parameter]
+    tied: Mapping[str, torch.nn.Parameter]
     _run: Callable[[Sequence[int], Tensor | None], Tensor]
 
     def run(self, ids: Sequence[int], hidden: Tensor | None = None) -> Tensor:
@@ -131,6 +132,11 @@ class LayeredModel:
         """Length of a hidden state."""
         return int(self.model.get_input_embeddings().weight.shape[1])
 
+    @property
+    def vocabulary(self) -> int:
+        """How many tokens the embedding has rows for."""
+        return int(self.model.get_input_embeddings().weight.shape[0])
+
     @cached_property
     def tied(self) -> bool:
         """Whether the head is the token embedding: the checkpoint holds no head of its own."""
@@ -156,8 +162,10 @@ class LayeredModel:
             WeightopsError: the checkpoint lacks tensors of the part, or transformers cannot convert them.
         """
         names = self._load(number)
-        parameters = dict(self.model.named_parameters())
-        held = {name: parameters[name] for name in names if name in parameters}
+        loaded = {name: p for name, p in self.model.named_parameters() if name in names}
+        held = {name: p for name, p in loaded.items() if self._part_of(name) == number}
+        tied = {name: p for name, p in loaded.items() if name not in held}
+        del loaded
 
         def run(ids: Sequence[int], hidden: Tensor | None) -> Tensor:
             output = self._run(number, ids, hidden)
@@ -169,9 +177,10 @@ class LayeredModel:
             return output
 
         try:
-            yield LoadedPart(self.part_name(number), held, run)
+            yield LoadedPart(self.part_name(number), held, tied, run)
         finally:
             held.clear()  # the caller's name for the part may outlive the block
+            tied.clear()
             self._forget(names)
 
     def as_stored(self, number: int, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
