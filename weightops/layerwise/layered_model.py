@@ -107,7 +107,7 @@ class LayeredModel:
         self._layers = list(self.model.get_submodule(self._stack.rstrip(".")))
         self._stored = self._stored_parts()
         self._conversions = conversions(self.model)
-        self._forget(self._state)
+        self._forget()
         self._wrapped = False
         with quiet_transformers(), torch.no_grad():
             self._probe()
@@ -181,7 +181,7 @@ class LayeredModel:
         finally:
             held.clear()  # the caller's name for the part may outlive the block
             tied.clear()
-            self._forget(names)
+            self._forget()
 
     def as_stored(self, number: int, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Tensors of a part by the names of the checkpoint, in its shapes: fused experts are separate there, say.
@@ -320,7 +320,7 @@ class LayeredModel:
                         f"{self.spec}: the checkpoint has no {short(name)}, which config.json asks for"
                     )
         except BaseException:
-            self._forget(self._state)
+            self._forget()
             raise
         return sorted(loaded | set(expected))
 
@@ -333,10 +333,9 @@ class LayeredModel:
             return None
         return 0 if before_layers(name) else self.layers + 1
 
-    def _forget(self, names: Iterable[str]) -> None:
-        """Take weights out of memory again."""
-        for name in names:
-            empty = self._state[name]
+    def _forget(self) -> None:
+        """Take all weights out of memory again; a tied table was in two places."""
+        for name, empty in self._state.items():
             if self._part_of(name) == 0 and empty.is_floating_point():
                 empty = torch.full((), math.nan, dtype=empty.dtype, device=self.device).expand(empty.shape)
             put(self.model, name, empty)

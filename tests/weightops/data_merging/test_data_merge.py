@@ -1,17 +1,18 @@
 """A merge by data as a whole: what is written, resumed, refused, and how much memory it takes."""
 
 import json
+import weakref
 
 import pytest
 import tiny_architectures
 import tiny_models
 import torch
-from fuzzing import peak_memory
 from safetensors.torch import load_file, save_file
 
 import weightops as wo
 from weightops.data_merging import data_merge, fisher, regmean
 from weightops.errors import WeightopsError
+from weightops.layerwise.layered_model import LayeredModel
 from weightops.output.provenance import verify
 from weightops.rows.row import Row
 
@@ -137,26 +138,42 @@ def test_a_sample_that_was_cut_or_is_short_is_a_note_of_the_plan(pair):
     assert any("the head is the token embedding" in note for note in notes)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("method", ["regmean", "fisher"])
-def test_memory_stays_within_the_stated_bound_and_does_not_grow_with_the_depth(method, tmp_path):
-    """The bound leaves out what a layer computes on one row, and what Python and torch take: less than two layers."""
+def test_nothing_of_a_part_stays_in_memory_when_the_next_one_is_loaded(method, pair, tmp_path, monkeypatch):
+    """So the peak is that of one part, whatever the depth."""
+    held, parts = [], []
+    kind, solve = {"regmean": (regmean.RegressionSums, "solved"), "fisher": (fisher.FisherSums, "merged")}[method]
+    add, finish, load = kind.add, getattr(kind, solve), LayeredModel.part
 
-    def deep(layers):
-        shape = {"hidden_size": 512, "intermediate_size": 2048, "num_hidden_layers": layers}  # a layer: 15 MB
-        return merge_of(tiny_architectures.save(tmp_path / str(layers), "llama-tied", [0, 1], **shape))
+    def added(self, parameters, *rest):
+        held.extend(weakref.ref(weights) for weights in parameters.values())
+        return add(self, parameters, *rest)
 
-    def merge_of(folders):
+    def finished(self):
+        merged = finish(self)
+        held.extend(weakref.ref(tensor) for tensor in merged.values())
+        return merged
+
+    def loading(self, number):
+        if parts[-1:] != [number]:
+            assert [ref for ref in held if ref() is not None] == []
+            parts.append(number)
+        return load(self, number)
+
+    monkeypatch.setattr(kind, "add", added)
+    monkeypatch.setattr(kind, solve, finished)
+    monkeypatch.setattr(LayeredModel, "part", loading)
+    merge(pair, method=method).save(tmp_path / "out", progress=False)
+    assert parts[-4:] == ([0, 1, 2, 3] if method == "regmean" else [3, 2, 1, 0])
+    assert len(held) == 3 * 20  # every weight of two models and of the result
+
+
+def test_the_stated_memory_is_of_one_part_whatever_the_depth(tmp_path):
+    def peaks(**shape):
+        folders = tiny_architectures.save(tmp_path / str(len(list(tmp_path.iterdir()))), "llama-tied", [0, 1], **shape)
         for folder in folders:
             tiny_models.tokenizer(folder)
-        return merge(folders, method=method)
+        return [merge(folders, method=method).peak_bytes(memory=0) for method in ("regmean", "fisher")]
 
-    shallow, larger = deep(1), deep(4)
-    shallow.save(tmp_path / "warm", progress=False)
-    peaks = [
-        peak_memory(lambda one=one, name=name: one.save(tmp_path / name, progress=False))
-        for name, one in (("a", shallow), ("b", larger))
-    ]
-    layer = larger.models[0].model.part_bytes(1)
-    assert max(peaks) < shallow.peak_bytes() + 2 * layer
-    assert peaks[1] < peaks[0] + 2 * layer
+    assert peaks(num_hidden_layers=2) == peaks(num_hidden_layers=6)
+    assert all(wide > 2 * narrow for narrow, wide in zip(peaks(), peaks(intermediate_size=128), strict=True))
