@@ -33,10 +33,19 @@ def load(spec: str | Path | Checkpoint, dtype: str = "auto", *, trust_remote_cod
             does not fit.
     """
     checkpoint = as_checkpoint(spec)
-    spec = checkpoint.spec
-    folder = model_folder(checkpoint)
     checkpoint.plan().check()
     tokenizer = load_tokenizer(checkpoint, trust_remote_code=trust_remote_code)
+    return load_model(checkpoint, dtype, trust_remote_code=trust_remote_code), tokenizer
+
+
+def load_model(checkpoint: Checkpoint, dtype: str = "auto", *, trust_remote_code: bool = False) -> Any:
+    """The model of :func:`load` without a tokenizer, which its folder then need not have.
+
+    Raises:
+        WeightopsError: as for :func:`load`.
+    """
+    folder, spec = model_folder(checkpoint), checkpoint.spec
+    checkpoint.plan().check()
     with transformers_reading(checkpoint):
         from transformers import AutoModelForCausalLM
 
@@ -46,7 +55,7 @@ def load(spec: str | Path | Checkpoint, dtype: str = "auto", *, trust_remote_cod
     model.name_or_path = model.config.name_or_path = (
         name  # an adapter names this as its base, not a folder of the cache
     )
-    return model, tokenizer
+    return model
 
 
 def load_tokenizer(checkpoint: Checkpoint, *, trust_remote_code: bool = False) -> Any:
@@ -66,13 +75,15 @@ def model_folder(checkpoint: Checkpoint) -> Path:
     """The folder with a checkpoint's configuration and tokenizer.
 
     Raises:
-        WeightopsError: the checkpoint is a bare file.
+        WeightopsError: the checkpoint is a bare file, or layers were cut out of it, which the folder does not show.
     """
     folder = checkpoint.source.folder
     if folder is None:
         raise WeightopsError(
             f"{checkpoint.spec}: a bare file has no configuration and no tokenizer; name the model's folder"
         )
+    if checkpoint.source.kept:
+        raise WeightopsError(f"{checkpoint.spec}: layers were cut out of it; save it first, and name that folder")
     return folder
 
 

@@ -29,6 +29,7 @@ from ..algebra.opening import as_checkpoint
 from ..anatomy.config_keys import layer_count, max_positions
 from ..anatomy.groups import before_layers, embedding_of, is_buffer, is_head
 from ..anatomy.layers import kind_of, layer_of, main_stack
+from ..engine.devices import device_problems
 from ..errors import WeightopsError, short
 from ..io.quiet import quiet_transformers
 from .meta_model import conversions, put, read_into, without_weights
@@ -93,6 +94,8 @@ class LayeredModel:
     """
 
     def __init__(self, model: str | Path | Checkpoint, *, device: str = "cpu", trust_remote_code: bool = False) -> None:
+        if problems := device_problems(device):
+            raise WeightopsError(*problems)
         self.checkpoint = as_checkpoint(model)
         self.spec = self.checkpoint.spec
         self.device = torch.device(device)

@@ -9,10 +9,10 @@ from typing import Any
 
 from tqdm import tqdm
 
-from weightops.errors import WeightopsError
-from weightops.io.progress import followed
-from weightops.rows.chat import Tokens, row_tokens
-from weightops.rows.row import Row, raise_faults, short
+from ..errors import WeightopsError
+from ..io.progress import followed
+from .chat import Tokens, row_tokens
+from .row import Row, raise_faults, short
 
 
 def say(note: str) -> None:
