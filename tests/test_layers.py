@@ -15,7 +15,7 @@ LEVELS = (
     ("cli",),
     ("recipes",),
     ("soup",),
-    ("merge", "guard", "adapters", "sorted", "sparse"),
+    ("merge", "guard", "adapters", "data_merging", "sorted", "sparse"),
     ("layerwise",),
     ("algebra",),
     ("output",),

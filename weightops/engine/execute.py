@@ -60,7 +60,7 @@ def execute(
     gather.begin(plan)
     journal = staging.done()
     with ExitStack() as stack:
-        files, places = _open_inputs(plan, stack), _allocate(plan, staging)
+        files, places = _open_inputs(plan, stack), allocate(plan, staging)
         grams = _measured(plan, files, staging, journal, threads, progress)
         work = _worker(plan, owned, files, places, grams, threads, memory)
         for piece, records, fresh in _in_order(_pieces(plan, blocks), _done(journal), work, places, threads):
@@ -373,7 +373,7 @@ def _in_order(
             pool.shutdown(cancel_futures=True)
 
 
-def _allocate(plan: Plan, staging: Staging) -> dict[str, tuple[int, int]]:
+def allocate(plan: Plan, staging: Staging) -> dict[str, tuple[int, int]]:
     """Every output file at its full size; each tensor's descriptor and offset."""
     places: dict[str, tuple[int, int]] = {}
     for file in plan.files:

@@ -101,12 +101,26 @@ class Prepared:
         threads = default_threads() if threads is None else threads
         _check_limits(threads, memory)
         self.plan.slice_blocks(threads, memory)
+
+        def executed(staging: Staging) -> Tally:
+            with Progress(self.plan.work, f"writing {self.out.name}", shown=progress) as bar:
+                return execute(self.plan, staging, threads=threads, memory=memory, progress=bar.update)
+
+        return self.write_by(executed, lock=lock)
+
+    def write_by(self, compute: Callable[[Staging], Tally], *, lock: OutputLock | None = None) -> Saved:
+        """Let ``compute`` write the plan's files into the staged folder, add the other files, and put it in its place.
+
+        Raises:
+            WeightopsError: the problems, or an error while writing.
+        """
+        if self.problems:
+            raise WeightopsError(*self.problems)
         identity = self.plan.identity()
         self.plan.check_headers()
         carried = carried_files(self.package.model.folder)
         with Staging(self.out, identity, overwrite=self.overwrite, lock=lock) as staging:
-            with Progress(self.plan.work, f"writing {self.out.name}", shown=progress) as bar:
-                tally = execute(self.plan, staging, threads=threads, memory=memory, progress=bar.update)
+            tally = compute(staging)
             self.package.accept(tally)
             for name, data in _files(self.plan, self.package, tally, carried).items():
                 staging.write(name, data)
