@@ -14,14 +14,16 @@ ROOT = Path(__file__).parents[1]
 LEVELS = (
     ("cli",),
     ("recipes",),
-    ("merge", "guard", "adapters"),
+    ("soup",),
+    ("merge", "guard", "adapters", "sorted"),
+    ("layerwise",),
     ("algebra",),
     ("output",),
     ("engine",),
     ("ops",),
     ("anatomy",),
     ("rows", "io"),
-    ("dtypes", "errors", "version"),
+    ("discovery", "extras", "dtypes", "errors", "version"),
 )
 RANK = {name: (level, place) for level, names in enumerate(LEVELS) for place, name in enumerate(names)}
 

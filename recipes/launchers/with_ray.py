@@ -20,7 +20,6 @@ from typing import Any, Final
 from unittest.mock import patch
 
 from weightops.errors import WeightopsError
-from weightops.recipes.data.encode import say
 from weightops.recipes.floor.settings import Count, NotNegative
 from weightops.recipes.parts.part_logs import PartLogs, last_lines, log_of
 from weightops.recipes.parts.part_training import (
@@ -32,6 +31,7 @@ from weightops.recipes.parts.part_training import (
     attempt_apart,
     begin_run_folder,
 )
+from weightops.rows.encode import say
 
 COMPARED: Final = ("weightops", "torch", "transformers")
 """Packages that decide what a training computes."""

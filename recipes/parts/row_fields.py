@@ -68,7 +68,7 @@ def _sides(row: Row) -> tuple[str, str]:
         return _plain(row.checked("prompt")), _plain(row.checked("completion"))
     if (text := row.checked("text")) is not None:
         return "", str(text)
-    raise lacks_words(row)
+    raise WeightopsError(lacks_words(row))
 
 
 def _join(messages: Sequence[Message], answers: bool) -> str:

@@ -14,14 +14,15 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from pydantic import Field
 
 from weightops.errors import WeightopsError
-from weightops.recipes.data.encode import check_columns, columns_of, encode
 from weightops.recipes.data.packing import pack
 from weightops.recipes.data.source import load_rows, split
 from weightops.recipes.floor.checking import check, relation
 from weightops.recipes.floor.components import Component, component, kind_of
-from weightops.recipes.floor.objective import Objective
+from weightops.recipes.floor.objective import Objective, columns_of
 from weightops.recipes.floor.settings import Data, ModelName, Training
 from weightops.recipes.floor.unfinished import check_free
+from weightops.rows.chat import unlearnable
+from weightops.rows.encode import check_columns, encode
 from weightops.rows.row import Row
 
 if TYPE_CHECKING:
@@ -80,7 +81,7 @@ def run(recipe: SftRecipe, out: Path, overwrite: bool = False, *, trust_remote_c
     """
     check(recipe)
     check_free(out, overwrite)
-    data = load_rows(recipe.data)
+    data = load_rows(recipe.data, unlearnable)
     check_columns(data, columns_of(recipe.objective), f"objective {kind_of(recipe.objective)}")
     learned, held_out = split(data, recipe.data.held_out, recipe.training.seed)
     return train(recipe, learned, held_out, out, overwrite, trust_remote_code=trust_remote_code)

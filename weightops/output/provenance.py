@@ -85,13 +85,16 @@ def _source(source: Weights | Adapter, digests: Mapping[tuple[str, int, int], st
     if isinstance(source, Weights):
         used = {tensor: digests[place] for tensor in source.tensors.values() if (place := _place(tensor)) in digests}
     else:  # an adapter is small, and writing may have read its factors many times
-        used = {tensor: digests.get(_place(tensor)) or tensor_digest(tensor) for tensor in _adapter_tensors(source)}
+        used = {tensor: digests.get(_place(tensor)) or tensor_digest(tensor) for tensor in stored_in(source)}
     entry: dict[str, Any] = {"name": source.spec, "content": content(used), "tensors": len(used)}
     if isinstance(source, Weights) and source.revision:
         entry["revision"] = source.revision
     return entry
 
 
-def _adapter_tensors(adapter: Adapter) -> list[StoredTensor]:
-    factors = [factor for update in adapter.updates.values() for factor in (update.left, update.right)]
-    return [*factors, *adapter.replaced.values()]
+def stored_in(source: Weights | Adapter) -> list[StoredTensor]:
+    """Every stored tensor of a model or adapter."""
+    if isinstance(source, Weights):
+        return list(source.tensors.values())
+    factors = [factor for update in source.updates.values() for factor in (update.left, update.right)]
+    return [*factors, *source.replaced.values()]

@@ -130,12 +130,12 @@ def _from_alpaca(record: Mapping[str, Any]) -> tuple[dict[str, str], dict[str, s
     return {"prompt": prompt, "completion": texts["output"]}, {}
 
 
-def lacks_words(row: Row) -> WeightopsError:
-    """The error of a row in none of the forms that training reads."""
+def lacks_words(row: Row) -> str:
+    """What is wrong with a row in none of the forms that training reads."""
     names = ", ".join(short(name).strip("'") for name in list(row.columns)[:_NAMED])
     more = ", ..." if len(row.columns) > _NAMED else ""
-    own = f"; it has {names}{more}: rename the fields that hold them" if row.columns else ""
-    return WeightopsError(f"needs messages, prompt and completion, or text{own}")
+    columns = f"; it has {names}{more}: rename the fields that hold them" if row.columns else ""
+    return f"needs messages, prompt and completion, or text{columns}"
 
 
 def content_text(message: Message) -> str | None:
