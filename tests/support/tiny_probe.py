@@ -26,7 +26,7 @@ class Probe(Metric):
     def content(self) -> str:
         return ",".join(self.data)
 
-    def ready(self, model: Any, tokenizer: Any, checkpoint: Any) -> Callable[[], float]:
+    def ready(self, model: Any, tokenizer: Any, models: Any) -> Callable[[], float]:
         def probe() -> float:
             value = float(model.state_dict()["model.norm.weight"][0])
             Probe.calls.append(value)

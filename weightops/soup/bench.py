@@ -150,7 +150,7 @@ class Bench:
     def _ready(self, metric: Metric, model: Any, tokenizer: Any) -> Callable[[], float]:
         identity = metric.identity()
         if identity not in self._measures:
-            self._measures[identity] = metric.ready(model, tokenizer, self.ingredients.carrier)
+            self._measures[identity] = metric.ready(model, tokenizer, self.ingredients.carried)
         return self._measures[identity]
 
     @cached_property
@@ -177,8 +177,7 @@ class Bench:
         document["models"] = [{**entry, "model": contents[entry["model"]]} for entry in document["models"]]
         if "base_model" in document:
             document["base_model"] = contents[document["base_model"]]
-        carrier = self.ingredients.carrier
-        cards = {name: blake3(data).hexdigest() for name, data in metric.files(carrier).items()}
+        cards = {name: blake3(data).hexdigest() for name, data in metric.files(self.ingredients.carried).items()}
         parts = [
             VERSION,
             document,

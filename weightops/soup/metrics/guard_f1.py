@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from blake3 import blake3
 
 from ...errors import Message, Remedy, WeightopsError
-from ...guard.card import NAME, GuardCard, card_of
+from ...guard.card import NAME, GuardCard, card_folder, card_of
 from ...rows.labelled import LabelledText, labelled_texts
 from ...rows.reader import read_rows
 from ..metric import Metric
@@ -56,23 +56,24 @@ class GuardF1(Metric):
         """The digest of texts and labels."""
         return blake3(repr([(row.text, row.unsafe) for row in self._rows]).encode("utf-8", "replace")).hexdigest()
 
-    def files(self, checkpoint: Checkpoint) -> Mapping[str, bytes]:
-        """The guard's own card."""
-        card = None if self.preset else card_of(checkpoint)
+    def files(self, models: Sequence[Checkpoint]) -> Mapping[str, bytes]:
+        """The card of the first model that has one."""
+        card = None if self.preset else next(filter(None, map(card_of, models)), None)
         return {} if card is None else {NAME: card.to_json().encode()}
 
-    def ready(self, model: Any, tokenizer: Any, checkpoint: Checkpoint) -> Callable[[], float]:
+    def ready(self, model: Any, tokenizer: Any, models: Sequence[Checkpoint]) -> Callable[[], float]:
         """Finds out how the guard is asked."""
         from ...guard.evaluate import check_lengths
         from ...guard.judge import Guard, check_labels
         from ...guard.metrics import score
         from ...guard.presets import chosen_card
 
-        card = chosen_card(checkpoint, self.preset or None) or GuardCard.of(checkpoint)
+        asked = next((one for one in models if card_folder(one) is not None), models[0])
+        card = chosen_card(asked, self.preset or None) or GuardCard.of(asked)
         guard = Guard(model, tokenizer, card if isinstance(card, GuardCard) else card(tokenizer))
         if self.threshold:
             guard = replace(guard, card=replace(guard.card, threshold=self.threshold))
-        check_labels(guard, checkpoint.spec)
+        check_labels(guard, asked.spec)
         check_lengths(guard, self._rows)
         truth, texts = [row.unsafe for row in self._rows], [row.text for row in self._rows]
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import logging
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from dataclasses import dataclass
 from functools import cached_property
@@ -58,7 +58,7 @@ class LmEval(Metric):
         version = getattr(needed("lm_eval", "lm-eval", "eval"), "__version__", "")
         return blake3(repr((self.data, digests, version)).encode()).hexdigest()
 
-    def ready(self, model: Any, tokenizer: Any, checkpoint: Checkpoint) -> Callable[[], float]:
+    def ready(self, model: Any, tokenizer: Any, models: Sequence[Checkpoint]) -> Callable[[], float]:
         """Loads the tasks."""
         evaluator = needed("lm_eval.evaluator", "lm-eval", "eval")
         harness = needed("lm_eval.models.huggingface", "lm-eval", "eval")
