@@ -25,6 +25,7 @@ COMMANDS = {
     "merge": ("merge", "Merge models as a mergekit file says."),
     "adapters": ("adapters", "Merge LoRA adapters into one, or extract one from a model."),
     "average": ("average", "Average checkpoints of one run, in place of a decay."),
+    "extract": ("extract", "Cut a model to some of its layers."),
     "soup": ("soup", "Choose what to merge by a held-out score."),
     "methods": ("methods", "List the merge methods, or explain one."),
     "train": ("train", "Train a guard, or your own model, from a recipe."),
@@ -32,6 +33,8 @@ COMMANDS = {
     "disperse-merge": ("disperse_merge", "Disperse rows, train on each part, and merge."),
     "recipes": ("recipes", "List, show, copy and check training recipes."),
     "guard": ("guard", "Use a guard: score texts, evaluate it, serve it."),
+    "generate": ("generate", "Continue prompts, drafting with the model's own lower layers."),
+    "sorted": ("sorted", "Measure decoding with early exits."),
     "inspect": ("inspect", "List a model's tensors by part."),
     "verify": ("verify", "Check that an output is still as weightops wrote it."),
     "cache": ("cache", "List and clear converted models."),
@@ -39,14 +42,15 @@ COMMANDS = {
 
 #: Commands by what they are for, in the order of ``weightops --help``.
 SECTIONS = {
-    "Make models": ("compose-guard", "merge", "adapters", "average", "soup", "methods"),
+    "Make models": ("compose-guard", "merge", "adapters", "average", "soup", "extract", "methods"),
     "Train": ("train", "recipes", "disperse", "disperse-merge"),
     "Use guards": ("guard",),
+    "Decode": ("generate", "sorted"),
     "Look at files": ("inspect", "verify", "cache"),
 }
 
 #: Commands that resume where they were interrupted.
-RESUMABLE = ("compose-guard", "merge", "average", "soup", "train", "disperse-merge")
+RESUMABLE = ("compose-guard", "merge", "average", "soup", "extract", "train", "disperse-merge")
 
 EPILOG = """\b
 Exit codes:

@@ -15,7 +15,8 @@ LEVELS = (
     ("cli",),
     ("recipes",),
     ("soup",),
-    ("merge", "guard", "adapters"),
+    ("merge", "guard", "adapters", "sorted"),
+    ("layerwise",),
     ("algebra",),
     ("output",),
     ("engine",),
@@ -28,7 +29,7 @@ RANK = {name: (level, place) for level, names in enumerate(LEVELS) for place, na
 
 #: The rooms of the training floor, top to bottom. Rooms of one line never import each other.
 RECIPE_LEVELS = (
-    ("catalog",), ("routines",), ("dispersing",), ("parts",), ("objectives", "passes", "updates"), ("data",), ("floor",),
+    ("part_worker",), ("catalog",), ("routines",), ("dispersing", "launchers"), ("parts",), ("objectives", "passes", "updates"), ("data",), ("floor",),
 )  # fmt: skip
 RECIPE_RANK = {name: level for level, names in enumerate(RECIPE_LEVELS) for name in names}
 

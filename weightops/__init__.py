@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from .adapters.extraction import extract_adapter
     from .algebra.averaging import average
     from .algebra.checkpoint import Checkpoint, Delta
+    from .algebra.cutting import extract
     from .algebra.opening import open_adapter
     from .algebra.opening import open_checkpoint as open  # the face says wo.open, as json says json.load
     from .guard.compose import compose_guard
@@ -40,6 +41,7 @@ __all__ = [
     "__version__",
     "average",
     "compose_guard",
+    "extract",
     "extract_adapter",
     "make_soup",
     "merge_adapters",
@@ -57,6 +59,7 @@ _HOMES = {
     "Range": ("ops", "Range"),
     "average": ("algebra.averaging", "average"),
     "compose_guard": ("guard.compose", "compose_guard"),
+    "extract": ("algebra.cutting", "extract"),
     "extract_adapter": ("adapters.extraction", "extract_adapter"),
     "make_soup": ("soup.making", "make_soup"),
     "merge_adapters": ("adapters.adapter_merge", "merge_adapters"),

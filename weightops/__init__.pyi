@@ -8,6 +8,7 @@ from .adapters.extraction import extract_adapter as extract_adapter
 from .algebra.averaging import average as average
 from .algebra.checkpoint import Checkpoint as Checkpoint
 from .algebra.checkpoint import Delta as Delta
+from .algebra.cutting import extract as extract
 from .algebra.merged import MergedDelta
 from .algebra.opening import open_adapter as open_adapter
 from .algebra.opening import open_checkpoint as open
@@ -31,6 +32,7 @@ __all__ = [
     "__version__",
     "average",
     "compose_guard",
+    "extract",
     "extract_adapter",
     "merge_adapters",
     "open",

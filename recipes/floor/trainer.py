@@ -23,6 +23,7 @@ from safetensors.torch import load_file, save_file
 from weightops.errors import WeightopsError
 from weightops.io.progress import Progress, clock
 from weightops.io.quiet import quiet_transformers
+from weightops.io.replacing import TRAINING
 from weightops.recipes.floor.checking import check
 from weightops.recipes.floor.components import kind_of
 from weightops.recipes.floor.model import prepare, rounded
@@ -30,9 +31,8 @@ from weightops.recipes.floor.objective import ROW_INDEX, Objective, Row
 from weightops.recipes.floor.order import FILLER, Order
 from weightops.recipes.floor.settings import Training
 from weightops.recipes.floor.trained_card import Trained, write_card
-from weightops.recipes.floor.unfinished import Unfinished
+from weightops.recipes.floor.unfinished import Unfinished, only_training
 
-LOG = "training.json"
 EMPTY = "empty"
 """Tensor of a batch in which every row is a filler."""
 STATE = "objective.safetensors"
@@ -100,16 +100,16 @@ def fit(
         overwrite: Replace an output that exists, or an unfinished run of something else.
 
     Raises:
-        WeightopsError: wrong settings, no rows, rows that the objective cannot read, the output exists, or the loss is
-            not finite.
+        WeightopsError: wrong settings, no rows, rows that the objective cannot read, the output exists, another process
+            is training to it, or the loss is not finite.
     """
     check(training)
     if not rows:
         raise WeightopsError(f"{title}: no rows to train on")
     _check_rows([*rows, *held_out], objective)
     base = str(getattr(model, "name_or_path", ""))
-    unfinished = Unfinished.of(out, overwrite, model, rows, objective, training)
-    with quiet_transformers():
+    with only_training(out), quiet_transformers():
+        unfinished = Unfinished.of(out, overwrite, model, rows, objective, training)
         objective = objective.ready(model, tokenizer, rows)
         trainer = _Trainer(prepare(model, training), rows, objective, training, unfinished.folder, title)
         processes = trainer.accelerator
@@ -124,8 +124,9 @@ def fit(
         if processes.is_main_process:
             with unfinished.finish() as folder:
                 training.update.write(trainer.model, tokenizer, weights, training.save_dtype, folder)
-                log = {"steps": len(losses), "rows": len(rows), "losses": losses, "held_out": measured}
-                (folder / LOG).write_text(json.dumps(log, indent=2) + "\n")
+                counts = {"steps": len(losses), "rows": len(rows), **_tokens(rows, objective)}
+                log = {**counts, "losses": losses, "held_out": measured}
+                (folder / TRAINING).write_text(json.dumps(log, indent=2) + "\n")
                 if beside is not None:
                     beside(folder)
                 sizes = {"rows": len(rows), "held_out": len(held_out), "steps": len(losses)}
@@ -159,6 +160,12 @@ def _check_rows(rows: Sequence[Row], objective: Objective) -> None:
         )
 
 
+def _tokens(rows: Sequence[Row], objective: Objective) -> dict[str, int]:
+    """How many tokens the rows have, and how many of these the loss is on; each row once, whatever the epochs."""
+    learnt, total = sum(map(objective.learnt_tokens, rows)), sum(map(objective.length, rows))
+    return {"learnt_tokens": learnt, "total_tokens": total}
+
+
 class _Trainer(transformers.Trainer):
     """The loss is the objective's, over the items of the whole step."""
 
@@ -178,7 +185,7 @@ class _Trainer(transformers.Trainer):
             args=args,
             train_dataset=_Rows(rows),
             data_collator=self._collate,
-            callbacks=[_Watch(self.order, title)],
+            callbacks=[_Watch(self.order, title), _Steps(objective)],
         )
         self.remove_callback(transformers.trainer_callback.PrinterCallback)
 
@@ -244,6 +251,16 @@ class _Rows(torch.utils.data.Dataset):  # type: ignore[type-arg]
 
     def __getitem__(self, index: int) -> Row:
         return {**self.rows[index], ROW_INDEX: index}
+
+
+class _Steps(transformers.TrainerCallback):
+    """Tells the objective which step begins."""
+
+    def __init__(self, objective: Objective) -> None:
+        self.objective = objective
+
+    def on_step_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        self.objective.begin_step(state.global_step)
 
 
 class _Watch(transformers.TrainerCallback):

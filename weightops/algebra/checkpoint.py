@@ -29,6 +29,7 @@ from ..io.weights import Weights
 from ..output.modelcard import Card, code
 from ..output.save import Package, prepare
 from .changes import Change, Difference, collect, misfits, shares
+from .cut_card import cut_card
 from .guard_cards import CarriedCard, carried_card
 from .rules import AlgebraError, Rule, Scale, Selector
 from .shown import OneLine, share_of, sum_of
@@ -122,7 +123,8 @@ class Checkpoint(OneLine):
 
     def __repr__(self) -> str:
         added = f" + {sum_of(self.delta.changes)}" if self.delta.changes else ""
-        return f"<Checkpoint: {self.source.spec}{added.replace('+ -', '- ')}, {len(self.names)} tensors>"
+        cut = f", layers {self.source.kept} of {self.source.kept.of}" if self.source.kept else ""
+        return f"<Checkpoint: {self.source.spec}{added.replace('+ -', '- ')}{cut}, {len(self.names)} tensors>"
 
     @overload
     def __sub__(self, other: Checkpoint) -> Delta: ...
@@ -217,7 +219,7 @@ class Checkpoint(OneLine):
             jobs,
             describe(self, dtype),
             problems=problems,
-            notes=[*notes, *self.guard_card.notes],
+            notes=[*(self.source.kept.notes if self.source.kept else ()), *notes, *self.guard_card.notes],
             shard_size=shard_size,
             allow_nonfinite=allow_nonfinite,
         )
@@ -283,9 +285,11 @@ def describe(checkpoint: Checkpoint, dtype: str = "auto") -> dict[str, Any]:
         rules = [rule.describe(checkpoint.names) for rule in part.rules]
         return what | {"coefficient": part.coefficient, "rules": rules}
 
+    kept = checkpoint.source.kept
     return {
         "kind": "affine",
         "anchor": checkpoint.source.spec,
+        **({"layers": list(kept.numbers)} if kept else {}),
         "changes": [change(c) for c in checkpoint.delta.changes],
         "dtype": dtype,
     }
@@ -322,10 +326,14 @@ def roles(models: Mapping[str, Checkpoint]) -> dict[Weights | Adapter, str]:
 
 def package(checkpoint: Checkpoint) -> Package:
     """The files beside a checkpoint's weights: the source's configuration and tokenizer, a model card, a guard card."""
-    card = Card(
-        "A checkpoint made by weight arithmetic",
-        f"Made from {code(checkpoint.source.spec)} by adding differences of other checkpoints.",
-        roles={checkpoint.source: "base"},
+    card = (
+        cut_card(checkpoint.source, sources(checkpoint))
+        if checkpoint.source.kept
+        else Card(
+            "A checkpoint made by weight arithmetic",
+            f"Made from {code(checkpoint.source.spec)} by adding differences of other checkpoints.",
+            roles={checkpoint.source: "base"},
+        )
     )
     return Package(checkpoint.source, sources(checkpoint), card, files=checkpoint.guard_card.files)
 

@@ -236,6 +236,9 @@ def _worker(
             result, squares = slices.compute(piece, rows, files, allow_nonfinite=plan.allow_nonfinite)
             job, size = piece.job, dtypes.itemsize(piece.job.dtype)
             places = [job.operands.index(tensor) for tensor in owned[piece.number]]
+            copied = (
+                owned[piece.number].index(job.anchor) if job.unchanged and job.anchor in owned[piece.number] else None
+            )
             records: list[Record] = []
             for block, span in enumerate(piece.spans):
                 lo, hi = span
@@ -244,7 +247,7 @@ def _worker(
                 ]
                 record: Record = {"in": digests}
                 if job.written:
-                    record["out"] = block_digest(result[lo * size : hi * size])
+                    record["out"] = block_digest(result[lo * size : hi * size]) if copied is None else digests[copied]
                 if job.measure:
                     record["squares"] = squares[block].tolist()
                 records.append(record)

@@ -159,6 +159,11 @@ class Job:
         return self.anchor is not None and not self.terms and self.anchor.dtype == self.dtype
 
     @property
+    def unchanged(self) -> bool:
+        """Whether the output is the anchor, byte for byte, so that both have one digest."""
+        return self.copies and not self.patches and self.anchor is not None and self.anchor.shape == self.shape
+
+    @property
     def operands(self) -> tuple[Operand, ...]:
         """Every operand that the job reads, once each."""
         unique: dict[Operand, None] = {}

@@ -43,6 +43,7 @@ class Package:
         files: Further files, or new contents for files of the model.
         left_out: Files of the model that are not copied.
         accept: Called with the measurements before the output is put in place; raises to refuse the output.
+        accept_folder: Called with the complete folder before it is put in place; raises to refuse it.
     """
 
     model: Weights
@@ -52,6 +53,7 @@ class Package:
     files: Mapping[str, bytes] = field(default_factory=dict)
     left_out: tuple[str, ...] = ()
     accept: Callable[[Tally], None] = lambda tally: None
+    accept_folder: Callable[[Path], None] = lambda folder: None
 
 
 @dataclass(frozen=True)
@@ -108,6 +110,7 @@ class Prepared:
             self.package.accept(tally)
             for name, data in _files(self.plan, self.package, tally, carried).items():
                 staging.write(name, data)
+            self.package.accept_folder(staging.model)
             self.plan.check_unchanged(identity)
             staging.commit()
         return Saved(staging.out, tally)

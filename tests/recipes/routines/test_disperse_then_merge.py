@@ -254,7 +254,7 @@ def test_parts_never_go_where_other_things_lie(recipe, tmp_path, trainings):
 
 def test_several_processes_are_refused(recipe, tmp_path, monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "2")
-    with pytest.raises(WeightopsError, match="trains in one process"):
+    with pytest.raises(WeightopsError, match="runs in one process.*set launch to with_accelerate"):
         run(recipe, tmp_path / "out")
 
 
