@@ -17,7 +17,7 @@ from weightops.recipes.routines import sft
 from .ways import Way
 
 BASE = "smollm2-135m-instruct"
-TOKENS = 256
+TOKENS = 320
 _FINAL = re.compile(r"####\s*(-?[\d,.]+)")
 
 
@@ -64,11 +64,11 @@ def run(work: Path, way: Way, seed: int, epochs: int, answers: int) -> dict[str,
 def measure(model: str, work: Path, answers: int) -> dict[str, float]:
     """The loss on all test rows, and the share of right answers to the first of them."""
     from weightops.algebra.loading import load
-    from weightops.recipes.data.encode import encode
     from weightops.recipes.data.source import load_rows
     from weightops.recipes.floor import trainer
     from weightops.recipes.floor.settings import Data
     from weightops.recipes.objectives.next_token import NextToken
+    from weightops.rows.encode import encode
 
     loaded, tokenizer = load(model, "float32")
     rows = load_rows(Data(files=(str(work / "test.jsonl"),)))
