@@ -185,7 +185,7 @@ Path(out, f"rank{distributed.get_rank()}.json").write_text(json.dumps([places, l
 
 @pytest.mark.slow
 @pytest.mark.parametrize("select", ["ag", "ma"])
-def test_two_processes_choose_the_same_entries_and_those_of_one_process(chat_model, tmp_path, select):
+def test_two_processes_choose_the_same_entries_and_as_many_as_one(chat_model, tmp_path, select):
     (tmp_path / "rows.json").write_text(json.dumps(ROWS))
     command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", "--master_port=0", "--standalone"]
     script = tmp_path / "two.py"
