@@ -22,9 +22,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from weightops.discovery import class_name
 from weightops.errors import WeightopsError
 from weightops.io.small_files import read_small
-from weightops.recipes.floor.components import PACKAGE, class_name, kinds
+from weightops.recipes.floor.components import PACKAGE, kinds
 
 ROOMS = ("routines", "objectives", "updates", "passes", "dispersing", "launchers")
 FOLDER = Path(__file__).parent / "configs"

@@ -75,3 +75,8 @@ class Objective(Protocol):
     def metrics(self, model: Any, batch: Batch) -> dict[str, float]:
         """Other measures by name, each summed over the items of a batch; none unless an objective has some."""
         return {}
+
+
+def columns_of(objective: Objective) -> list[str]:
+    """The columns of the data that an objective reads besides tokens."""
+    return [name for name in objective.reads if name not in ("input_ids", "trained")]

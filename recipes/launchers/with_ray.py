@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import importlib
 import os
+import socket
 import sys
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -19,7 +20,6 @@ from typing import Any, Final
 from unittest.mock import patch
 
 from weightops.errors import WeightopsError
-from weightops.recipes.data.encode import say
 from weightops.recipes.floor.settings import Count, NotNegative
 from weightops.recipes.parts.part_logs import PartLogs, last_lines, log_of
 from weightops.recipes.parts.part_training import (
@@ -31,10 +31,11 @@ from weightops.recipes.parts.part_training import (
     attempt_apart,
     begin_run_folder,
 )
+from weightops.rows.encode import say
 
 COMPARED: Final = ("weightops", "torch", "transformers")
 """Packages that decide what a training computes."""
-_LOOK_SECONDS, _ANSWER_SECONDS = 0.5, 120.0
+_LOOK_SECONDS, _REACH_SECONDS, _ANSWER_SECONDS = 0.5, 10.0, 120.0
 _PRIVATE: Final = {
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",  # on any system: without it, Ray listens on the local host alone
@@ -151,6 +152,7 @@ def _cluster(address: str | None) -> Iterator[Any]:
             return
         local = {"include_dashboard": False} if address is None else {}
         try:
+            _reach(address)
             ray.init(address or "local", log_to_driver=False, logging_level="ERROR", **local)
         except Exception as error:  # Ray raises what grpc, redis and itself raise
             raise WeightopsError(
@@ -165,6 +167,17 @@ def _cluster(address: str | None) -> Iterator[Any]:
             yield ray
     finally:
         ray.shutdown()
+
+
+def _reach(address: str | None) -> None:
+    """Connect to ``host:port``: where nothing listens, Ray itself would wait for many minutes.
+
+    Raises:
+        OSError: nothing listens there.
+    """
+    host, colon, port = (address or "").rpartition(":")
+    if colon and port.isdecimal():
+        socket.create_connection((host.strip("[]"), int(port)), _REACH_SECONDS).close()
 
 
 def _results_alone_on_stdout() -> redirect_stdout[Any]:

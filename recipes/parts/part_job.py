@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any, Final
 
 from weightops.errors import WeightopsError
-from weightops.recipes.data.encode import columns_of
 from weightops.recipes.floor.checking import plain, read_settings
+from weightops.recipes.floor.objective import columns_of
 from weightops.recipes.parts.part_training import Ended, PartTraining
 from weightops.rows.row import Row
 

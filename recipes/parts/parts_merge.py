@@ -125,5 +125,6 @@ def _check_dense(method: Operator, settings: Mapping[str, Any], parts: int) -> N
         raise WeightopsError(f"{method.name} merges whole models, not their changes; choose a method of task vectors")
     fewest, most = method.models
     if parts < fewest or (most is not None and parts > most):
-        raise WeightopsError(f"{method.name} merges {fewest} to {most or 'any number of'} sub-models; here are {parts}")
+        wanted = f"exactly {most}" if fewest == most else f"at most {most}" if parts > fewest else f"at least {fewest}"
+        raise WeightopsError(f"{method.name} merges {wanted} sub-models; here are {parts}")
     method.settings(settings, parts)

@@ -20,10 +20,10 @@ from typing import TYPE_CHECKING, Annotated, Any, Final, Literal
 from weightops.errors import WeightopsError
 from weightops.io.replacing import private_folder, put_in_place, recover
 from weightops.io.training_log import trained_count
-from weightops.recipes.data.encode import check_columns, columns_of, encode, say
 from weightops.recipes.data.source import load_rows, split
 from weightops.recipes.floor.checking import check, plain, relation
 from weightops.recipes.floor.components import Component, component, kind_of
+from weightops.recipes.floor.objective import columns_of
 from weightops.recipes.floor.settings import Training
 from weightops.recipes.floor.unfinished import check_free
 from weightops.recipes.parts.disperse import Dispersal, Dispersed, disperse
@@ -40,6 +40,7 @@ from weightops.recipes.parts.trained_parts import (
 )
 from weightops.recipes.routines.sft import SftRecipe, train
 from weightops.rows.chat import unlearnable
+from weightops.rows.encode import check_columns, encode, say
 from weightops.rows.row import Row
 
 if TYPE_CHECKING:

@@ -14,15 +14,15 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from pydantic import Field
 
 from weightops.errors import WeightopsError
-from weightops.recipes.data.encode import check_columns, columns_of, encode
 from weightops.recipes.data.packing import pack
 from weightops.recipes.data.source import load_rows, split
 from weightops.recipes.floor.checking import check, relation
 from weightops.recipes.floor.components import Component, component, kind_of
-from weightops.recipes.floor.objective import Objective
+from weightops.recipes.floor.objective import Objective, columns_of
 from weightops.recipes.floor.settings import Data, ModelName, Training
 from weightops.recipes.floor.unfinished import check_free
 from weightops.rows.chat import unlearnable
+from weightops.rows.encode import check_columns, encode
 from weightops.rows.row import Row
 
 if TYPE_CHECKING:

@@ -25,6 +25,10 @@ def trained_count(folder: Path, what: str) -> int:
     count = log.get(key)
     if type(count) is int and count > 0:
         return count
-    reason = f"does not have {key}, because an earlier version wrote it" if log else "no such file: trained elsewhere"
+    reason = (
+        f"does not have {key}, because an earlier version wrote it"
+        if log
+        else "does not exist, as weightops did not train this"
+    )
     remedies = Remedy("give the {} yourself", "weights"), Remedy("train again")
     raise WeightopsError(Message(f"{file}: {reason}, so its {what} are not known", *remedies))

@@ -150,7 +150,6 @@ def test_what_cannot_be_a_cluster_is_said(monkeypatch, tmp_path):
     assert dict(os.environ) == before
 
 
-@pytest.mark.slow
 def test_a_cluster_that_does_not_answer_is_said_in_one_line(tmp_path):
     pytest.importorskip("ray", reason="needs the extra ray")
     with pytest.raises(WeightopsError) as caught, WithRay("127.0.0.1:1").ready(tmp_path, []):

@@ -9,11 +9,10 @@ from typing import Any
 
 from tqdm import tqdm
 
-from weightops.errors import WeightopsError
-from weightops.io.progress import followed
-from weightops.recipes.floor.objective import Objective
-from weightops.rows.chat import Tokens, row_tokens
-from weightops.rows.row import Row, raise_faults, short
+from ..errors import WeightopsError
+from ..io.progress import followed
+from .chat import Tokens, row_tokens
+from .row import Row, raise_faults, short
 
 
 def say(note: str) -> None:
@@ -73,11 +72,6 @@ def encode(
         }
         for tokens, row in kept
     ]
-
-
-def columns_of(objective: Objective) -> list[str]:
-    """The columns of the data that an objective reads besides tokens."""
-    return [name for name in objective.reads if name not in ("input_ids", "trained")]
 
 
 def check_columns(rows: Sequence[Row], columns: Sequence[str], reader: str) -> None:
