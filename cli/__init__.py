@@ -23,7 +23,9 @@ from weightops.version import __version__
 COMMANDS = {
     "compose-guard": ("compose_guard", "Make a guard for TARGET: target + scale * (guard - base)."),
     "merge": ("merge", "Merge models as a mergekit file says."),
+    "merge-with-data": ("merge_with_data", "Merge models by what each computes on its own data."),
     "adapters": ("adapters", "Merge LoRA adapters into one, or extract one from a model."),
+    "sparse": ("sparse", "Extract, apply, revert and merge sparse deltas."),
     "average": ("average", "Average checkpoints of one run, in place of a decay."),
     "extract": ("extract", "Cut a model to some of its layers."),
     "soup": ("soup", "Choose what to merge by a held-out score."),
@@ -42,7 +44,8 @@ COMMANDS = {
 
 #: Commands by what they are for, in the order of ``weightops --help``.
 SECTIONS = {
-    "Make models": ("compose-guard", "merge", "adapters", "average", "soup", "extract", "methods"),
+    "Make models": ("compose-guard", "merge", "merge-with-data", "average", "soup", "extract", "methods"),
+    "Make deltas": ("adapters", "sparse"),
     "Train": ("train", "recipes", "disperse", "disperse-merge"),
     "Use guards": ("guard",),
     "Decode": ("generate", "sorted"),
@@ -50,7 +53,7 @@ SECTIONS = {
 }
 
 #: Commands that resume where they were interrupted.
-RESUMABLE = ("compose-guard", "merge", "average", "soup", "extract", "train", "disperse-merge")
+RESUMABLE = ("compose-guard", "merge", "merge-with-data", "average", "soup", "extract", "train", "disperse-merge")
 
 EPILOG = """\b
 Exit codes:

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from .algebra.cutting import extract
     from .algebra.opening import open_adapter
     from .algebra.opening import open_checkpoint as open  # the face says wo.open, as json says json.load
+    from .data_merging.data_merge import merge_with_data
     from .guard.compose import compose_guard
     from .ops import Draw, PerModel, Place, Range, operator
     from .soup.making import make_soup
@@ -45,6 +46,7 @@ __all__ = [
     "extract_adapter",
     "make_soup",
     "merge_adapters",
+    "merge_with_data",
     "open",
     "open_adapter",
     "operator",
@@ -63,6 +65,7 @@ _HOMES = {
     "extract_adapter": ("adapters.extraction", "extract_adapter"),
     "make_soup": ("soup.making", "make_soup"),
     "merge_adapters": ("adapters.adapter_merge", "merge_adapters"),
+    "merge_with_data": ("data_merging.data_merge", "merge_with_data"),
     "open": ("algebra.opening", "open_checkpoint"),
     "open_adapter": ("algebra.opening", "open_adapter"),
     "operator": ("ops", "operator"),

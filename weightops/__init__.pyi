@@ -12,6 +12,7 @@ from .algebra.cutting import extract as extract
 from .algebra.merged import MergedDelta
 from .algebra.opening import open_adapter as open_adapter
 from .algebra.opening import open_checkpoint as open
+from .data_merging.data_merge import merge_with_data as merge_with_data
 from .errors import WeightopsError as WeightopsError
 from .guard.compose import compose_guard as compose_guard
 from .ops import Draw as Draw
@@ -35,6 +36,7 @@ __all__ = [
     "extract",
     "extract_adapter",
     "merge_adapters",
+    "merge_with_data",
     "open",
     "open_adapter",
     "operator",

@@ -94,3 +94,10 @@ def load(folder: Path, family: str) -> tuple[Any, dict[str, Any]]:
     model_class, _, _ = FAMILIES[family]
     model, said = getattr(transformers, model_class).from_pretrained(folder, output_loading_info=True, dtype="auto")
     return model.eval(), said
+
+
+def read(folder: Path) -> dict[str, torch.Tensor]:
+    """The tensors of a folder of :func:`save`, as stored."""
+    from safetensors.torch import load_file
+
+    return load_file(folder / "model.safetensors")

@@ -83,6 +83,29 @@ def calibration_tokens(
     return CalibrationSample(ids, tuple(_notes(model.spec, len(rows), most_rows, encoded, limit)))
 
 
+def random_tokens(
+    model: Checkpoint, *, rows: int = DEFAULT_ROWS, tokens: int = DEFAULT_TOKENS, seed: int = 0
+) -> CalibrationSample:
+    """A sample of tokens drawn at random, each as likely as any other.
+
+    Args:
+        model: Whose vocabulary and context length count.
+        rows: How many rows.
+        tokens: Tokens of a row; the model's context length if that is less.
+        seed: Draws the tokens.
+
+    Raises:
+        WeightopsError: the model's configuration does not say how large its vocabulary is.
+    """
+    config = model.source.config
+    known = vocabulary_size(config)
+    if known is None:
+        raise WeightopsError(f"{model.spec}: its config.json gives no vocabulary size to draw random tokens from")
+    draw = random.Random(seed)
+    length = min(tokens, max_positions(config) or tokens)
+    return CalibrationSample(tuple(tuple(draw.choices(range(known), k=length)) for _ in range(rows)))
+
+
 def _notes(spec: str, rows: int, wanted: int, encoded: Sequence[Sequence[int]], limit: int) -> list[str]:
     cut, empty = sum(len(row) > limit for row in encoded), sum(not row for row in encoded)
     notes = (

@@ -29,6 +29,7 @@ from ..algebra.opening import as_checkpoint
 from ..anatomy.config_keys import layer_count, max_positions
 from ..anatomy.groups import before_layers, embedding_of, is_buffer, is_head
 from ..anatomy.layers import kind_of, layer_of, main_stack
+from ..engine.devices import device_problems
 from ..errors import WeightopsError, short
 from ..io.quiet import quiet_transformers
 from .meta_model import conversions, put, read_into, without_weights
@@ -52,12 +53,13 @@ class LoadedPart:
 
     Attributes:
         name: For messages: ``embeddings``, ``layer 3`` or ``norm and head``.
-        parameters: Its weights by the names of transformers' modules, fp32, without gradients unless asked for; in a
-            model with tied embeddings the last part's head is named like the embedding.
+        parameters: Its weights by the names of transformers' modules, fp32; they ask for gradients only if told to.
+        tied: In the last part of a model with tied embeddings, the table of part 0 that is its head; else nothing.
     """
 
     name: str
     parameters: Mapping[str, torch.nn.Parameter]
+    tied: Mapping[str, torch.nn.Parameter]
     _run: Callable[[Sequence[int], Tensor | None], Tensor]
 
     def run(self, ids: Sequence[int], hidden: Tensor | None = None) -> Tensor:
@@ -92,6 +94,8 @@ class LayeredModel:
     """
 
     def __init__(self, model: str | Path | Checkpoint, *, device: str = "cpu", trust_remote_code: bool = False) -> None:
+        if problems := device_problems(device):
+            raise WeightopsError(*problems)
         self.checkpoint = as_checkpoint(model)
         self.spec = self.checkpoint.spec
         self.device = torch.device(device)
@@ -106,7 +110,7 @@ class LayeredModel:
         self._layers = list(self.model.get_submodule(self._stack.rstrip(".")))
         self._stored = self._stored_parts()
         self._conversions = conversions(self.model)
-        self._forget(self._state)
+        self._forget()
         self._wrapped = False
         with quiet_transformers(), torch.no_grad():
             self._probe()
@@ -130,6 +134,11 @@ class LayeredModel:
     def width(self) -> int:
         """Length of a hidden state."""
         return int(self.model.get_input_embeddings().weight.shape[1])
+
+    @property
+    def vocabulary(self) -> int:
+        """How many tokens the embedding has rows for."""
+        return int(self.model.get_input_embeddings().weight.shape[0])
 
     @cached_property
     def tied(self) -> bool:
@@ -156,8 +165,10 @@ class LayeredModel:
             WeightopsError: the checkpoint lacks tensors of the part, or transformers cannot convert them.
         """
         names = self._load(number)
-        parameters = dict(self.model.named_parameters())
-        held = {name: parameters[name] for name in names if name in parameters}
+        loaded = {name: p for name, p in self.model.named_parameters() if name in names}
+        held = {name: p for name, p in loaded.items() if self._part_of(name) == number}
+        tied = {name: p for name, p in loaded.items() if name not in held}
+        del loaded
 
         def run(ids: Sequence[int], hidden: Tensor | None) -> Tensor:
             output = self._run(number, ids, hidden)
@@ -169,10 +180,11 @@ class LayeredModel:
             return output
 
         try:
-            yield LoadedPart(self.part_name(number), held, run)
+            yield LoadedPart(self.part_name(number), held, tied, run)
         finally:
             held.clear()  # the caller's name for the part may outlive the block
-            self._forget(names)
+            tied.clear()
+            self._forget()
 
     def as_stored(self, number: int, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Tensors of a part by the names of the checkpoint, in its shapes: fused experts are separate there, say.
@@ -311,7 +323,7 @@ class LayeredModel:
                         f"{self.spec}: the checkpoint has no {short(name)}, which config.json asks for"
                     )
         except BaseException:
-            self._forget(self._state)
+            self._forget()
             raise
         return sorted(loaded | set(expected))
 
@@ -324,10 +336,9 @@ class LayeredModel:
             return None
         return 0 if before_layers(name) else self.layers + 1
 
-    def _forget(self, names: Iterable[str]) -> None:
-        """Take weights out of memory again."""
-        for name in names:
-            empty = self._state[name]
+    def _forget(self) -> None:
+        """Take all weights out of memory again; a tied table was in two places."""
+        for name, empty in self._state.items():
             if self._part_of(name) == 0 and empty.is_floating_point():
                 empty = torch.full((), math.nan, dtype=empty.dtype, device=self.device).expand(empty.shape)
             put(self.model, name, empty)

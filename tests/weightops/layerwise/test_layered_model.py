@@ -74,8 +74,9 @@ def test_an_adapter_on_a_base_runs_as_the_two_loaded_together(tmp_path):
     assert torch.equal(run_in_parts(LayeredModel(f"{base}+{adapter}")), wanted)
 
 
-def test_between_parts_no_weights_are_in_memory_and_within_one_only_its_own(tmp_path):
-    (folder,) = tiny_architectures.save(tmp_path, "llama", [0])
+@pytest.mark.parametrize("family", ["llama", "llama-tied"])
+def test_between_parts_no_weights_are_in_memory_and_within_one_only_its_own(family, tmp_path):
+    (folder,) = tiny_architectures.save(tmp_path, family, [0])
     model = LayeredModel(folder)
 
     def held():
@@ -86,7 +87,9 @@ def test_between_parts_no_weights_are_in_memory_and_within_one_only_its_own(tmp_
     assert held() == set()
     for number in range(model.parts):
         with model.part(number) as part:
-            assert held() == set(part.parameters) == set(model.stored_names(number))
+            assert held() == {*part.parameters, *part.tied}
+            assert set(part.parameters) == set(model.stored_names(number))
+        assert held() == set()
     assert held() == set()
 
 
