@@ -15,7 +15,7 @@ LEVELS = (
     ("cli",),
     ("recipes",),
     ("soup",),
-    ("merge", "guard", "adapters", "data_merging", "sorted"),
+    ("merge", "guard", "adapters", "data_merging", "sorted", "sparse"),
     ("layerwise",),
     ("algebra",),
     ("output",),
@@ -29,7 +29,8 @@ RANK = {name: (level, place) for level, names in enumerate(LEVELS) for place, na
 
 #: The rooms of the training floor, top to bottom. Rooms of one line never import each other.
 RECIPE_LEVELS = (
-    ("part_worker",), ("catalog",), ("routines",), ("dispersing", "launchers"), ("parts",), ("objectives", "passes", "updates"), ("data",), ("floor",),
+    ("part_worker",), ("catalog",), ("routines",), ("dispersing", "launchers"), ("parts",),
+    ("objectives", "passes", "updates"), ("sparsity",), ("data",), ("floor",),
 )  # fmt: skip
 RECIPE_RANK = {name: level for level, names in enumerate(RECIPE_LEVELS) for name in names}
 

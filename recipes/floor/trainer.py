@@ -119,7 +119,9 @@ def fit(
         checkpoint = unfinished.checkpoint()
         trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
         measured = measure(trainer.model, held_out, objective, training.batch) if held_out else {}
-        weights = rounded(processes.get_state_dict(trainer.model_wrapped), trainer.model, training.save_dtype)
+        weights = {}
+        if not training.update.state_in_optimizer:
+            weights = rounded(processes.get_state_dict(trainer.model_wrapped), trainer.model, training.save_dtype)
         losses = tuple(entry["loss"] for entry in trainer.state.log_history if "loss" in entry)
         if processes.is_main_process:
             with unfinished.finish() as folder:
@@ -176,21 +178,29 @@ class _Trainer(transformers.Trainer):
     def __init__(
         self, model: Any, rows: Sequence[Row], objective: Objective, training: Training, folder: Path, title: str
     ) -> None:
-        self.objective = objective
+        self.objective, self.training = objective, training
         args = arguments(training, folder)
         multiple = args.per_device_train_batch_size * args.world_size if args.world_size > 1 else 1
         self.order = Order([objective.length(row) for row in rows], training.batch, training.seed, multiple)
+        self.watch = _Watch(self.order, title)
         super().__init__(
             model=model,
             args=args,
             train_dataset=_Rows(rows),
             data_collator=self._collate,
-            callbacks=[_Watch(self.order, title), _Steps(objective)],
+            callbacks=[self.watch, _Steps(objective)],
         )
         self.remove_callback(transformers.trainer_callback.PrinterCallback)
 
     def _get_train_sampler(self, train_dataset: Any = None) -> Any:
         return self.order
+
+    def create_optimizer(self, model: Any = None) -> Any:
+        """The update's own optimizer, if it has one, else transformers' AdamW."""
+        if self.optimizer is None:
+            steps = self.args.max_steps if self.args.max_steps > 0 else self.order.steps * self.training.epochs
+            self.optimizer = self.training.update.optimizer(self.model, self.training, steps, self.watch.tell)
+        return super().create_optimizer(model)
 
     def _collate(self, rows: Sequence[Row]) -> dict[str, torch.Tensor]:
         """The batch of some rows without the fillers; if there is no other, of one, which counts for nothing."""
@@ -228,6 +238,16 @@ class _Trainer(transformers.Trainer):
         for name, tensor in self.objective.state().items():
             added = (tensor - before[name]).to(self.accelerator.device)
             tensor.copy_(before[name] + self.accelerator.reduce(added, "sum").to(tensor.device))
+
+    def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
+        if self.training.update.state_in_optimizer:
+            Path(output_dir or self.args.output_dir).mkdir(parents=True, exist_ok=True)
+        else:
+            super()._save(output_dir, state_dict)
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
+        if not self.training.update.state_in_optimizer:
+            super()._load_from_checkpoint(resume_from_checkpoint, model)
 
     def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
         super()._save_optimizer_and_scheduler(output_dir)
@@ -271,8 +291,12 @@ class _Watch(transformers.TrainerCallback):
         self.recent: list[float] = []
         self.begun, self.first_done = 0, 0.0
 
+    def tell(self, text: str) -> None:
+        """Print a line of its own, above the bar."""
+        self.bar.tell(text)
+
     def on_epoch_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        self.order.epoch = state.global_step // math.ceil(len(self.order) / self.order.batch)
+        self.order.epoch = state.global_step // self.order.steps
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         self.begun = state.global_step

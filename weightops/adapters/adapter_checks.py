@@ -8,12 +8,12 @@ from pathlib import Path
 from typing import Any
 
 from ..algebra.opening import open_adapter
+from ..engine.tally import tensor_digest
 from ..errors import Message, Remedy, WeightopsError, attempt_all, short
 from ..io.adapter import CONFIG, Adapter, LowRankUpdate
 from ..io.safetensors import StoredTensor
 from ..io.training_log import trained_count
 from ..ops.registry import Operator
-from ..output.provenance import tensor_digest
 from .adapter_folder import base_id
 
 #: Where adapters are merged. ``core``: the small matrices of Core Space (arXiv 2509.17786), by any method of task

@@ -13,8 +13,12 @@ from ..errors import WeightopsError
 from ..io.gguf import ALIASES
 from ..io.quiet import quiet_transformers
 from ..io.remote_code import refused_code
-from .checkpoint import Checkpoint, computed, lower
+from .checkpoint import Checkpoint, lower
 from .opening import as_checkpoint
+from .tensor_jobs import computed
+
+OPENED_AS = "weightops_spec"
+"""Attribute of a loaded model: the text by which it was opened, which opens it again without a hub."""
 
 
 def load(spec: str | Path | Checkpoint, dtype: str = "auto", *, trust_remote_code: bool = False) -> tuple[Any, Any]:
@@ -35,7 +39,7 @@ def load(spec: str | Path | Checkpoint, dtype: str = "auto", *, trust_remote_cod
     checkpoint = as_checkpoint(spec)
     checkpoint.plan().check()
     tokenizer = load_tokenizer(checkpoint, trust_remote_code=trust_remote_code)
-    return load_model(checkpoint, dtype, trust_remote_code=trust_remote_code), tokenizer
+    return _loaded(checkpoint, dtype, trust_remote_code), tokenizer
 
 
 def load_model(checkpoint: Checkpoint, dtype: str = "auto", *, trust_remote_code: bool = False) -> Any:
@@ -44,8 +48,13 @@ def load_model(checkpoint: Checkpoint, dtype: str = "auto", *, trust_remote_code
     Raises:
         WeightopsError: as for :func:`load`.
     """
-    folder, spec = model_folder(checkpoint), checkpoint.spec
     checkpoint.plan().check()
+    return _loaded(checkpoint, dtype, trust_remote_code)
+
+
+def _loaded(checkpoint: Checkpoint, dtype: str, trust_remote_code: bool) -> Any:
+    """The model; the plan is already checked."""
+    folder, spec = model_folder(checkpoint), checkpoint.spec
     with transformers_reading(checkpoint):
         from transformers import AutoModelForCausalLM
 
@@ -55,6 +64,7 @@ def load_model(checkpoint: Checkpoint, dtype: str = "auto", *, trust_remote_code
     model.name_or_path = model.config.name_or_path = (
         name  # an adapter names this as its base, not a folder of the cache
     )
+    setattr(model, OPENED_AS, str(spec))
     return model
 
 

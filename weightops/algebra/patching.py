@@ -20,7 +20,7 @@ from ..engine.slices import Bytes
 from ..engine.torch_threads import one_torch_thread
 from ..engine.whole_models import looks_at_models
 from ..errors import WeightopsError, short
-from .checkpoint import torch_dtype
+from .tensor_jobs import torch_dtype
 
 if TYPE_CHECKING:
     import torch

@@ -26,9 +26,9 @@ from ..io.safetensors import StoredTensor
 from ..io.staging import Staging
 from . import slices, whole_models
 from .blocks import Room
-from .jobs import BLOCK, Job, JobSlice
+from .jobs import BLOCK, Job, JobSlice, Scattered
 from .plan import DEFAULT_MEMORY, Plan, stored
-from .tally import Gather, Record, Tally, block_digest, combined_digest, owned_operands
+from .tally import Gather, Record, Tally, block_digest, check_bases, combined_digest, owned_operands, tensor_digest
 
 Thing = TypeVar("Thing")
 
@@ -70,6 +70,7 @@ def execute(
             if progress:
                 progress(piece.work)
         staging.flush()
+    check_bases(plan.jobs, gather.tally.inputs)
     return gather.tally
 
 
@@ -80,7 +81,7 @@ def compute(job: Job, grams: whole_models.Grams | None = None) -> slices.Bytes:
         grams: The result of :func:`measure` for all jobs of the output, for a method that looks at whole models.
 
     Raises:
-        WeightopsError: the operands hold NaN or Inf, or integer tensors differ.
+        WeightopsError: the operands hold NaN or Inf, integer tensors differ, or a sparse delta has another base.
     """
     size = dtypes.itemsize(job.dtype)
     out = np.empty(job.count * size, np.uint8)
@@ -90,6 +91,22 @@ def compute(job: Job, grams: whole_models.Grams | None = None) -> slices.Bytes:
 
     fill([job], place, threads=1, grams=grams)
     return out
+
+
+def streamed(job: Job) -> Iterator[tuple[int, slices.Bytes]]:
+    """The result of a job without a merge method, some blocks at a time: the first element, and the bytes.
+
+    The next bytes take the place of the last ones in memory.
+
+    Raises:
+        WeightopsError: the operands hold NaN or Inf, or integer tensors differ.
+    """
+    plan = Plan((job,), (), (), (), {})
+    buffer = np.empty(plan.buffer_bytes(1, DEFAULT_MEMORY), np.uint8)
+    with ExitStack() as stack:
+        files = _open_inputs(plan, stack)
+        for piece in _pieces(plan, plan.slice_blocks(1, DEFAULT_MEMORY)):
+            yield piece.begin, slices.compute(piece, slices.rows_of(piece, buffer), files, allow_nonfinite=False)[0]
 
 
 def fill(
@@ -112,8 +129,12 @@ def fill(
         allow_nonfinite: Continue if NaN or Inf is found.
 
     Raises:
-        WeightopsError: the operands or the result hold NaN or Inf, or integer tensors differ.
+        WeightopsError: the operands or the result hold NaN or Inf, integer tensors differ, or a sparse delta was made
+            for another base.
     """
+    bases = {operand.of for job in jobs for operand in job.operands if isinstance(operand, Scattered)}
+    read = {operand for job in jobs for operand in job.operands if operand in bases}
+    check_bases(jobs, {base: tensor_digest(base) for base in read if isinstance(base, StoredTensor)})
     plan = Plan(tuple(jobs), (), (), (), {}, allow_nonfinite)
     with ExitStack() as stack:
         work = _filler(plan, _open_inputs(plan, stack), write, grams or {}, threads, memory)

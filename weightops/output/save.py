@@ -14,9 +14,9 @@ from ..engine.plan import DEFAULT_MEMORY, Plan, canonical
 from ..engine.tally import Tally
 from ..errors import WeightopsError, short
 from ..io.adapter import CONFIG as ADAPTER_CONFIG
-from ..io.adapter import Adapter
 from ..io.companions import GUARD_CARD, companions
 from ..io.folder import INDEX
+from ..io.opened import Source
 from ..io.output_lock import OutputLock
 from ..io.progress import Progress
 from ..io.small_files import MOST_BYTES, read_beside
@@ -47,7 +47,7 @@ class Package:
     """
 
     model: Weights
-    sources: tuple[Weights | Adapter, ...]
+    sources: tuple[Source, ...]
     card: Card
     config: Mapping[str, Any] = field(default_factory=dict)
     files: Mapping[str, bytes] = field(default_factory=dict)
