@@ -210,7 +210,8 @@ def _print_soup(soup: Soup) -> None:
     ]
     click.echo(table(["", soup.plan.metric.words, *(["on --report"] if soup.reported else [])], rows))
     if (ahead := soup.beaten_by) is not None:
-        _tell(f"{ahead.candidate.label} scores better than the choice of this strategy")
+        where = " on --report" if soup.reported else ""
+        _tell(f"{ahead.candidate.label} scores better than the choice{where}")
 
 
 def _score(one: Scored) -> str:
