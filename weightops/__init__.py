@@ -27,6 +27,8 @@ if TYPE_CHECKING:
     from .algebra.opening import open_checkpoint as open  # the face says wo.open, as json says json.load
     from .guard.compose import compose_guard
     from .ops import Draw, PerModel, Place, Range, operator
+    from .sparse.sparse_merge import merge_sparse
+    from .sparse.top_entries import extract_sparse
 
 __all__ = [
     "Checkpoint",
@@ -40,7 +42,9 @@ __all__ = [
     "average",
     "compose_guard",
     "extract_adapter",
+    "extract_sparse",
     "merge_adapters",
+    "merge_sparse",
     "open",
     "open_adapter",
     "operator",
@@ -56,7 +60,9 @@ _HOMES = {
     "average": ("algebra.averaging", "average"),
     "compose_guard": ("guard.compose", "compose_guard"),
     "extract_adapter": ("adapters.extraction", "extract_adapter"),
+    "extract_sparse": ("sparse.top_entries", "extract_sparse"),
     "merge_adapters": ("adapters.adapter_merge", "merge_adapters"),
+    "merge_sparse": ("sparse.sparse_merge", "merge_sparse"),
     "open": ("algebra.opening", "open_checkpoint"),
     "open_adapter": ("algebra.opening", "open_adapter"),
     "operator": ("ops", "operator"),
