@@ -13,11 +13,11 @@ import click
 
 from weightops.errors import WeightopsError
 
-from . import adapters, compose, merge
+from . import adapters, compose, exits, merge
 from .models import SHAPES, workplace
 from .report import PAGE, write
 
-BENCHES = {module.NAME: module for module in (compose, merge, adapters)}
+BENCHES = {module.NAME: module for module in (compose, merge, adapters, exits)}
 
 
 @click.command()

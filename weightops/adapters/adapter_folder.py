@@ -30,7 +30,7 @@ from ..io.safetensors import StoredTensor, build_header
 from ..io.spool import TensorSpool
 from ..io.staging import Staging, output_problems
 from ..output.modelcard import Card, render
-from ..output.provenance import RECORD, record
+from ..output.provenance import RECORD, record, record_file
 from .factors import Factors
 
 T = TypeVar("T")
@@ -91,7 +91,7 @@ class AdapterPlan:
     notes: tuple[str, ...] = ()
 
     def problems(self, out: Path, *, overwrite: bool) -> list[str]:
-        """What stands in the way of writing to this place."""
+        """The problems with writing to this place."""
         folders = [source.folder for source in self.sources if source.folder is not None]
         return output_problems(out, [*folders, *self._inputs], self.size, overwrite=overwrite)
 
@@ -122,7 +122,7 @@ def write_adapter(
         measured: Further tensors that ``compute`` is called with; nothing is written for them.
 
     Raises:
-        WeightopsError: what stands in the way, or went wrong; ``out`` is then as it was.
+        WeightopsError: the problems with the plan or the place, or an error while writing; ``out`` is then as it was.
     """
     if problems := plan.problems(out, overwrite=overwrite):
         raise WeightopsError(*problems)
@@ -251,10 +251,9 @@ def _files(plan: AdapterPlan, spooled: _Spool, tally: Tally) -> dict[str, bytes]
     """The small files, by name."""
     jobs = tuple(Job(name, dtype, shape, None) for name, (dtype, shape) in spooled.tensors.items())
     made = record(Plan(jobs, (), (), (), plan.recipe), tally, plan.sources)
-    files = {CONFIG: _json(_config(plan, spooled))}
-    files[RECORD] = _json({**made, "files": sorted({*files, RECORD, "README.md"})})
-    files["README.md"] = render(plan.card, made, plan.sources).encode()
-    return files
+    config = json.dumps(_config(plan, spooled), indent=2, ensure_ascii=False) + "\n"
+    files = {CONFIG: config.encode(), "README.md": render(plan.card, made, plan.sources).encode()}
+    return {**files, RECORD: record_file(made, files)}
 
 
 def _config(plan: AdapterPlan, spooled: _Spool) -> dict[str, Any]:
@@ -275,7 +274,3 @@ def _config(plan: AdapterPlan, spooled: _Spool) -> dict[str, Any]:
         "init_lora_weights": True,
         "inference_mode": True,
     }
-
-
-def _json(value: Any) -> bytes:
-    return (json.dumps(value, indent=2, ensure_ascii=False) + "\n").encode()

@@ -19,21 +19,20 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, overload
 
 from .. import dtypes
-from ..engine.execute import compute
-from ..engine.jobs import Job, LowRank, Scattered, Term
+from ..engine.jobs import Job, Term
 from ..engine.plan import DEFAULT_MEMORY, DEFAULT_SHARD, Plan, check_options, make_plan
-from ..engine.whole_models import Grams
 from ..errors import WeightopsError
 from ..io.adapter import Adapter
 from ..io.opened import Source
-from ..io.sparse_delta import SparseDelta
 from ..io.weights import Weights
 from ..output.modelcard import Card, code
 from ..output.save import Package, prepare
 from .changes import Change, Difference, collect, misfits, shares
+from .cut_card import cut_card
 from .guard_cards import CarriedCard, carried_card
 from .rules import AlgebraError, Rule, Scale, Selector
 from .shown import OneLine, share_of, sum_of
+from .tensor_jobs import computed, terms_of
 
 if TYPE_CHECKING:
     import torch
@@ -104,7 +103,7 @@ class Delta(OneLine):
             WeightopsError: the delta does not change that tensor, or its operands do not fit.
         """
         raise_unknown(name, self.names)
-        terms = _terms(self, name)
+        terms = terms_of(self, name)
         if not terms:
             raise WeightopsError(f"{name}: the adapter replaces this tensor, so only base + delta has a value for it")
         job = Job(name, "F32", terms[0].plus.shape, None, terms)
@@ -124,7 +123,8 @@ class Checkpoint(OneLine):
 
     def __repr__(self) -> str:
         added = f" + {sum_of(self.delta.changes)}" if self.delta.changes else ""
-        return f"<Checkpoint: {self.source.spec}{added.replace('+ -', '- ')}, {len(self.names)} tensors>"
+        cut = f", layers {self.source.kept} of {self.source.kept.of}" if self.source.kept else ""
+        return f"<Checkpoint: {self.source.spec}{added.replace('+ -', '- ')}{cut}, {len(self.names)} tensors>"
 
     @overload
     def __sub__(self, other: Checkpoint) -> Delta: ...
@@ -219,7 +219,7 @@ class Checkpoint(OneLine):
             jobs,
             describe(self, dtype),
             problems=problems,
-            notes=[*notes, *self.guard_card.notes],
+            notes=[*(self.source.kept.notes if self.source.kept else ()), *notes, *self.guard_card.notes],
             shard_size=shard_size,
             allow_nonfinite=allow_nonfinite,
         )
@@ -264,7 +264,7 @@ def lower(checkpoint: Checkpoint, name: str, dtype: str = "auto") -> Job:
     """One tensor of a checkpoint as a job for the engine."""
     stored = anchor = checkpoint.source.tensors[name]
     output = dtypes.FROM_TORCH.get(dtype, stored.dtype) if stored.dtype in dtypes.FLOATS else stored.dtype
-    terms = list(_terms(checkpoint.delta, name))
+    terms = list(terms_of(checkpoint.delta, name))
     for change in checkpoint.delta.changes:
         if isinstance(change.of, Adapter) and (whole := change.of.replaced.get(name)) and change.at(name):
             if change.at(name) == 1.0:
@@ -285,9 +285,11 @@ def describe(checkpoint: Checkpoint, dtype: str = "auto") -> dict[str, Any]:
         rules = [rule.describe(checkpoint.names) for rule in part.rules]
         return what | {"coefficient": part.coefficient, "rules": rules}
 
+    kept = checkpoint.source.kept
     return {
         "kind": "affine",
         "anchor": checkpoint.source.spec,
+        **({"layers": list(kept.numbers)} if kept else {}),
         "changes": [change(c) for c in checkpoint.delta.changes],
         "dtype": dtype,
     }
@@ -324,10 +326,14 @@ def roles(models: Mapping[str, Checkpoint]) -> dict[Source, str]:
 
 def package(checkpoint: Checkpoint) -> Package:
     """The files beside a checkpoint's weights: the source's configuration and tokenizer, a model card, a guard card."""
-    card = Card(
-        "A checkpoint made by weight arithmetic",
-        f"Made from {code(checkpoint.source.spec)} by adding differences of other checkpoints.",
-        roles={checkpoint.source: "base"},
+    card = (
+        cut_card(checkpoint.source, sources(checkpoint))
+        if checkpoint.source.kept
+        else Card(
+            "A checkpoint made by weight arithmetic",
+            f"Made from {code(checkpoint.source.spec)} by adding differences of other checkpoints.",
+            roles={checkpoint.source: "base"},
+        )
     )
     return Package(checkpoint.source, sources(checkpoint), card, files=checkpoint.guard_card.files)
 
@@ -338,55 +344,6 @@ def raise_unknown(name: str, known: Any) -> None:
         raise WeightopsError(
             f"no tensor {name!r}; there are {len(known)}, for example {next(iter(sorted(known)), 'none')}"
         )
-
-
-def _terms(delta: Delta, name: str) -> tuple[Term, ...]:
-    """The terms that a delta adds to one tensor."""
-    terms: list[Term] = []
-    for change in delta.changes:
-        coefficient = change.at(name)
-        if not coefficient:
-            continue
-        if isinstance(change.of, Difference):
-            plus, minus = change.of.minuend.tensors.get(name), change.of.subtrahend.tensors.get(name)
-            if plus is not None and minus is not None:
-                terms.append(Term(coefficient, plus, minus))
-        elif isinstance(change.of, SparseDelta):
-            if name in change.of.tensors:
-                terms.append(Term(coefficient, _scattered(change.of, name)))
-        elif update := change.of.updates.get(name):
-            rows, columns = update.left.shape[0], update.right.shape[1]
-            shape = (columns, rows) if update.transposed else (rows, columns)
-            terms.append(
-                Term(coefficient, LowRank(name, update.left, update.right, update.scale, shape, update.transposed))
-            )
-    return tuple(terms)
-
-
-def _scattered(delta: SparseDelta, name: str) -> Scattered:
-    """One tensor of a sparse delta as an operand, bound to the base that it was opened with."""
-    tensor, replaces = delta.tensors[name], delta.about.semantics == "replace"
-    of = delta.base.tensors.get(name) if delta.base else None
-    digest = None if delta.reverts else tensor.base_digest
-    return Scattered(name, tensor.shape, tensor.indices, tensor.values, of, digest, replaces)
-
-
-def computed(job: Job, grams: Grams | None = None) -> torch.Tensor:
-    """A job's result as a tensor; see :func:`weightops.engine.execute.compute` for ``grams``."""
-    import torch
-
-    if not job.count:
-        return torch.empty(job.shape, dtype=_torch_dtype(job.dtype))
-    raw = torch.from_numpy(compute(job, grams))
-    return raw.view(_torch_dtype(job.dtype)).reshape(job.shape)
-
-
-def _torch_dtype(name: str) -> torch.dtype:
-    import torch
-
-    others = {"BOOL": "bool", "U8": "uint8", "I8": "int8", "C64": "complex64"}
-    long = {"U": "uint", "I": "int"}
-    return getattr(torch, dtypes.TO_TORCH.get(name) or others.get(name) or long[name[0]] + name[1:])  # type: ignore[no-any-return]
 
 
 def _name(value: object) -> str:

@@ -24,10 +24,11 @@ from ..ops.registry import Operator, methods, nearest
 from ..output.modelcard import Card, code
 from ..output.save import Package, prepare
 from .changes import Difference, misfits, shares
-from .checkpoint import Checkpoint, Delta, computed, describe, lower, sources
+from .checkpoint import Checkpoint, Delta, describe, lower, sources
 from .guard_cards import CarriedCard, carried_card
 from .rules import AlgebraError
 from .shown import OneLine, sum_of
+from .tensor_jobs import computed
 
 if TYPE_CHECKING:
     import torch

@@ -20,8 +20,8 @@ from .. import dtypes
 from ..errors import WeightopsError
 from ..io.safetensors import StoredTensor
 from . import kernels
+from .exact_reads import read_exactly
 from .jobs import BLOCK, Input, Job, LowRank, Scattered
-from .reading import read_exactly
 from .scatter import add_entries
 from .slices import factor, nonfinite
 

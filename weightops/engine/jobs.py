@@ -195,6 +195,11 @@ class Job:
         return self.anchor is not None and not self.terms and self.anchor.dtype == self.dtype
 
     @property
+    def unchanged(self) -> bool:
+        """Whether the output is the anchor, byte for byte, so that both have one digest."""
+        return self.copies and not self.patches and self.anchor is not None and self.anchor.shape == self.shape
+
+    @property
     def overwritten(self) -> Scattered | None:
         """The entries that replace the anchor's, where that is all the job does: it is done bit for bit."""
         if len(self.terms) != 1 or self.measure is not None:

@@ -121,7 +121,8 @@ class Plan:
     def identity(self) -> dict[str, Any]:
         """The facts that must be equal to resume a run: the recipe, the layout and the inputs' state."""
         layout = hashlib.sha256(b"".join(file.name.encode() + file.head for file in self.files))
-        layout.update(repr([(job.patches, job.measure) for job in self.jobs]).encode())
+        anchors = [job.anchor and (job.anchor.name, job.anchor.offset) for job in self.jobs]
+        layout.update(repr([(job.patches, job.measure) for job in self.jobs]).encode() + repr(anchors).encode())
         return {
             "recipe": self.recipe,
             "layout": layout.hexdigest(),

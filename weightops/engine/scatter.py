@@ -14,8 +14,8 @@ from .. import dtypes
 from ..errors import WeightopsError
 from ..io.safetensors import StoredTensor
 from . import kernels
+from .exact_reads import read_exactly
 from .jobs import Scattered
-from .reading import read_exactly
 
 Bytes = npt.NDArray[np.uint8]
 Positions = npt.NDArray[np.int64]

@@ -14,8 +14,8 @@ from .. import dtypes
 from ..errors import Message, Remedy, WeightopsError
 from ..io.safetensors import StoredTensor
 from . import kernels
+from .exact_reads import read_exactly
 from .jobs import Job, JobSlice, LowRank, Measure, Operand, Patch, Scattered, Term, dtype_of
-from .reading import read_exactly
 from .scatter import overwrite, scattered_row
 
 Bytes = npt.NDArray[np.uint8]

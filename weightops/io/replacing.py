@@ -93,12 +93,12 @@ def _unknown(out: Path, entries: dict[str, os.DirEntry[str]]) -> list[str]:
 
 
 def _recorded(out: Path) -> frozenset[str]:
-    """The small files that the record of an output lists."""
+    """The small files that the record of an output lists, with or without their digests."""
     try:
         names = read_json(out / RECORD).get("files")
     except WeightopsError:
         return frozenset()
-    return frozenset(name for name in names if isinstance(name, str)) if isinstance(names, list) else frozenset()
+    return frozenset(name for name in names if isinstance(name, str)) if isinstance(names, list | dict) else frozenset()
 
 
 def _is_output(names: set[str]) -> bool:

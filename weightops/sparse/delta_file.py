@@ -15,8 +15,8 @@ import numpy as np
 import numpy.typing as npt
 
 from .. import dtypes
+from ..engine.exact_reads import read_tensor
 from ..engine.jobs import BLOCK
-from ..engine.reading import read_tensor
 from ..engine.tally import tensor_digest
 from ..errors import WeightopsError, short
 from ..io.output_lock import OutputLock

@@ -21,8 +21,8 @@ from ..algebra.checkpoint import Checkpoint
 from ..algebra.opening import base_of_adapter, open_checkpoint
 from ..anatomy.groups import group_of
 from ..engine import kernels
+from ..engine.exact_reads import read_tensor
 from ..engine.jobs import BLOCK
-from ..engine.reading import read_tensor
 from ..engine.tally import tensor_digest
 from ..errors import WeightopsError, short
 from ..io.adapter import CONFIG, WEIGHTS

@@ -20,11 +20,11 @@ from .. import dtypes
 from ..algebra.checkpoint import Checkpoint, Delta, lower
 from ..algebra.opening import Opener
 from ..engine import kernels
+from ..engine.exact_reads import read_tensor
 from ..engine.execute import streamed
 from ..engine.fused.select import Selection, positions_of, select
 from ..engine.jobs import Job, Term
 from ..engine.plan import make_plan
-from ..engine.reading import read_tensor
 from ..engine.tally import tensor_digest
 from ..errors import Message, Remedy, WeightopsError, short
 from ..io.progress import Progress
