@@ -5,7 +5,7 @@ Each strategy of ``weightops/soup/strategies`` is a command; its fields, and tho
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -73,13 +73,13 @@ def _decorated(function: Callable[..., Any], strategy: type[Strategy]) -> Callab
     """A command's arguments and options."""
     options = [
         click.argument("models", nargs=-1, type=SourceType()),
-        *_field_options(strategy, ""),
+        *_options({"": strategy}),
         click.option("--base", type=SourceType(), help="What the models were tuned from."),
         click.option("--metric", type=click.Choice([name.replace("_", "-") for name in metrics()]),
                      default="held-out-loss", show_default=True, help="What a candidate is judged by."),
         click.option("--data", multiple=True, help="What the metric reads: files of rows, or names of tasks."),
         click.option("--report", multiple=True, help="Further data, to judge the choice once at the end."),
-        *(option for name in metrics() for option in _field_options(metric_class(name), name.replace("_", "-"))),
+        *_options({(name.replace("_", "-")): metric_class(name) for name in metrics()}),
         click.option("--scores", type=click.Path(path_type=Path), help="Folder to keep scores in, to resume.  "
                      "[default: OUT-scores]"),
         click.option("--precision", type=click.Choice(["auto", "float32", "bfloat16", "float16"]), default="auto",
@@ -93,19 +93,25 @@ def _decorated(function: Callable[..., Any], strategy: type[Strategy]) -> Callab
     return function
 
 
-def _field_options(cls: type[Strategy] | type[Metric], owner: str) -> Iterator[Callable[..., Any]]:
-    """An option for each setting of a strategy or metric."""
-    _, described = described_fields(cls)
-    for field in fields(cls):
-        if field.name in ("data", "seed"):
-            continue
-        text = f"{described[field.name]}" + (f" (--metric {owner})" if owner else "")
-        option = f"--{field.name.replace('_', '-')}"
-        if field.type == "bool":
-            yield click.option(option, field.name, is_flag=True, default=None, help=text)
-            continue
-        shown = f"  [default: {field.default}]" if field.default not in ("", None) else ""
-        yield click.option(option, field.name, type=_TYPES[type(field.default)], help=text + shown)
+def _options(classes: Mapping[str, type[Strategy] | type[Metric]]) -> Iterator[Callable[..., Any]]:
+    """An option for each setting of some classes; the help says whose it is, where that has a name."""
+    owners: dict[str, list[str]] = {}
+    for owner, cls in classes.items():
+        for field in fields(cls):
+            owners.setdefault(field.name, []).append(owner)
+    for name, of in owners.items():
+        if name not in ("data", "seed"):  # options of every command
+            yield _option(classes[of[0]], name, f" ({', '.join(of)})" if all(of) else "")
+
+
+def _option(cls: type[Strategy] | type[Metric], name: str, owners: str) -> Callable[..., Any]:
+    """The option of one setting; its type is that of the default."""
+    default = next(field.default for field in fields(cls) if field.name == name)
+    option, text = f"--{name.replace('_', '-')}", described_fields(cls)[1][name].replace("``", "`") + owners
+    if isinstance(default, bool):
+        return click.option(option, name, is_flag=True, default=None, help=text)
+    shown = "" if default == "" else f"  [default: {default}]"
+    return click.option(option, name, type=_TYPES[type(default)], help=text + shown)
 
 
 def _made(strategy: type[Strategy]) -> Callable[..., None]:

@@ -18,7 +18,7 @@ from .opening import as_checkpoint
 from .tensor_jobs import computed
 
 OPENED_AS = "weightops_spec"
-"""Attribute of a loaded model: the text by which it was opened, which opens it again without a hub."""
+"""Attribute of a loaded model: the text by which it was opened. That opens it again where the name needs a hub."""
 
 
 def load(spec: str | Path | Checkpoint, dtype: str = "auto", *, trust_remote_code: bool = False) -> tuple[Any, Any]:

@@ -130,17 +130,16 @@ class Bench:
         """The score, noted in the journal; NaN and the problem where there is none.
 
         Raises:
-            WeightopsError: models that cannot be merged, or data that cannot be used: no candidate would do.
+            WeightopsError: data or a model that the metric cannot use: no candidate would do.
         """
-        plan = self.ingredients.built(candidate).plan
         model, tokenizer = self._loaded
-        model.fitting(plan)
         with ExitStack() as stack:
             stack.enter_context(quiet_transformers())
             stack.enter_context(no_progress())
-            try:
+            try:  # NaN in a model or in the result, or settings that a method refuses
+                plan = self.ingredients.built(candidate).plan
                 worn = stack.enter_context(model.wearing(plan, threads=self.threads, memory=self.memory))
-            except WeightopsError as error:  # NaN in a model or in the result, or settings that a method refuses
+            except WeightopsError as error:
                 return math.nan, error.problems[0]
             score = float(self._ready(metric, worn, tokenizer)())
         problem = None if math.isfinite(score) else f"its {metric.words} is not a finite number ({score})"
@@ -151,7 +150,7 @@ class Bench:
     def _ready(self, metric: Metric, model: Any, tokenizer: Any) -> Callable[[], float]:
         identity = metric.identity()
         if identity not in self._measures:
-            self._measures[identity] = metric.ready(model, tokenizer, self.ingredients.carrier)
+            self._measures[identity] = metric.ready(model, tokenizer, self.ingredients.carried)
         return self._measures[identity]
 
     @cached_property
@@ -178,8 +177,7 @@ class Bench:
         document["models"] = [{**entry, "model": contents[entry["model"]]} for entry in document["models"]]
         if "base_model" in document:
             document["base_model"] = contents[document["base_model"]]
-        carrier = self.ingredients.carrier
-        cards = {name: blake3(data).hexdigest() for name, data in metric.files(carrier).items()}
+        cards = {name: blake3(data).hexdigest() for name, data in metric.files(self.ingredients.carried).items()}
         parts = [
             VERSION,
             document,

@@ -93,7 +93,7 @@ class Soup:
             **self._picture(),
         }
         if self.plan.metric is not None:
-            files |= self.plan.metric.files(self.plan.ingredients.carrier)
+            files |= self.plan.metric.files(self.plan.ingredients.carried)
         package = replace(built.package, card=self._card(built.package.card, command), files=files)
         return replace(built, plan=replace(built.plan, recipe=recipe)), package
 

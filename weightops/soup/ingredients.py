@@ -50,6 +50,11 @@ class Ingredients:
         """The model that is loaded to judge, with its configuration and tokenizer: the base, or else the first."""
         return self.opened[self.base or self.names[0]]
 
+    @property
+    def carried(self) -> tuple[Checkpoint, ...]:
+        """All models, the carrier first."""
+        return tuple(self.opened[name] for name in dict.fromkeys([self.base or self.names[0], *self.opened]))
+
     @cached_property
     def short(self) -> Mapping[str, str]:
         """A short name for each model, for tables: the end of its path, where no other has the same."""

@@ -45,18 +45,18 @@ class Metric(ABC):
         """
 
     @abstractmethod
-    def ready(self, model: Any, tokenizer: Any, checkpoint: Checkpoint) -> Callable[[], float]:
+    def ready(self, model: Any, tokenizer: Any, models: Sequence[Checkpoint]) -> Callable[[], float]:
         """A function that measures the model with the weights that it has when the function is called.
 
         Args:
             model: On its device; in evaluation mode.
-            checkpoint: What the model was loaded from.
+            models: What candidates are made of; the first is the one that was loaded.
 
         Raises:
             WeightopsError: the data or the model do not fit the metric.
         """
 
-    def files(self, checkpoint: Checkpoint) -> Mapping[str, bytes]:
+    def files(self, models: Sequence[Checkpoint]) -> Mapping[str, bytes]:
         """Further files that the chosen model needs to be used as it was measured."""
         return {}
 

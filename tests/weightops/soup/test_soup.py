@@ -5,15 +5,12 @@ from __future__ import annotations
 import json
 import math
 import shutil
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar
 
 import pytest
 import tiny_models as tiny
 import torch
-from safetensors.torch import load_file
+from tiny_probe import Probe, norm_models
 from tiny_soup import family
 
 from weightops.algebra.loading import load
@@ -23,7 +20,6 @@ from weightops.merge.build import Options
 from weightops.rows.encode import encode
 from weightops.rows.reader import read_rows
 from weightops.soup.making import make_soup
-from weightops.soup.metric import Metric
 from weightops.soup.metrics.held_out_loss import HeldOutLoss
 from weightops.soup.score_journal import NAME, ScoreJournal
 from weightops.soup.strategies.wise_ft import WiseFt
@@ -34,43 +30,9 @@ def models(tmp_path_factory):
     return family(tmp_path_factory.mktemp("soup"))
 
 
-@dataclass(frozen=True)
-class Probe(Metric):
-    """Asks a function of the first weight of the final norm; counts how often."""
-
-    higher_is_better: ClassVar[bool] = True
-    words: ClassVar[str] = "probed score"
-    calls: ClassVar[list[float]] = []
-    answer: ClassVar[Callable[[float], float]] = staticmethod(lambda x: x)
-
-    def content(self) -> str:
-        return ",".join(self.data)
-
-    def ready(self, model: Any, tokenizer: Any, checkpoint: Any) -> Callable[[], float]:
-        def probe() -> float:
-            value = float(model.state_dict()["model.norm.weight"][0])
-            Probe.calls.append(value)
-            return type(self).answer(value)
-
-        return probe
-
-
 @pytest.fixture
 def norms(tmp_path, monkeypatch):
-    """Makes models that differ in the first weight of the final norm alone, in fp32; what is judged is that weight."""
-    base = tiny.transformer(tmp_path / "origin", "llama", tied=True)
-    tensors = load_file(base / "model.safetensors")
-    Probe.calls.clear()
-
-    def make(values: Mapping[str, float], answer: Callable[[float], float]) -> list[str]:
-        monkeypatch.setattr(Probe, "answer", staticmethod(answer))
-        for name, value in values.items():
-            norm = tensors["model.norm.weight"].clone()
-            norm[0] = value
-            tiny.rewrite(tiny.copy(base, tmp_path / name), {**tensors, "model.norm.weight": norm})
-        return [str(tmp_path / name) for name in values]
-
-    return make
+    return norm_models(tmp_path, monkeypatch)
 
 
 def test_a_greedy_soup_by_hand(norms):

@@ -56,7 +56,7 @@ class HeldOutLoss(Metric):
         """The digest of the rows."""
         return blake3(repr([replace(row, place="") for row in self._rows]).encode("utf-8", "replace")).hexdigest()
 
-    def ready(self, model: Any, tokenizer: Any, checkpoint: Checkpoint) -> Callable[[], float]:
+    def ready(self, model: Any, tokenizer: Any, models: Sequence[Checkpoint]) -> Callable[[], float]:
         """Encodes the rows, once."""
         rows = encode(tokenizer, self._rows, self.max_tokens, chat=not self.plain, report=say)
         pad = pad_id(tokenizer)
