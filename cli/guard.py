@@ -282,7 +282,7 @@ def serve(
     weightops guard serve mine-guard --host 0.0.0.0 --api-key-file keys.txt --tls-cert cert.pem --tls-key key.pem
     curl -H "Authorization: Bearer $(cat keys.txt)" https://HOST:8080/v1/models
     """
-    from weightops.guard.evaluate import needed
+    from weightops.extras import needed
 
     for package in ("fastapi", "h11"):
         needed(package, package, "serve")

@@ -6,14 +6,14 @@ characters are judged, time to detect, false alarms on safe text. Bootstrap inte
 
 from __future__ import annotations
 
-import importlib
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 from ..anatomy.config_keys import max_positions
 from ..errors import WeightopsError
+from ..extras import needed
 from ..io.progress import Progress
 from ..rows.labelled import LabelledText
 from .judge import Guard
@@ -119,7 +119,7 @@ def evaluate(
         WeightopsError: texts longer than the model reads (all are named), or scikit-learn is missing.
     """
     _sklearn()
-    _check_lengths(guard, rows)
+    check_lengths(guard, rows)
     texts = [row.text for row in rows]
     judged = tracks(guard, texts, step, batch) if step else whole_texts(guard, texts, batch)
     return measure(rows, judged, guard.card.threshold, step=step, resamples=resamples, seed=seed)
@@ -251,7 +251,12 @@ def _f1_at(truth: NDArray[np.bool_], judged: Sequence[Track], threshold: float, 
     return _count(truth, np.array(alone)).f1, _count(truth, np.array(crossed)).f1
 
 
-def _check_lengths(guard: Guard, rows: Sequence[LabelledText]) -> None:
+def check_lengths(guard: Guard, rows: Sequence[LabelledText]) -> None:
+    """Refuse texts that are longer than the model reads.
+
+    Raises:
+        WeightopsError: every such text.
+    """
     most = max_positions(guard.model.config.to_dict()) or math.inf
     lengths = [len(ids) for ids in guard.frame.rows([row.text for row in rows])]
     faults = [
@@ -270,15 +275,3 @@ def _number(value: float) -> float | None:
 
 def _sklearn() -> Any:
     return needed("sklearn.metrics", "scikit-learn", "train")
-
-
-def needed(module: str, package: str, extra: str, load: Callable[[str], Any] = importlib.import_module) -> Any:
-    """Import a module that an extra installs.
-
-    Raises:
-        WeightopsError: the package is not installed.
-    """
-    try:
-        return load(module)
-    except ModuleNotFoundError as error:
-        raise WeightopsError(f"{package}: not installed; pip install 'weightops[{extra}]'") from error

@@ -10,13 +10,12 @@ from typing import Any
 
 from blake3 import blake3
 
-from .. import dtypes
-from ..engine.jobs import BLOCK
 from ..engine.plan import Plan
-from ..engine.tally import Tally, block_digest
+from ..engine.tally import Tally, tensor_digest
 from ..errors import WeightopsError, short
 from ..io.adapter import Adapter
 from ..io.folder import read_json, stored_tensors
+from ..io.opened import Source
 from ..io.replacing import RECORD as RECORD
 from ..io.safetensors import StoredTensor
 from ..io.small_files import read_beside
@@ -24,7 +23,7 @@ from ..io.weights import Weights
 from ..version import __version__
 
 
-def record(plan: Plan, tally: Tally, sources: Iterable[Weights | Adapter]) -> dict[str, Any]:
+def record(plan: Plan, tally: Tally, sources: Iterable[Source]) -> dict[str, Any]:
     """The record of a finished run, as JSON values: recipe, sources with revision and content, outputs with digests."""
     jobs = {job.name: job for job in plan.jobs if job.written}
     digests = {_place(tensor): digest for tensor, digest in tally.inputs.items()}
@@ -118,32 +117,27 @@ def _tensor_problems(folder: Path, recorded: Mapping[str, Any]) -> list[str]:
     return problems
 
 
-def tensor_digest(tensor: StoredTensor) -> str:
-    """The content digest of one stored tensor, equal to the one computed while writing."""
-    total, step = blake3(), BLOCK * dtypes.BITS[tensor.dtype] // 8
-    with open(tensor.file, "rb") as stream:
-        stream.seek(tensor.offset)
-        for begin in range(0, tensor.nbytes, step):
-            total.update(bytes.fromhex(block_digest(stream.read(min(step, tensor.nbytes - begin)))))
-    return total.hexdigest()
-
-
 def _place(tensor: StoredTensor) -> tuple[str, int, int]:
     """The real file, the offset and the size of a tensor, independent of the path that was used to open it."""
     return os.path.realpath(tensor.file), tensor.offset, tensor.nbytes
 
 
-def _source(source: Weights | Adapter, digests: Mapping[tuple[str, int, int], str]) -> dict[str, Any]:
+def _source(source: Source, digests: Mapping[tuple[str, int, int], str]) -> dict[str, Any]:
     if isinstance(source, Weights):
         used = {tensor: digests[place] for tensor in source.tensors.values() if (place := _place(tensor)) in digests}
-    else:  # an adapter is small, and writing may have read its factors many times
-        used = {tensor: digests.get(_place(tensor)) or tensor_digest(tensor) for tensor in _adapter_tensors(source)}
+    else:  # what is added to a model is small, and writing may have read it many times
+        used = {tensor: digests.get(_place(tensor)) or tensor_digest(tensor) for tensor in stored_in(source)}
     entry: dict[str, Any] = {"name": source.spec, "content": content(used), "tensors": len(used)}
     if isinstance(source, Weights) and source.revision:
         entry["revision"] = source.revision
     return entry
 
 
-def _adapter_tensors(adapter: Adapter) -> list[StoredTensor]:
-    factors = [factor for update in adapter.updates.values() for factor in (update.left, update.right)]
-    return [*factors, *adapter.replaced.values()]
+def stored_in(source: Source) -> list[StoredTensor]:
+    """Every stored tensor of a model, an adapter or a sparse delta."""
+    if isinstance(source, Weights):
+        return list(source.tensors.values())
+    if isinstance(source, Adapter):
+        factors = [factor for update in source.updates.values() for factor in (update.left, update.right)]
+        return [*factors, *source.replaced.values()]
+    return [stored for tensor in source.tensors.values() for stored in tensor.stored]

@@ -10,9 +10,10 @@ import tiny_models as tiny
 import torch
 
 import weightops as wo
+from weightops.engine.tally import tensor_digest
 from weightops.errors import WeightopsError
 from weightops.io.safetensors import read_header, read_row
-from weightops.output.provenance import content, record_again, tensor_digest, verify
+from weightops.output.provenance import content, record_again, verify
 from weightops.version import __version__
 
 
