@@ -34,6 +34,10 @@ class Basis:
     def __matmul__(self, matrix: Tensor) -> Tensor:
         return self.vectors @ (self.mixing @ matrix)
 
+    def combined(self, mixing: Tensor) -> Basis:
+        """Combinations of these columns, not multiplied out."""
+        return Basis(self.vectors, self.mixing @ mixing)
+
 
 @dataclass(frozen=True)
 class CoreSpace:
@@ -81,8 +85,7 @@ def compressed(space: CoreSpace, rank: int) -> CoreSpace:
     stacked = space.cores.reshape(count * rows, columns)
     left = torch.linalg.svd(beside, full_matrices=False)[0][:, :rank]
     right = torch.linalg.svd(stacked, full_matrices=False)[2][:rank].T
-    narrower = [Basis(side.vectors, side.mixing @ by) for side, by in ((space.left, left), (space.right, right))]
-    return CoreSpace(*narrower, left.T @ space.cores @ right)
+    return CoreSpace(space.left.combined(left), space.right.combined(right), left.T @ space.cores @ right)
 
 
 def inner_products(updates: Sequence[Factors | None]) -> Tensor:
