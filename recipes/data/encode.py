@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from tqdm import tqdm
@@ -72,6 +72,11 @@ def encode(
         }
         for tokens, row in kept
     ]
+
+
+def learnt_tokens(encoded: Sequence[Mapping[str, Any]]) -> int:
+    """Tokens of encoded rows that are to be learned; the first of a row never is, since nothing comes before it."""
+    return sum(sum(row["trained"][1:]) for row in encoded)
 
 
 def check_columns(rows: Sequence[Row], columns: Sequence[str], reader: str) -> None:

@@ -80,6 +80,7 @@ def fit(
     title: str = "training",
     held_out: Sequence[Row] = (),
     beside: Callable[[Path], object] | None = None,
+    notes: Mapping[str, object] | None = None,
     overwrite: bool = False,
 ) -> Fitted:
     """Train a model on rows and write it, rounded once, as a Hugging Face folder (or a PEFT adapter's).
@@ -97,6 +98,7 @@ def fit(
         title: Name of the progress bar.
         held_out: Rows to measure at the end.
         beside: Called with the folder, to write further files there.
+        notes: Further entries of ``training.json``.
         overwrite: Replace an output that exists, or an unfinished run of something else.
 
     Raises:
@@ -111,7 +113,7 @@ def fit(
     unfinished = Unfinished.of(out, overwrite, model, rows, objective, training)
     with quiet_transformers():
         objective = objective.ready(model, tokenizer, rows)
-        trainer = _Trainer(prepare(model, training), rows, objective, training, unfinished.folder, title)
+        trainer = _Trainer(prepare(model, training), tokenizer, rows, objective, training, unfinished.folder, title)
         processes = trainer.accelerator
         if processes.is_main_process:
             unfinished.begin()
@@ -124,7 +126,7 @@ def fit(
         if processes.is_main_process:
             with unfinished.finish() as folder:
                 training.update.write(trainer.model, tokenizer, weights, training.save_dtype, folder)
-                log = {"steps": len(losses), "rows": len(rows), "losses": losses, "held_out": measured}
+                log = {"steps": len(losses), "rows": len(rows), "losses": losses, "held_out": measured, **(notes or {})}
                 (folder / LOG).write_text(json.dumps(log, indent=2) + "\n")
                 if beside is not None:
                     beside(folder)
@@ -167,8 +169,9 @@ class _Trainer(transformers.Trainer):
     order: Order
 
     def __init__(
-        self, model: Any, rows: Sequence[Row], objective: Objective, training: Training, folder: Path, title: str
-    ) -> None:
+        self, model: Any, tokenizer: Any, rows: Sequence[Row], objective: Objective, training: Training,
+        folder: Path, title: str,
+    ) -> None:  # fmt: skip
         self.objective = objective
         args = arguments(training, folder)
         multiple = args.per_device_train_batch_size * args.world_size if args.world_size > 1 else 1
@@ -176,6 +179,7 @@ class _Trainer(transformers.Trainer):
         super().__init__(
             model=model,
             args=args,
+            processing_class=tokenizer if training.keep_checkpoints else None,  # each checkpoint is then a whole model
             train_dataset=_Rows(rows),
             data_collator=self._collate,
             callbacks=[_Watch(self.order, title)],
@@ -302,7 +306,7 @@ def arguments(training: Training, folder: Path) -> Any:
     chosen: dict[str, Any] = {
         "report_to": "none",
         "logging_steps": 1,
-        "save_total_limit": 1,
+        "save_total_limit": None if training.keep_checkpoints else 1,
         "use_cpu": not torch.accelerator.is_available() or os.environ.get("ACCELERATE_USE_CPU", "").lower() == "true",
         "dataloader_pin_memory": torch.cuda.is_available(),
         **training.arguments,

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from weightops.errors import Message, Remedy, WeightopsError
 from weightops.io.small_files import read_small
-from weightops.recipes.data.encode import check_columns, encode, say
+from weightops.recipes.data.encode import check_columns, encode, learnt_tokens, say
 from weightops.recipes.data.source import load_rows, split
 from weightops.recipes.floor.checking import check, plain
 from weightops.recipes.floor.components import component, kind_of
@@ -268,7 +268,7 @@ def _learnt_tokens(
 
     _, tokenizer = load(recipe.base, trust_remote_code=trust_remote_code)
     encoded = [encode(tokenizer, rows, recipe.tokens, chat=recipe.chat, report=lambda note: None) for rows in parts]
-    return [sum(sum(row["trained"][1:]) for row in rows) for rows in encoded]
+    return [learnt_tokens(rows) for rows in encoded]
 
 
 def _measurer(

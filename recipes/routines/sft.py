@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from pydantic import Field
 
 from weightops.errors import WeightopsError
-from weightops.recipes.data.encode import check_columns, encode
+from weightops.recipes.data.encode import check_columns, encode, learnt_tokens
 from weightops.recipes.data.packing import pack
 from weightops.recipes.data.source import load_rows, split
 from weightops.recipes.floor.checking import check, relation
@@ -109,6 +109,7 @@ def train(
 
     model, tokenizer = load(recipe.base, "float32", trust_remote_code=trust_remote_code)
     rows = encode(tokenizer, learned, recipe.tokens, chat=recipe.chat, columns=columns)
+    notes = {"tokens": learnt_tokens(rows)}
     if recipe.packing:
         _check_window(model, recipe.tokens)
         rows = pack(rows, recipe.tokens)
@@ -122,6 +123,7 @@ def train(
         title=title,
         held_out=encode(tokenizer, held_out, recipe.tokens, chat=recipe.chat, columns=columns),
         beside=beside,
+        notes=notes,
         overwrite=overwrite,
     )
 

@@ -68,6 +68,7 @@ def test_what_is_asked_costs_nothing_and_only_the_answer_is_learned(recipe, tmp_
         said = model.eval()(torch.tensor([ids + answer_ids])).logits[0].log_softmax(-1)
         costs += [-said[len(ids) - 1 + place, token].item() for place, token in enumerate(answer_ids)]
     assert done.losses[0] == pytest.approx(sum(costs) / len(costs), abs=1e-4)
+    assert json.loads((tmp_path / "out" / "training.json").read_text())["tokens"] == len(costs)
 
 
 def test_packed_rows_cost_what_they_cost_apart(recipe, tmp_path):
