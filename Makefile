@@ -36,7 +36,7 @@ docs: .venv/installed
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 
 test: lint docs
-	$(BIN)/pytest
+	$(BIN)/pytest -n 2 --dist loadfile
 
 # The oldest versions that setup.cfg allows, together; torch stays the one that is provided.
 .venv-lowest/installed: setup.cfg pyproject.toml constraints-lowest.txt
@@ -47,7 +47,7 @@ test: lint docs
 	touch $@
 
 test-lowest: .venv-lowest/installed
-	$(LOWEST)/pytest
+	$(LOWEST)/pytest -n 2 --dist loadfile
 
 # The sdist and the wheel, checked; the wheel installed alone, with what must be in it, and asked for its recipes.
 package: .venv/installed

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -179,9 +180,10 @@ def _print_plan(plan: AdapterPlan, out: Path, ranks: dict[str, int], *, overwrit
         notes = [in_options(note) for note in plan.notes]
         print_json({"out": str(out), "problems": problems, "notes": notes, "bytes_written": plan.size, "ranks": ranks})
     else:
-        least, most = min(ranks.values()), max(ranks.values())
-        span = f"{most}" if least == most else f"{least} to {most}"
-        click.echo(f"{len(ranks)} tensors, rank at most {span}; at most {human(plan.size)} to {out}")
+        if not problems:
+            least, most = min(ranks.values()), max(ranks.values())
+            span = f"{most}" if least == most else f"{least} to {most}"
+            click.echo(f"{len(ranks)} tensors, rank at most {span}; at most {human(plan.size)} to {out}")
         _say_notes(plan)
         for problem in problems:
             click.echo(f"error: {problem}", err=True)
@@ -200,7 +202,8 @@ def _print_written(out: Path, folder: Path, result: dict[str, Any], *, as_json: 
         print_json({"out": str(folder), "bytes": size, **result})
         return
     click.echo(f"wrote {out} ({human(size)})")
-    print_next(["verify", str(out)], ["inspect", f"BASE+{out}"])
+    names_base = json.loads((folder / "adapter_config.json").read_text("utf-8")).get("base_model_name_or_path")
+    print_next(["verify", str(out)], *([["inspect", str(out)]] if names_base else []))
 
 
 def _shares(done: Extracted) -> str:

@@ -96,12 +96,18 @@ def score(
     cat lines.txt | weightops guard score mine-guard
     """
     from weightops.guard.presets import open_guard
+    from weightops.rows.labelled import text_faults
     from weightops.rows.labelled import texts as texts_of
     from weightops.rows.reader import read_rows
 
-    inputs = [*texts, *texts_of(read_rows(jsonl, allow_empty=True))]
+    inputs = [*texts, *texts_of(read_rows(jsonl, allow_empty=True, check=text_faults))]
     if not inputs and not jsonl:
         inputs = [line.decode("utf-8", "replace").rstrip("\r\n") for line in sys.stdin.buffer]
+    if not inputs:
+        click.echo(f"note: {', '.join(map(str, jsonl)) or 'stdin'}: no texts to score", err=True)
+        if as_json:
+            print_json([])
+        return
     guard = open_guard(model, preset, threshold, dtype, trust_remote_code=trust_remote_code)
     probabilities = guard.probabilities(inputs, batch)
     rows: list[dict[str, Any]] = [
@@ -165,10 +171,10 @@ def evaluate(
     """
     from weightops.guard.evaluate import evaluate as run
     from weightops.guard.presets import open_guard
-    from weightops.rows.labelled import labelled_texts
+    from weightops.rows.labelled import label_faults, labelled_texts
     from weightops.rows.reader import read_rows
 
-    labelled = labelled_texts(read_rows(data))
+    labelled = labelled_texts(read_rows(data, check=label_faults()))
     if faults := [f"--rows {row}: there are {len(labelled)} texts" for row in rows if row > len(labelled)]:
         raise WeightopsError(*faults)
     guard = open_guard(model, preset, threshold, dtype, trust_remote_code=trust_remote_code)
@@ -276,7 +282,7 @@ def serve(
     weightops guard serve mine-guard --host 0.0.0.0 --api-key-file keys.txt --tls-cert cert.pem --tls-key key.pem
     curl -H "Authorization: Bearer $(cat keys.txt)" https://HOST:8080/v1/models
     """
-    from weightops.guard.evaluate import needed
+    from weightops.extras import needed
 
     for package in ("fastapi", "h11"):
         needed(package, package, "serve")

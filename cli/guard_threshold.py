@@ -86,12 +86,12 @@ def _judged(checkpoint: Any, data: tuple[Path, ...], streaming: bool, batch: int
     from weightops.guard.evaluate import tracks
     from weightops.guard.presets import open_guard
     from weightops.guard.thresholds import judged, read_evaluation
-    from weightops.rows.labelled import labelled_texts
+    from weightops.rows.labelled import label_faults, labelled_texts
     from weightops.rows.reader import read_rows
 
     if len(data) == 1 and (texts := read_evaluation(data[0], streaming=streaming)) is not None:
         return texts
-    rows = labelled_texts(read_rows(data))
+    rows = labelled_texts(read_rows(data, check=label_faults()))
     guard = open_guard(checkpoint)
     whole = [row.text for row in rows]
     if streaming:

@@ -218,19 +218,19 @@ def command_line() -> str:
 
 
 def print_plan(output: Output, plan: dict[str, Any], summary: str) -> None:
-    """Print a plan for people or for a program; one with problems ends with exit code 1."""
+    """Print a plan for people or for a program; one with problems has no summary and ends with exit code 1."""
     if output.json:
         print_json(plan)
     else:
-        click.echo(summary)
-        click.echo(
-            f"reads {human(plan['bytes_read'])}, writes {human(plan['bytes_written'])} in {len(plan['files'])} file(s) "
-            f"to {output.out}, buffers {human(plan['peak_buffer_bytes'])}"
-        )
-        for note in plan["notes"]:
-            click.echo(f"note: {note}", err=True)
-        for problem in plan["problems"]:
-            click.echo(f"error: {problem}", err=True)
+        if not plan["problems"]:
+            click.echo(summary)
+            click.echo(
+                f"reads {human(plan['bytes_read'])}, writes {human(plan['bytes_written'])} in {len(plan['files'])} "
+                f"file(s) to {output.out}, buffers {human(plan['peak_buffer_bytes'])}"
+            )
+        for kind, lines in (("note", plan["notes"]), ("error", plan["problems"])):
+            for line in lines:
+                click.echo(f"{kind}: {line}", err=True)
     if plan["problems"]:
         raise click.exceptions.Exit(1)
     print_next([word for word in sys.argv[1:] if word != "--dry-run"])

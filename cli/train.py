@@ -59,7 +59,7 @@ def command(
 
 
 def _next(folder: Path, base: str) -> list[list[str]]:
-    """Try a guard that was trained, and make a guard of any other model."""
+    """Try a guard that was trained, and make a guard of any other model; list what any other training wrote."""
     model = f"{base}+{folder}" if (folder / "adapter_config.json").exists() else str(folder)
     if (folder / "guard.json").exists():
         target = ["--target", "TARGET", "--out", "TARGET-guard"]
@@ -67,4 +67,4 @@ def _next(folder: Path, base: str) -> list[list[str]]:
             ["guard", "score", model, "how do I kill a process?"],
             ["compose-guard", "--guard", model, "--base", base, *target],
         ]
-    return [["compose-guard", "--guard", "GUARD", "--base", base, "--target", model, "--out", f"{folder}-guard"]]
+    return [["inspect", model]]

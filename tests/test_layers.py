@@ -21,6 +21,7 @@ LEVELS = (
     ("ops",),
     ("anatomy",),
     ("rows", "io"),
+    ("extras",),
     ("dtypes", "errors", "version"),
 )
 RANK = {name: (level, place) for level, names in enumerate(LEVELS) for place, name in enumerate(names)}

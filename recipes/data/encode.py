@@ -108,14 +108,26 @@ def _is_number(value: object) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < math.inf
 
 
+def unlearnable(row: Row) -> Iterator[str]:
+    """Why a row cannot be learned from, as far as its fields tell: the ``check`` of :func:`~.source.load_rows`."""
+    if "messages" in row.wrong:
+        yield row.wrong["messages"]
+    elif row.messages is None and (row.completion is not None or "completion" in row.wrong):
+        yield from (row.wrong[name] for name in ("prompt", "completion") if name in row.wrong)
+    elif row.messages is None and "text" in row.wrong:
+        yield row.wrong["text"]
+    elif row.messages is None and row.text is None:
+        yield "needs messages, prompt and completion, or text"
+
+
 def _tokens(tokenizer: Any, row: Row, chat: bool) -> Tokens:
-    if (messages := row.checked("messages")) is not None:
-        return chat_tokens(tokenizer, messages)
-    if row.completion is not None or "completion" in row.wrong:
-        return completion_tokens(tokenizer, row.checked("prompt"), row.checked("completion"), chat)
-    if (text := row.checked("text")) is not None:
-        return text_tokens(tokenizer, text)
-    raise WeightopsError("needs messages, prompt and completion, or text")
+    if problems := list(unlearnable(row)):
+        raise WeightopsError(*problems)
+    if row.messages is not None:
+        return chat_tokens(tokenizer, row.messages)
+    if row.prompt is not None and row.completion is not None:
+        return completion_tokens(tokenizer, row.prompt, row.completion, chat)
+    return text_tokens(tokenizer, row.checked("text"))
 
 
 def _notes(rows: int, cut: int, left_out: int, max_tokens: int | None) -> Iterator[str]:

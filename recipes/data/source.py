@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import TypeVar
 
 from weightops.recipes.floor.settings import Data
@@ -13,13 +13,19 @@ from weightops.rows.row import Row
 T = TypeVar("T")
 
 
-def load_rows(data: Data) -> list[Row]:
+def load_rows(data: Data, check: Callable[[Row], Iterable[str]] = lambda row: ()) -> list[Row]:
     """The rows that a recipe names, with renamed fields, in the order of the files.
 
+    Args:
+        data: Which rows.
+        check: What is wrong with a row, to be reported together with the lines that cannot be read.
+
     Raises:
-        WeightopsError: everything that cannot be read, or no row is left.
+        WeightopsError: everything that cannot be read or is wrong, or no row is left.
     """
-    return read_rows(data.files, hub=data.hub, subset=data.subset, split=data.split, only=data.only, rename=data.rename)
+    return read_rows(
+        data.files, hub=data.hub, subset=data.subset, split=data.split, only=data.only, rename=data.rename, check=check
+    )
 
 
 def split(rows: Sequence[T], share: float, seed: int) -> tuple[list[T], list[T]]:

@@ -108,8 +108,9 @@ def read_settings(kind: type, given: Any, place: Place = (), root: type | None =
     if not isinstance(given, Mapping):
         return _WRONG, [Fault(place, f"{dotted(place)}: must be keys and values; found {_shown(given)}")]
     hints, known, root = _hints(kind), {each.name: each for each in _parameters(kind)}, root or kind
-    faults = [Fault((*place, name), _unknown(name, tuple(known), root)) for name in given if name not in known]
-    values: dict[str, Any] = {_meant(name, tuple(known)): _WRONG for name in given if name not in known}
+    unknown = [(name, value) for name, value in given.items() if name not in known]
+    faults = [fault for name, value in unknown for fault in _unknown_key(place, name, value, tuple(known), root)]
+    values: dict[str, Any] = {_meant(name, tuple(known)): _WRONG for name, _ in unknown}
     for name, each in known.items():
         if name in given:
             values[name], inner = _read_field(hints[name], given[name], (*place, name), root)
@@ -284,6 +285,18 @@ def _meant(name: str, known: tuple[str, ...]) -> str:
     """The field that an unknown key probably means; the key itself where there is none."""
     here = (familiar(name) or "").rpartition(".")[2]
     return here if here in known else next(iter(difflib.get_close_matches(name, known, n=1)), name)
+
+
+def _unknown_key(place: Place, name: str, value: Any, known: tuple[str, ...], root: type) -> Iterator[Fault]:
+    """A fault for an unknown key; for a section of another tool's recipe, one for each of its keys."""
+    section = familiar(name)
+    if section is None or not isinstance(value, Mapping) or not value or not _has(root, section):
+        yield Fault((*place, name), _unknown(name, known, root))
+        return
+    for key in value:
+        here = familiar(key) or ""
+        meant = here if here.startswith(f"{section}.") else section
+        yield Fault((*place, name, key), f"unknown key {f'{name}.{key}'!r}; here it is {meant}")
 
 
 def _unknown(name: str, known: tuple[str, ...], root: type) -> str:

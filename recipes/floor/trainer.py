@@ -30,7 +30,7 @@ from weightops.recipes.floor.objective import ROW_INDEX, Objective, Row
 from weightops.recipes.floor.order import FILLER, Order
 from weightops.recipes.floor.settings import Training
 from weightops.recipes.floor.trained_card import Trained, write_card
-from weightops.recipes.floor.unfinished import Unfinished
+from weightops.recipes.floor.unfinished import Unfinished, only_training
 
 LOG = "training.json"
 EMPTY = "empty"
@@ -102,16 +102,16 @@ def fit(
         overwrite: Replace an output that exists, or an unfinished run of something else.
 
     Raises:
-        WeightopsError: wrong settings, no rows, rows that the objective cannot read, the output exists, or the loss is
-            not finite.
+        WeightopsError: wrong settings, no rows, rows that the objective cannot read, the output exists, another process
+            is training to it, or the loss is not finite.
     """
     check(training)
     if not rows:
         raise WeightopsError(f"{title}: no rows to train on")
     _check_rows([*rows, *held_out], objective)
     base = str(getattr(model, "name_or_path", ""))
-    unfinished = Unfinished.of(out, overwrite, model, rows, objective, training)
-    with quiet_transformers():
+    with only_training(out), quiet_transformers():
+        unfinished = Unfinished.of(out, overwrite, model, rows, objective, training)
         objective = objective.ready(model, tokenizer, rows)
         trainer = _Trainer(prepare(model, training), tokenizer, rows, objective, training, unfinished.folder, title)
         processes = trainer.accelerator

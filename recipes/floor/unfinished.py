@@ -1,6 +1,7 @@
 """The folder of an unfinished training: ``.OUT.training`` beside ``OUT``, with its checkpoints.
 
-It also holds a stamp of the model, rows and settings, so that only the same training resumes from the checkpoints.
+It also holds a stamp of the model, rows and settings, so that only the same training resumes from the checkpoints, and
+a lock, so that no other training writes there at the same time.
 """
 
 from __future__ import annotations
@@ -10,13 +11,14 @@ import json
 import os
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from weightops.errors import Message, Remedy, WeightopsError
-from weightops.io.replacing import check_place, private_folder, put_in_place, recover
+from weightops.io.output_lock import OutputLock
+from weightops.io.replacing import check_place, put_in_place, recover
 
 STAMP = "stamp"
 
@@ -25,14 +27,33 @@ def check_free(out: Path, overwrite: bool) -> None:
     """Refuse an output that is in the way, before anything is loaded.
 
     Raises:
-        WeightopsError: it exists and is not to be replaced, or is nothing that weightops or transformers wrote.
+        WeightopsError: it exists and is not to be replaced, is nothing that weightops or transformers wrote, or another
+            process is training to it.
     """
     check_place(out, overwrite=overwrite)
+    if _lock(out).file.exists():
+        with only_training(out):
+            pass
+
+
+@contextmanager
+def only_training(out: Path) -> Iterator[None]:
+    """The right to train to ``out``; of the processes of one training the first takes it for all.
+
+    Raises:
+        WeightopsError: another training has it.
+    """
+    with _lock(out) if os.environ.get("RANK", "0") == "0" else nullcontext():
+        yield
+
+
+def _lock(out: Path) -> OutputLock:
+    return OutputLock(out, "training")
 
 
 @dataclass(frozen=True)
 class Unfinished:
-    """The folder of a training that is running or was interrupted.
+    """The folder of a training that is running or was interrupted. Writing to it needs :func:`only_training`.
 
     Attributes:
         out: Where the finished model goes.
@@ -53,7 +74,7 @@ class Unfinished:
         Raises:
             WeightopsError: the output exists, or an unfinished run of another training is in the way.
         """
-        check_free(out, overwrite)
+        check_place(out, overwrite=overwrite)
         unfinished = cls(out, _stamp(model, rows, objective, training), overwrite, training.keep_checkpoints)
         if unfinished.checkpoint() is not None and not unfinished._same() and not overwrite:
             what = f"{unfinished.folder}: an unfinished run of another training"
@@ -67,13 +88,10 @@ class Unfinished:
         return self.out.absolute().parent / f".{self.out.absolute().name}.training"
 
     def begin(self) -> None:
-        """Make the folder; delete what another training left in it."""
-        self.folder.parent.mkdir(parents=True, exist_ok=True)
-        private_folder(self.folder)
+        """Delete what another training left in the folder."""
         recover(self.out, self.folder / "replaced")
         if not self._same():
-            shutil.rmtree(self.folder)
-            private_folder(self.folder)
+            _lock(self.out).sweep()
         (self.folder / STAMP).write_text(self.stamp)
 
     def checkpoint(self) -> Path | None:
@@ -95,7 +113,7 @@ class Unfinished:
             for checkpoint in self._checkpoints():
                 shutil.copytree(checkpoint, model / checkpoint.name, copy_function=os.link)
         put_in_place(model, self.out, self.folder / "replaced", overwrite=self.overwrite)
-        shutil.rmtree(self.folder)
+        _lock(self.out).sweep()
 
     def _checkpoints(self) -> list[Path]:
         return [folder for folder in self.folder.glob("checkpoint-*") if _whole(folder)]

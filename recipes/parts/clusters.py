@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from weightops.errors import WeightopsError
-from weightops.guard.evaluate import needed
+from weightops.extras import needed
 from weightops.recipes.parts.dispersion import Pool, Unit
 
 if TYPE_CHECKING:

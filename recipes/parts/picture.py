@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from weightops.errors import WeightopsError
-from weightops.guard.evaluate import needed
+from weightops.extras import needed
 from weightops.recipes.parts.disperse import Dispersed
 
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#F0E442")

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from weightops.errors import Message, Remedy, WeightopsError
 from weightops.io.small_files import read_small
-from weightops.recipes.data.encode import check_columns, encode, learnt_tokens, say
+from weightops.recipes.data.encode import check_columns, encode, learnt_tokens, say, unlearnable
 from weightops.recipes.data.source import load_rows, split
 from weightops.recipes.floor.checking import check, plain
 from weightops.recipes.floor.components import component, kind_of
@@ -111,7 +111,7 @@ def run(
     if os.environ.get("WORLD_SIZE", "1") != "1":
         raise WeightopsError("disperse_then_merge trains in one process; run it without accelerate launch")
     check_free(out, overwrite)
-    data = load_rows(recipe.data)
+    data = load_rows(recipe.data, unlearnable)
     check_columns(data, columns_of(recipe), f"objective {kind_of(recipe.objective)}")
     learned, held_out = split(data, recipe.data.held_out, recipe.training.seed)
     dispersed = disperse(learned, recipe.disperse, recipe.base, say)

@@ -29,7 +29,7 @@ from weightops.recipes.floor.settings import (
 from weightops.recipes.floor.unfinished import check_free
 from weightops.recipes.objectives.label_decision import LabelDecision
 from weightops.recipes.passes.prefixes import FirstUnsafe, corrects_itself, cuts, prefixes
-from weightops.rows.labelled import SAFE, UNSAFE, LabelledText, check_both_labels, labelled_texts
+from weightops.rows.labelled import SAFE, UNSAFE, LabelledText, check_both_labels, label_faults, labelled_texts
 
 if TYPE_CHECKING:
     from weightops.recipes.floor.trainer import Fitted
@@ -93,7 +93,7 @@ def run(recipe: GuardRecipe, out: Path, overwrite: bool = False, *, trust_remote
     """
     check(recipe)
     check_free(out, overwrite)
-    rows = load_rows(recipe.data)
+    rows = load_rows(recipe.data, label_faults(recipe.labels))
     texts = labelled_texts(rows, recipe.labels)
     if other_words := {str(row.label) for row in rows} & {SAFE, UNSAFE} - set(recipe.labels):
         words, (safe, unsafe) = " and ".join(sorted(other_words)), recipe.labels

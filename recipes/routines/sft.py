@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from pydantic import Field
 
 from weightops.errors import WeightopsError
-from weightops.recipes.data.encode import check_columns, encode, learnt_tokens
+from weightops.recipes.data.encode import check_columns, encode, learnt_tokens, unlearnable
 from weightops.recipes.data.packing import pack
 from weightops.recipes.data.source import load_rows, split
 from weightops.recipes.floor.checking import check, relation
@@ -80,7 +80,7 @@ def run(recipe: SftRecipe, out: Path, overwrite: bool = False, *, trust_remote_c
     """
     check(recipe)
     check_free(out, overwrite)
-    data = load_rows(recipe.data)
+    data = load_rows(recipe.data, unlearnable)
     check_columns(data, columns_of(recipe), f"objective {kind_of(recipe.objective)}")
     learned, held_out = split(data, recipe.data.held_out, recipe.training.seed)
     return train(recipe, learned, held_out, out, overwrite, trust_remote_code=trust_remote_code)

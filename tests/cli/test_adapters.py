@@ -65,6 +65,7 @@ def test_a_dry_run_writes_nothing_and_says_what_is_in_the_way(parts, tmp_path):
     blocked = run("adapters", "merge", *parts, "--out", out, "--dry-run", "--json")
     assert blocked.exit_code == 1
     assert "--overwrite" in json.loads(blocked.stdout)["problems"][0]
+    assert run("adapters", "merge", *parts, "--out", out, "--dry-run").stdout == ""
 
 
 @pytest.mark.parametrize(
@@ -101,6 +102,8 @@ def test_extract_prints_what_the_adapter_holds_by_part(tmp_path):
     assert done.exit_code == 0, done.output
     assert "the adapter holds" in done.output
     assert any(line.split()[:3] == ["norm", "5", "0"] for line in done.output.splitlines()), done.output
+    assert f"next: weightops inspect {tmp_path / 'out'}\n" in done.stderr
+    assert "14" in run("inspect", tmp_path / "out").stdout
     again = run("adapters", "extract", *folders, "--energy", 0.9, "--out", tmp_path / "out", "--overwrite", "--json")
     result = json.loads(again.stdout)
     assert {part["part"] for part in result["parts"]} == {"norm", "head", "embedding", "attention", "mlp"}

@@ -63,6 +63,14 @@ def test_score_reads_arguments_lines_and_json_lines_alike(model, tmp_path):
         assert [r["probability"] for r in found] == pytest.approx([r["probability"] for r in wanted], abs=0.01)
 
 
+def test_score_without_a_text_is_one_line(model, tmp_path):
+    (tmp_path / "none.jsonl").write_text("")
+    for args, place in (((), "stdin"), (("--jsonl", tmp_path / "none.jsonl"), tmp_path / "none.jsonl")):
+        done = run("score", model, *args, input="")
+        assert (done.stdout, done.stderr) == ("", f"note: {place}: no texts to score\n")
+    assert json.loads(run("score", model, "--json", input="").stdout) == []
+
+
 @pytest.mark.parametrize("text", ["\\ud800", "\\u0000", ""])
 def test_any_text_of_json_is_judged(model, tmp_path, text):
     file = tmp_path / "texts.jsonl"

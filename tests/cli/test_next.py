@@ -35,15 +35,15 @@ def run(*words: object) -> list[list[str]]:
     return [words for line in lines for words in commands_in(line)]
 
 
-def train(room, kind: str) -> tuple[list[str], ...]:
+def train(room, kind: str, recipe: str = "guard-full-text") -> tuple[list[str], ...]:
     sets = [
         f"base={room / 'base'}",
         f"data.files={room / 'rows.jsonl'}",
         "training.epochs=1",
         f"training.update={kind}",
     ]
-    words = ["train", "guard-full-text", *(part for each in sets for part in ("--set", each))]
-    return tuple(run(*words, "--out", room / kind))
+    words = ["train", recipe, *(part for each in sets for part in ("--set", each))]
+    return tuple(run(*words, "--out", room / f"{recipe}-{kind}"))
 
 
 @pytest.mark.parametrize("kind", ["full", "lora"])
@@ -61,6 +61,13 @@ def test_a_guard_that_was_trained_is_tried_and_composed_by_the_commands_that_fol
     assert run(*composed, "--dry-run", "--overwrite") == [[*map(str, composed), "--overwrite"]]
     assert run("verify", room / f"{kind}-guard") == [again]
     assert run("inspect", room / f"{kind}-guard") == [again]
+
+
+@pytest.mark.parametrize("kind", ["full", "lora"])
+def test_a_model_that_was_tuned_is_listed_by_the_command_that_follows(room, kind):
+    (listed,) = train(room, kind, "sft")
+    assert listed[0] == "inspect"
+    run(*listed)
 
 
 def test_a_recipe_is_copied_checked_and_trained_by_the_commands_that_follow(room, monkeypatch):

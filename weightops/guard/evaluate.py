@@ -6,14 +6,14 @@ characters are judged, time to detect, false alarms on safe text. Bootstrap inte
 
 from __future__ import annotations
 
-import importlib
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 from ..anatomy.config_keys import max_positions
 from ..errors import WeightopsError
+from ..extras import needed
 from ..io.progress import Progress
 from ..rows.labelled import LabelledText
 from .judge import Guard
@@ -270,15 +270,3 @@ def _number(value: float) -> float | None:
 
 def _sklearn() -> Any:
     return needed("sklearn.metrics", "scikit-learn", "train")
-
-
-def needed(module: str, package: str, extra: str, load: Callable[[str], Any] = importlib.import_module) -> Any:
-    """Import a module that an extra installs.
-
-    Raises:
-        WeightopsError: the package is not installed.
-    """
-    try:
-        return load(module)
-    except ModuleNotFoundError as error:
-        raise WeightopsError(f"{package}: not installed; pip install 'weightops[{extra}]'") from error

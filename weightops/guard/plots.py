@@ -6,7 +6,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from .evaluate import Evaluation, needed
+from ..extras import needed
+from .evaluate import Evaluation
 
 SAFE, UNSAFE, ALONE, STREAMING, INK = "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#444444"
 """Colour-blind-safe palette (Okabe and Ito)."""

@@ -22,7 +22,6 @@ def download(spec: str) -> Path:
     Raises:
         WeightopsError: the model is not found, needs permission, or is not cached while the hub is unreachable.
     """
-    from huggingface_hub import snapshot_download
     from huggingface_hub.errors import (
         GatedRepoError,
         HfHubHTTPError,
@@ -35,9 +34,9 @@ def download(spec: str) -> Path:
     match, small_files = _ID.match(spec), [*download_patterns(), "README.md"]  # the card states the licence
     repo, revision = (match["repo"], match["revision"]) if match else (spec, None)
     try:
-        folder = Path(snapshot_download(repo, revision=revision, allow_patterns=[*small_files, "*.safetensors"]))
+        folder = _snapshot(repo, revision, [*small_files, "*.safetensors"])
         if not any(folder.glob("*.safetensors")):
-            snapshot_download(repo, revision=revision, allow_patterns=[*small_files, "*.bin"])
+            _snapshot(repo, revision, [*small_files, "*.bin"])
     except GatedRepoError as error:
         raise WeightopsError(
             f"{spec}: the hub requires permission; accept the model's terms on its page and run `hf auth login`"
@@ -59,3 +58,13 @@ def download(spec: str) -> Path:
             f"{spec}: the download failed ({type(error).__name__}); run the same command again to resume"
         ) from error
     return folder
+
+
+def _snapshot(repo: str, revision: str | None, patterns: list[str]) -> Path:
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import OfflineModeIsEnabled
+
+    try:
+        return Path(snapshot_download(repo, revision=revision, allow_patterns=patterns))
+    except OfflineModeIsEnabled:  # huggingface_hub before 2.2, for a commit that is cached
+        return Path(snapshot_download(repo, revision=revision, allow_patterns=patterns, local_files_only=True))

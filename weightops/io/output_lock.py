@@ -18,19 +18,23 @@ _LOCK = "lock"
 class OutputLock:
     """The right to write one output; a context manager. A second process is refused and changes nothing.
 
+    Args:
+        out: The output.
+        ending: Of the hidden folder's name, ``.OUT.ending``.
+
     Attributes:
         folder: The hidden folder. It is deleted on leaving, unless it holds more than the lock.
     """
 
-    def __init__(self, out: Path) -> None:
+    def __init__(self, out: Path, ending: str = "weightops") -> None:
         self.out = Path(os.path.abspath(out))
-        self.folder = self.out.parent / f".{self.out.name}.weightops"
+        self.folder = self.out.parent / f".{self.out.name}.{ending}"
 
     def __enter__(self) -> OutputLock:
         try:
             self.out.parent.mkdir(parents=True, exist_ok=True)
             private_folder(self.folder)
-            self._descriptor = open_private(self.folder / _LOCK, os.O_RDWR | os.O_CREAT)
+            self._descriptor = open_private(self.file, os.O_RDWR | os.O_CREAT)
         except OSError as error:
             what = f"{self.out}: cannot be written ({error.strerror})"
             raise WeightopsError(Message(what, Remedy("choose another {}", "out"))) from error
@@ -43,14 +47,19 @@ class OutputLock:
     def __exit__(self, *_: object) -> None:
         with suppress(OSError):  # the folder is not empty: work that can be resumed
             if os.listdir(self.folder) == [_LOCK]:
-                (self.folder / _LOCK).unlink()
+                self.file.unlink()
                 self.folder.rmdir()
         os.close(self._descriptor)
+
+    @property
+    def file(self) -> Path:
+        """The file that is locked; it may be there although no process holds it."""
+        return self.folder / _LOCK
 
     def sweep(self) -> None:
         """Delete everything in the folder but the lock."""
         for path in self.folder.iterdir():
-            if path.name != _LOCK:
+            if path != self.file:
                 with suppress(OSError):
                     remove(path)
 
@@ -58,7 +67,7 @@ class OutputLock:
         try:
             fcntl.flock(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
             # the file that is there now, and not one that another process has deleted on leaving
-            return os.path.samestat(os.fstat(self._descriptor), os.stat(self.folder / _LOCK))
+            return os.path.samestat(os.fstat(self._descriptor), os.stat(self.file))
         except OSError:
             return False
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -42,11 +42,9 @@ def labelled_texts(rows: Sequence[Row], labels: tuple[str, str] = (SAFE, UNSAFE)
     Raises:
         WeightopsError: rows that do not have these fields (the first ten, and how many more), by their places.
     """
-    meanings: Mapping[Any, bool] = {SAFE: False, UNSAFE: True, 0: False, 1: True} | dict(
-        zip(labels, (False, True), strict=True)
-    )
-    words = ", ".join(dict.fromkeys((SAFE, UNSAFE, *labels)))
-    raise_faults(f"{row.place}: {fault}" for row in rows for fault in _faults(row, meanings, words))
+    meanings = _meanings(labels)
+    faults = label_faults(labels)
+    raise_faults(f"{row.place}: {fault}" for row in rows for fault in faults(row))
     return [
         LabelledText(
             row.judged or "",
@@ -59,13 +57,27 @@ def labelled_texts(rows: Sequence[Row], labels: tuple[str, str] = (SAFE, UNSAFE)
     ]
 
 
+def label_faults(labels: tuple[str, str] = (SAFE, UNSAFE)) -> Callable[[Row], Iterator[str]]:
+    """What is wrong with a row as a labelled text: the ``check`` of :func:`~weightops.rows.reader.read_rows`.
+
+    Args:
+        labels: As for :func:`labelled_texts`.
+    """
+    meanings, words = _meanings(labels), ", ".join(dict.fromkeys((SAFE, UNSAFE, *labels)))
+    return lambda row: _faults(row, meanings, words)
+
+
+def _meanings(labels: tuple[str, str]) -> dict[Any, bool]:
+    return {SAFE: False, UNSAFE: True, 0: False, 1: True} | dict(zip(labels, (False, True), strict=True))
+
+
 def texts(rows: Sequence[Row]) -> list[str]:
     """The text of each row; of a conversation the last message's.
 
     Raises:
         WeightopsError: rows without a text (the first ten, and how many more), by their places.
     """
-    raise_faults(f"{row.place}: {fault}" for row in rows if (fault := _text_fault(row)))
+    raise_faults(f"{row.place}: {fault}" for row in rows for fault in text_faults(row))
     return [row.judged or "" for row in rows]
 
 
@@ -80,19 +92,19 @@ def check_both_labels(rows: Sequence[LabelledText]) -> None:
         raise WeightopsError(f"all {len(rows)} rows to train on are labelled {label}; add rows that are {other}")
 
 
-def _text_fault(row: Row) -> str | None:
-    """Why a row does not have a text to judge; ``None`` if it has one."""
+def text_faults(row: Row) -> Iterator[str]:
+    """Why a row does not have a text to judge: the ``check`` of :func:`~weightops.rows.reader.read_rows`."""
     if "text" in row.wrong:
-        return row.wrong["text"]
-    if row.text is None and "messages" in row.wrong:
-        return row.wrong["messages"]
-    return "needs text, or messages of which the last has a text" if row.judged is None else None
+        yield row.wrong["text"]
+    elif row.text is None and "messages" in row.wrong:
+        yield row.wrong["messages"]
+    elif row.judged is None:
+        yield "needs text, or messages of which the last has a text"
 
 
 def _faults(row: Row, meanings: Mapping[Any, bool], words: str) -> Iterator[str]:
     """Everything that is wrong with a row as a labelled text."""
-    if fault := _text_fault(row):
-        yield fault
+    yield from text_faults(row)
     yield from (row.wrong[name] for name in ("label", "first_unsafe_char", "prefix_labels") if name in row.wrong)
     if "label" not in row.wrong and row.label not in meanings:
         problem = "it is missing" if row.label is None else f"found {short(row.label)}"

@@ -15,7 +15,7 @@ import os
 import stat
 import sys
 import zlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any, cast
@@ -43,6 +43,7 @@ def read_rows(
     only: Mapping[str, Any] | None = None,
     rename: Mapping[str, str] | None = None,
     allow_empty: bool = False,
+    check: Callable[[Row], Iterable[str]] = lambda row: (),
 ) -> list[Row]:
     """The rows of files and of a data set of the hub, in order.
 
@@ -54,27 +55,43 @@ def read_rows(
         only: Keep the rows whose fields, as the data names them, have these values.
         rename: Field of a row to the data's name for it.
         allow_empty: If no row is left, return an empty list and do not raise.
+        check: What a task finds wrong with a row, to be reported together with the lines that cannot be read.
 
     Raises:
-        WeightopsError: files that cannot be read, lines that are not JSON objects (the first ten, and how many more), a
-            renamed field that no row has, or no row is left.
+        WeightopsError: files that cannot be read, lines that are not JSON objects or not what ``check`` wants (the
+            first ten, and how many more), a renamed field that no row has, or no row is left.
     """
-    faults = FirstFaults("lines")
-    placed = [(place, record) for file in files for place, record, _ in _file_records(file, faults)]
+    faults, renamed = FirstFaults("lines"), rename or {}
+    rows: list[Row] = []
+    count, names = 0, set[str]()
+    for place, record in _records(files, hub, subset, split, faults):
+        count += 1
+        names |= record.keys()
+        if all(record.get(name) == value for name, value in (only or {}).items()):
+            rows.append(Row.of(place, {**record, **{ours: record.get(theirs) for ours, theirs in renamed.items()}}))
+            for fault in check(rows[-1]):
+                faults.add(f"{place}: {fault}")
+    whole = ", ".join([*("stdin" if str(file) == STDIN else str(file) for file in files), *([hub] if hub else [])])
+    if missing := [theirs for theirs in renamed.values() if theirs not in names and count]:
+        raise WeightopsError(
+            *(f"{whole}: rename: no row has a field {short(theirs)}; check the spelling" for theirs in missing)
+        )
     faults.raise_any()
+    if not rows and not allow_empty:
+        problem = f"only: none of {count} rows has {dict(only or {})}" if count else "has no rows"
+        raise WeightopsError(f"{whole}: {problem}")
+    return rows
+
+
+def _records(
+    files: Sequence[str | Path], hub: str | None, subset: str | None, split: str, faults: FirstFaults
+) -> Iterator[tuple[str, Record]]:
+    """Place and record of each row; the hub is asked only where the files have no fault."""
+    for file in files:
+        yield from ((place, record) for place, record, _ in _file_records(file, faults))
     if hub is not None:
-        placed += [(f"{hub}, row {n}", record) for n, record in enumerate(_hub(hub, subset, split), 1)]
-    names = ", ".join([*("stdin" if str(file) == STDIN else str(file) for file in files), *([hub] if hub else [])])
-    chosen = [pair for pair in placed if all(pair[1].get(name) == value for name, value in (only or {}).items())]
-    if not chosen and not allow_empty:
-        problem = f"only: none of {len(placed)} rows has {dict(only or {})}" if placed else "has no rows"
-        raise WeightopsError(f"{names}: {problem}")
-    missing = {ours: theirs for ours, theirs in (rename or {}).items() if not any(theirs in r for _, r in placed)}
-    if placed and missing:
-        problems = [f"{names}: rename: no row has a field {short(theirs)}" for theirs in missing.values()]
-        raise WeightopsError(*(f"{problem}; check the spelling" for problem in problems))
-    renamed = rename or {}
-    return [Row.of(p, {**r, **{ours: r.get(theirs) for ours, theirs in renamed.items()}}) for p, r in chosen]
+        faults.raise_any()
+        yield from ((f"{hub}, row {number}", record) for number, record in enumerate(_hub(hub, subset, split), 1))
 
 
 def read_lines(files: Sequence[str | Path]) -> list[tuple[Row, bytes]]:

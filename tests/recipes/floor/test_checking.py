@@ -148,17 +148,19 @@ def test_keys_of_other_tools_are_answered_with_ours_where_there_is_one():
     class Recipe:
         training: Training
 
-    def problem(path, key):
+    def problem(path, key, given=1):
         keys = {"training": {}}
         inner = keys
         for name in path:
             inner = inner.setdefault(name, {})
-        inner[key] = 1
+        inner[key] = given
         return read_settings(Recipe, keys)[1][0].problem
 
     assert problem((), "learning_rate") == "unknown key 'learning_rate'; here it is training.lr"
     assert problem(("training",), "per_device_train_batch_size").endswith("here it is training.batch")
     assert problem((), "lora_r").endswith("here it is training.update.rank")
+    assert problem((), "lora", {"r": 4}) == "unknown key 'lora.r'; here it is training.update.rank"
+    assert problem((), "lora", {"oops": 4}) == "unknown key 'lora.oops'; here it is training.update"
     assert "known here" in problem((), "max_seq_length")  # this recipe has no such setting
 
 

@@ -9,15 +9,16 @@ import pytest
 import tiny_models as tiny
 
 from weightops.errors import WeightopsError
-from weightops.recipes.floor.unfinished import Unfinished, check_free
+from weightops.recipes.floor.unfinished import Unfinished, check_free, only_training
 
 
 def finish(out: Path, *, overwrite: bool = True) -> None:
     """A training that writes one file."""
     unfinished = Unfinished(out, "stamp", overwrite)
-    unfinished.begin()
-    with unfinished.finish() as folder:
-        (folder / "training.json").write_text("{}")
+    with only_training(out):
+        unfinished.begin()
+        with unfinished.finish() as folder:
+            (folder / "training.json").write_text("{}")
 
 
 @pytest.mark.parametrize("kind", ["notes", "file", "link", "current"])
@@ -85,7 +86,25 @@ def test_a_folder_that_others_may_have_prepared_is_refused(how, tmp_path):
 def test_an_old_output_that_a_kill_left_between_the_renames_comes_back_for_another_training(tmp_path):
     finish(tmp_path / "out")
     first = Unfinished(tmp_path / "out", "first", True)
-    first.begin()
-    (tmp_path / "out").rename(first.folder / "replaced")
-    Unfinished(tmp_path / "out", "second", True).begin()
+    with only_training(tmp_path / "out"):
+        first.begin()
+        (tmp_path / "out").rename(first.folder / "replaced")
+    with only_training(tmp_path / "out"):
+        Unfinished(tmp_path / "out", "second", True).begin()
     assert (tmp_path / "out/training.json").exists()
+
+
+def test_two_trainings_do_not_write_one_output_at_once(tmp_path, monkeypatch):
+    out = tmp_path / "out"
+    with only_training(out):
+        for attempt in (lambda: finish(out), lambda: check_free(out, True)):
+            with pytest.raises(WeightopsError) as refused:
+                attempt()
+            (problem,) = refused.value.problems
+            assert problem.startswith(f"{out}: another process is writing it")
+        monkeypatch.setenv("RANK", "1")
+        with only_training(out):  # the other processes of the training that has the lock
+            check_free(out, True)
+    monkeypatch.delenv("RANK")
+    finish(out)
+    assert tiny.files_of(tmp_path) == {"out/training.json": b"{}"}

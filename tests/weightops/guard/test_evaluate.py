@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from tiny_chat import write_chat_model
 
 from weightops.errors import WeightopsError
-from weightops.guard.evaluate import Track, evaluate, measure, needed, tracks
+from weightops.guard.evaluate import Track, evaluate, measure, tracks
 from weightops.guard.judge import Guard
 from weightops.guard.plots import chosen_rows, draw
 from weightops.guard.presets import PRESETS
@@ -150,11 +150,6 @@ def test_texts_that_are_too_long_are_all_named(guard):
         evaluate(guard, rows)
     assert [problem.split(":")[0] for problem in caught.value.problems] == ["row 2", "row 4"]
     assert all("the model reads 256" in problem for problem in caught.value.problems)
-
-
-def test_a_missing_package_says_which_extra():
-    with pytest.raises(WeightopsError, match=r"nothing: not installed; pip install 'weightops\[train\]'"):
-        needed("no_such_module_here", "nothing", "train")
 
 
 def test_the_picture_shows_the_rows_asked_for(tmp_path):

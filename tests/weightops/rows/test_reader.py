@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from weightops.errors import WeightopsError
 from weightops.rows import reader
-from weightops.rows.labelled import labelled_texts, texts
+from weightops.rows.labelled import label_faults, labelled_texts, texts
 from weightops.rows.reader import read_rows
 from weightops.rows.row import Row
 
@@ -136,6 +136,16 @@ def test_lines_and_archives_have_bounds(tmp_path, monkeypatch):
     monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b'{"text": "a"}\n' * 2**17)))
     with pytest.raises(WeightopsError, match="stdin, line .*more than 1 MiB"):
         read_rows(["-"])
+
+
+def test_lines_and_fields_are_reported_in_one_round_in_the_order_of_the_file(tmp_path):
+    file = tmp_path / "rows.jsonl"
+    file.write_text('{"text": 3, "label": 0}\n{\n{"text": "a", "label": 0}\n{"text": "b", "label": "maybe"}\n[]\n')
+    with pytest.raises(WeightopsError) as refused:
+        read_rows([file], check=label_faults())
+    assert [problem.removeprefix(f"{file}, line ")[:9] for problem in refused.value.problems] == [
+        "1: text: ", "2: not va", "4: label:", "5: not a ",
+    ]  # fmt: skip
 
 
 def test_garbage_of_many_lines_is_ten_faults_and_a_count(tmp_path):
