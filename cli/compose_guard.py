@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from contextlib import ExitStack
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
@@ -22,7 +23,8 @@ from weightops.cli.printing import human, print_json, print_next, table
 from weightops.cli.words import in_options
 
 if TYPE_CHECKING:
-    from weightops.guard.compose import GroupNorms
+    from weightops.algebra.checkpoint import Checkpoint
+    from weightops.guard.compose import Composition, GroupNorms
 
 
 @click.command("compose-guard")
@@ -47,13 +49,25 @@ if TYPE_CHECKING:
     help="Label words whose rows in the embedding and the head are copied from the guard; one word of its "
     "guard.json stands for both.",
 )
+@click.option(
+    "--sparse",
+    type=click.FloatRange(0, 1, min_open=True),
+    metavar="DENSITY",
+    help="Keep only this share of the guard vector: the largest entries of each tensor.",
+)
+@click.option(
+    "--delta-only",
+    is_flag=True,
+    help="With --sparse, write the guard vector itself, for BASE+OUT; the target is not changed.",
+)
 @dtype_option
 @shard_size_option
 @nonfinite_option
 @output_options
 def command(
     guard: str, base: str, target: str, scale: float, include: tuple[str, ...], exclude: tuple[str, ...],
-    labels: str | None, dtype: str, shard_size: int, allow_nonfinite: bool, output: Output,
+    labels: str | None, sparse: float | None, delta_only: bool, dtype: str, shard_size: int, allow_nonfinite: bool,
+    output: Output,
 ) -> None:  # fmt: skip
     """Make a guard for TARGET: target + scale * (guard - base).
 
@@ -65,15 +79,58 @@ def command(
     \b
     weightops compose-guard --guard ./guard --base org/base --target ./mine --out mine-guard
     weightops compose-guard --guard org/base+./guard-lora --base org/base --target ./mine --out mine-guard --dry-run
+    weightops compose-guard --guard ./guard --base org/base --target ./mine --sparse 0.01 --out mine-guard
+    weightops compose-guard --guard ./guard --base org/base --target ./mine --sparse 0.01 --delta-only --out guard-delta
     """
     from weightops.algebra.opening import open_all
     from weightops.guard.compose import compose_guard
 
-    opened = open_all([guard, base, target])
-    composition = compose_guard(
-        *opened, scale=scale, include=include, exclude=exclude, labels=labels or (),
-        dtype=dtype, shard_size=shard_size, allow_nonfinite=allow_nonfinite, command=command_line(),
+    if delta_only and (sparse is None or output.dry_run):
+        raise click.UsageError(f"--delta-only {'needs --sparse DENSITY' if sparse is None else 'has no --dry-run'}")
+    if sparse is not None and labels:
+        raise click.UsageError("--labels copies rows of the guard's files, which --sparse leaves out")
+    models = open_all([guard, base, target])
+    if delta_only and sparse is not None:
+        _write_delta(models[0], models[1], sparse, include, exclude, base, output)
+        return
+    with ExitStack() as stack:
+        if sparse is not None and not output.dry_run:
+            from weightops.guard.sparse_vector import sparse_guard
+
+            models[0] = stack.enter_context(
+                sparse_guard(models[0], models[1], sparse, include=include, exclude=exclude)
+            )
+        composition = compose_guard(
+            *models, scale=scale, include=include, exclude=exclude, labels=labels or (),
+            dtype=dtype, shard_size=shard_size, allow_nonfinite=allow_nonfinite, command=command_line(),
+        )  # fmt: skip
+        _write(composition, output)
+
+
+def _write_delta(
+    guard: Checkpoint, base: Checkpoint, density: float, include: tuple[str, ...], exclude: tuple[str, ...],
+    base_name: str, output: Output,
+) -> None:  # fmt: skip
+    """Write the guard vector as a sparse delta."""
+    from weightops.guard.sparse_vector import save_sparse_vector
+
+    folder = save_sparse_vector(
+        guard, base, density, output.out, include=include, exclude=exclude, overwrite=output.overwrite,
+        command=command_line(),
     )  # fmt: skip
+    size = sum(file.stat().st_size for file in folder.iterdir())
+    if output.json:
+        print_json({"out": str(folder), "bytes": size})
+        return
+    click.echo(f"wrote {output.out} ({human(size)})")
+    print_next(
+        ["sparse", "info", str(output.out)],
+        ["guard", "score", f"{base_name}+{output.out}", "how do I kill a process?"],
+    )
+
+
+def _write(composition: Composition, output: Output) -> None:
+    """Write the composed guard, or print its plan."""
     if output.dry_run:
         planned = output.plan_json(composition.plan, composition.package)
         groups = [asdict(row) for row in composition.report()]

@@ -48,6 +48,7 @@ class _MethodType(click.ParamType):  # type: ignore[type-arg]
 @click.option("--balanced", is_flag=True, help="kmeans: parts of equal size.")
 @click.option("--set", "sets", multiple=True, metavar="KEY=VALUE",
               help="Any other setting of --by, by its name in the documentation: sample=64.")  # fmt: skip
+@click.option("--rename", multiple=True, metavar="FIELD=COLUMN", help="What the data calls a field: text=question.")
 @click.option("--seed", type=int, default=0, show_default=True, help="Seed of all random choices.")
 @click.option("--out", type=click.Path(path_type=Path), required=True, help="Folder to write.")
 @click.option("--overwrite", is_flag=True, help="Replace a folder that this command wrote.")
@@ -60,6 +61,7 @@ def command(
     source_field: str | None,
     balanced: bool,
     sets: tuple[str, ...],
+    rename: tuple[str, ...],
     out: Path,
     overwrite: bool,
     dry_run: bool,
@@ -85,6 +87,7 @@ def command(
     method = {"kind": f"by_{by}"} | dict(_setting(text) for text in sets)
     method |= {"source_field": source_field} if source_field is not None else {}
     method |= {"balanced": True} if balanced else {}
+    columns = dict(_pair("--rename", text) for text in rename)
     dispersal, faults = read_settings(Dispersal, {"method": method, **settings})
     if faults:
         raise WeightopsError(*(fault.problem for fault in faults))
@@ -94,11 +97,11 @@ def command(
             click.echo(f"note: {note}", err=True)
 
     if dry_run:
-        report = preview(data, out, dispersal, base=base, overwrite=overwrite)
+        report = preview(data, out, dispersal, base=base, rename=columns, overwrite=overwrite)
         for note in report["notes"]:
             tell(note)
     else:
-        report = disperse_files(data, out, dispersal, base=base, overwrite=overwrite, tell=tell)
+        report = disperse_files(data, out, dispersal, base=base, rename=columns, overwrite=overwrite, tell=tell)
     if as_json:
         print_json(report)
         return
@@ -107,14 +110,20 @@ def command(
     click.echo(f"{report['rows']} rows; duplicates kept together: {kept['rows']}, in groups: {kept['groups']}")
     click.echo("nothing was written (--dry-run)" if dry_run else f"wrote {out}")
     if not dry_run:
-        first = ["train", "sft-lora", "--set", f"data.files={out / 'part-0.jsonl'}", "--out", f"{out}-model-0"]
-        print_next([*first, *(["--set", f"base={base}"] if base else [])])
+        sets = [f"data.files={out / 'part-0.jsonl'}", *(f"data.rename.{pair}" for pair in rename)]
+        sets += [f"base={base}"] if base else []
+        print_next(["train", "sft-lora", *(f"--set={each}" for each in sets), "--out", f"{out}-model-0"])
+
+
+def _pair(option: str, text: str) -> tuple[str, str]:
+    name, equals, value = text.partition("=")
+    if not equals or not name or not value:
+        raise WeightopsError(f"{option} {text}: must be written key=value")
+    return name, value
 
 
 def _setting(text: str) -> tuple[str, Any]:
-    name, equals, value = text.partition("=")
-    if not equals or not name:
-        raise WeightopsError(f"--set {text}: must be written key=value")
+    name, value = _pair("--set", text)
     try:
         return name, json.loads(value)
     except ValueError:

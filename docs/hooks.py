@@ -18,6 +18,8 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from weightops.discovery import described_fields
+
 ROOT = Path(__file__).parents[1]
 PACKAGE = "weightops.recipes"
 
@@ -154,7 +156,7 @@ def _is_settings(cls: type) -> bool:
 
 
 def _settings(cls: type) -> str:
-    about, described = docstring(cls)
+    about, described = described_fields(cls)
     hints = typing.get_type_hints(cls, include_extras=True)
     rows = [
         (f"`{name}`", _type(hints[name]), _default(default), described.get(name, ""))
@@ -237,24 +239,6 @@ def _bounds(mark: Any) -> Iterator[str]:
 
 
 # --- words -----------------------------------------------------------------------------------------------------------
-
-
-def docstring(cls: type) -> tuple[str, dict[str, str]]:
-    """What a docstring says before its sections, and its ``Attributes:``, by name."""
-    about, _, listed = (inspect.getdoc(cls) or "").partition("\n\nAttributes:\n")
-    described: dict[str, str] = {}
-    name = ""
-    for line in listed.splitlines():
-        if not line.startswith("    "):
-            if line.strip():
-                break
-            continue
-        if line.startswith("        ") and name:
-            described[name] += " " + line.strip()
-        else:
-            name, _, text = line.strip().partition(":")
-            described[name] = text.strip()
-    return about, described
 
 
 def plain(text: str) -> str:

@@ -3,10 +3,13 @@
 * A routine is a module of ``routines/``. ``routines/sft.py`` holds a frozen dataclass of settings, ``SftRecipe``, and
   ``run(recipe, out, overwrite, *, trust_remote_code)``, which returns a ``Fitted``. The key ``recipe: sft`` of a
   YAML file names it. No key of a file lets code that came with a model run: ``trust_remote_code`` is the caller's.
+  A routine that trains parts also holds ``train_part(training)``; see ``parts/part_training.py``.
 * An objective is a module of ``objectives/``, an update one of ``updates/``: one class each, named after its file; see
   ``floor/components.py``, ``floor/objective.py``, ``floor/update.py``.
 * A pass is a module of ``passes/``: functions from rows to rows.
 * A way to disperse rows is a module of ``dispersing/``: one class, named after its file; see ``parts/dispersion.py``.
+* A place where parts are trained is a module of ``launchers/``: one class, named after its file; see
+  ``parts/part_training.py``.
 * A shipped recipe is a file ``configs/FAMILY/NAME.yaml``; its first line is a comment that says what it makes.
 
 Listing names imports no module. Names are unique: of modules in the whole repository, of recipes over all families.
@@ -19,11 +22,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from weightops.discovery import class_name
 from weightops.errors import WeightopsError
 from weightops.io.small_files import read_small
-from weightops.recipes.floor.components import PACKAGE, class_name, kinds
+from weightops.recipes.floor.components import PACKAGE, kinds
 
-ROOMS = ("routines", "objectives", "updates", "passes", "dispersing")
+ROOMS = ("routines", "objectives", "updates", "passes", "dispersing", "launchers")
 FOLDER = Path(__file__).parent / "configs"
 
 
@@ -101,6 +105,17 @@ def read(name: str, sets: Sequence[str] = (), *, sources: bool = False) -> Any:
     from weightops.recipes.floor.sources import missing
 
     return read_recipe(read_file(file), str(file), routines(), settings_of, sets, missing)
+
+
+def part_trainer(routine: str) -> Any:
+    """The function of a routine that trains one part, for processes of their own.
+
+    Raises:
+        WeightopsError: no such routine, or one that has no parts.
+    """
+    if routine not in routines() or not hasattr(_module(routine), "train_part"):
+        raise WeightopsError(f"{routine}: not a routine that trains parts")
+    return _module(routine).train_part
 
 
 def run(recipe: Any, out: Path, overwrite: bool = False, *, trust_remote_code: bool = False) -> Any:

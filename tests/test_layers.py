@@ -14,21 +14,23 @@ ROOT = Path(__file__).parents[1]
 LEVELS = (
     ("cli",),
     ("recipes",),
-    ("merge", "guard", "adapters"),
+    ("soup",),
+    ("merge", "guard", "adapters", "data_merging", "sorted", "sparse"),
+    ("layerwise",),
     ("algebra",),
     ("output",),
     ("engine",),
     ("ops",),
     ("anatomy",),
     ("rows", "io"),
-    ("extras",),
-    ("dtypes", "errors", "version"),
+    ("discovery", "extras", "dtypes", "errors", "version"),
 )
 RANK = {name: (level, place) for level, names in enumerate(LEVELS) for place, name in enumerate(names)}
 
 #: The rooms of the training floor, top to bottom. Rooms of one line never import each other.
 RECIPE_LEVELS = (
-    ("catalog",), ("routines",), ("dispersing",), ("parts",), ("objectives", "passes", "updates"), ("data",), ("floor",),
+    ("part_worker",), ("catalog",), ("routines",), ("dispersing", "launchers"), ("parts",),
+    ("objectives", "passes", "updates"), ("sparsity",), ("data",), ("floor",),
 )  # fmt: skip
 RECIPE_RANK = {name: level for level, names in enumerate(RECIPE_LEVELS) for name in names}
 

@@ -23,10 +23,13 @@ if TYPE_CHECKING:
     from .adapters.extraction import extract_adapter
     from .algebra.averaging import average
     from .algebra.checkpoint import Checkpoint, Delta
+    from .algebra.cutting import extract
     from .algebra.opening import open_adapter
     from .algebra.opening import open_checkpoint as open  # the face says wo.open, as json says json.load
+    from .data_merging.data_merge import merge_with_data
     from .guard.compose import compose_guard
     from .ops import Draw, PerModel, Place, Range, operator
+    from .soup.making import make_soup
 
 __all__ = [
     "Checkpoint",
@@ -39,8 +42,11 @@ __all__ = [
     "__version__",
     "average",
     "compose_guard",
+    "extract",
     "extract_adapter",
+    "make_soup",
     "merge_adapters",
+    "merge_with_data",
     "open",
     "open_adapter",
     "operator",
@@ -55,8 +61,11 @@ _HOMES = {
     "Range": ("ops", "Range"),
     "average": ("algebra.averaging", "average"),
     "compose_guard": ("guard.compose", "compose_guard"),
+    "extract": ("algebra.cutting", "extract"),
     "extract_adapter": ("adapters.extraction", "extract_adapter"),
+    "make_soup": ("soup.making", "make_soup"),
     "merge_adapters": ("adapters.adapter_merge", "merge_adapters"),
+    "merge_with_data": ("data_merging.data_merge", "merge_with_data"),
     "open": ("algebra.opening", "open_checkpoint"),
     "open_adapter": ("algebra.opening", "open_adapter"),
     "operator": ("ops", "operator"),

@@ -8,9 +8,11 @@ from .adapters.extraction import extract_adapter as extract_adapter
 from .algebra.averaging import average as average
 from .algebra.checkpoint import Checkpoint as Checkpoint
 from .algebra.checkpoint import Delta as Delta
+from .algebra.cutting import extract as extract
 from .algebra.merged import MergedDelta
 from .algebra.opening import open_adapter as open_adapter
 from .algebra.opening import open_checkpoint as open
+from .data_merging.data_merge import merge_with_data as merge_with_data
 from .errors import WeightopsError as WeightopsError
 from .guard.compose import compose_guard as compose_guard
 from .ops import Draw as Draw
@@ -31,8 +33,10 @@ __all__ = [
     "__version__",
     "average",
     "compose_guard",
+    "extract",
     "extract_adapter",
     "merge_adapters",
+    "merge_with_data",
     "open",
     "open_adapter",
     "operator",

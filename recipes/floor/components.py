@@ -7,14 +7,13 @@ update is one new file, and nothing else is edited.
 
 from __future__ import annotations
 
-import importlib
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-from weightops.errors import WeightopsError
+from weightops.discovery import class_in, kinds_in
 
 ROOT: Final = Path(__file__).parents[1]
 PACKAGE: Final = "weightops.recipes"
@@ -40,7 +39,7 @@ def kinds(room: str) -> tuple[str, ...]:
     >>> "next_token" in kinds("objectives")
     True
     """
-    return tuple(sorted(file.stem for file in (ROOT / room).glob("*.py") if not file.stem.startswith("_")))
+    return kinds_in(ROOT / room)
 
 
 def component(room: str, kind: str) -> Any:
@@ -49,21 +48,7 @@ def component(room: str, kind: str) -> Any:
     Raises:
         WeightopsError: the folder does not have the file, or the file does not have the class.
     """
-    if kind not in kinds(room):
-        raise WeightopsError(f"no {room.removesuffix('s')} {kind!r}; available: {', '.join(kinds(room))}")
-    module, name = importlib.import_module(f"{PACKAGE}.{room}.{kind}"), class_name(kind)
-    if not hasattr(module, name):
-        raise WeightopsError(f"recipes/{room}/{kind}.py: does not have a class {name}; name the class after the file")
-    return getattr(module, name)
-
-
-def class_name(kind: str) -> str:
-    """The class that a file holds.
-
-    >>> class_name("next_token")
-    'NextToken'
-    """
-    return "".join(word.capitalize() for word in kind.split("_"))
+    return class_in(f"{PACKAGE}.{room}", ROOT / room, kind, room.removesuffix("s"))
 
 
 def kind_of(value: object) -> str:

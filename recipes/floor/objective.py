@@ -48,9 +48,20 @@ class Objective(Protocol):
         """
         return {}
 
+    def begin_step(self, step: int) -> None:
+        """Told the number of each step before its batches, counted from 0; the same in all processes.
+
+        A run that is resumed goes on with the number after the last step that was saved.
+        """
+
     def length(self, row: Row) -> int:
         """How long a row is, in tokens: rows of like length share a batch."""
         return len(row[self.reads[0]])
+
+    def learnt_tokens(self, row: Row) -> int:
+        """How many tokens of a row the loss is on: the ``trained`` ones, without the first, which nothing predicts."""
+        trained = row.get("trained") or [True] * self.length(row)
+        return sum(trained[1:])
 
     def batch(self, rows: Sequence[Row]) -> dict[str, Tensor]:
         """The tensors of some rows."""
@@ -64,3 +75,8 @@ class Objective(Protocol):
     def metrics(self, model: Any, batch: Batch) -> dict[str, float]:
         """Other measures by name, each summed over the items of a batch; none unless an objective has some."""
         return {}
+
+
+def columns_of(objective: Objective) -> list[str]:
+    """The columns of the data that an objective reads besides tokens."""
+    return [name for name in objective.reads if name not in ("input_ids", "trained")]

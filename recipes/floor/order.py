@@ -51,3 +51,8 @@ class Order:
 
     def __len__(self) -> int:
         return len(self.lengths) + self.fillers
+
+    @property
+    def steps(self) -> int:
+        """Optimizer steps in an epoch."""
+        return -(-len(self) // self.batch)

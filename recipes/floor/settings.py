@@ -58,7 +58,7 @@ class Training:
         weight_decay: AdamW's weight decay.
         seed: Decides the order of the rows and everything else that is random.
         precision: ``bf16`` computes under autocast; the weights that train are fp32 either way.
-        update: What training changes: ``full`` (the weights), ``lora`` (an adapter).
+        update: What training changes: ``full`` (the weights), ``lora`` (an adapter), ``sparse`` (some entries).
         freeze: What training must not change: parts of the model (embedding, head, norm, attention, mlp), or regular
             expressions that match names of parameters. By default the routine decides; sft freezes nothing.
         checkpoint_every: Steps between checkpoints; 0 for none. An interrupted run resumes from the last one.

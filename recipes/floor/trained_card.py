@@ -12,6 +12,7 @@ import yaml
 
 from weightops.io.companions import GUARD_CARD
 from weightops.io.hub import is_hub_id
+from weightops.io.sparse_delta import FILE as SPARSE_DELTA
 from weightops.output.modelcard import code, fenced, plain
 from weightops.output.usage import GUARD_USAGE, usage
 from weightops.recipes.floor.components import kind_of
@@ -57,13 +58,15 @@ def trained_card(trained: Trained, folder: Path) -> str:
     whole = trained.training.update.whole
     names = {path.name for path in folder.iterdir()}
     guard = GUARD_CARD in names
-    tags = ["weightops", *(["guard"] if guard else []), *([] if whole else ["lora"])]
-    front = {"library_name": "transformers" if whole else "peft", "tags": tags}
+    sparse = SPARSE_DELTA in names
+    library, tag, adapter = ("weightops", "sparse", "sparse delta") if sparse else ("peft", "lora", "LoRA adapter")
+    tags = ["weightops", *(["guard"] if guard else []), *([] if whole else [tag])]
+    front = {"library_name": "transformers" if whole else library, "tags": tags}
     if base := hub_base(trained.base):
         front |= {"base_model": base, "base_model_relation": "finetune" if whole else "adapter"}
     settings = {"objective": kind_of(trained.objective), **_settings(trained.training)}
     kind = "guard" if guard else "model"
-    what = f"A {kind} made from {code(trained.base)}" if whole else f"A LoRA adapter ({kind}) for {code(trained.base)}"
+    what = f"A {kind} made from {code(trained.base)}" if whole else f"A {adapter} ({kind}) for {code(trained.base)}"
     rows = "".join(f"| {plain(name)} | {figure(value)} |\n" for name, value in trained.measured.items())
     measured = f"Measured on {trained.held_out:,} rows held out:\n\n| measure | value |\n|---|---|\n{rows}\n"
     return (
@@ -99,6 +102,12 @@ def _use(trained: Trained, names: set[str], folder: Path, *, guard: bool) -> str
         return GUARD_USAGE
     if trained.training.update.whole:
         return usage(names, json.loads((folder / "config.json").read_text("utf-8")))
+    if SPARSE_DELTA in names:
+        source = json.dumps(f"{trained.base}+.", ensure_ascii=False)
+        return (
+            f'```python\nimport weightops\n\nweightops.open({source}).save("merged")\n```\n\n'
+            "That writes the whole model. The delta fits this base only: weightops refuses it with any other."
+        )
     return (
         "```python\nfrom peft import AutoPeftModelForCausalLM\nfrom transformers import AutoTokenizer\n\n"
         'model = AutoPeftModelForCausalLM.from_pretrained(".")\n'

@@ -23,6 +23,7 @@ from safetensors.torch import load_file, save_file
 from weightops.errors import WeightopsError
 from weightops.io.progress import Progress, clock
 from weightops.io.quiet import quiet_transformers
+from weightops.io.replacing import TRAINING
 from weightops.recipes.floor.checking import check
 from weightops.recipes.floor.components import kind_of
 from weightops.recipes.floor.model import prepare, rounded
@@ -32,7 +33,6 @@ from weightops.recipes.floor.settings import Training
 from weightops.recipes.floor.trained_card import Trained, write_card
 from weightops.recipes.floor.unfinished import Unfinished, only_training
 
-LOG = "training.json"
 EMPTY = "empty"
 """Tensor of a batch in which every row is a filler."""
 STATE = "objective.safetensors"
@@ -80,7 +80,6 @@ def fit(
     title: str = "training",
     held_out: Sequence[Row] = (),
     beside: Callable[[Path], object] | None = None,
-    notes: Mapping[str, object] | None = None,
     overwrite: bool = False,
 ) -> Fitted:
     """Train a model on rows and write it, rounded once, as a Hugging Face folder (or a PEFT adapter's).
@@ -98,7 +97,6 @@ def fit(
         title: Name of the progress bar.
         held_out: Rows to measure at the end.
         beside: Called with the folder, to write further files there.
-        notes: Further entries of ``training.json``.
         overwrite: Replace an output that exists, or an unfinished run of something else.
 
     Raises:
@@ -121,13 +119,16 @@ def fit(
         checkpoint = unfinished.checkpoint()
         trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
         measured = measure(trainer.model, held_out, objective, training.batch) if held_out else {}
-        weights = rounded(processes.get_state_dict(trainer.model_wrapped), trainer.model, training.save_dtype)
+        weights = {}
+        if not training.update.state_in_optimizer:
+            weights = rounded(processes.get_state_dict(trainer.model_wrapped), trainer.model, training.save_dtype)
         losses = tuple(entry["loss"] for entry in trainer.state.log_history if "loss" in entry)
         if processes.is_main_process:
             with unfinished.finish() as folder:
                 training.update.write(trainer.model, tokenizer, weights, training.save_dtype, folder)
-                log = {"steps": len(losses), "rows": len(rows), "losses": losses, "held_out": measured, **(notes or {})}
-                (folder / LOG).write_text(json.dumps(log, indent=2) + "\n")
+                counts = {"steps": len(losses), "rows": len(rows), **_tokens(rows, objective)}
+                log = {**counts, "losses": losses, "held_out": measured}
+                (folder / TRAINING).write_text(json.dumps(log, indent=2) + "\n")
                 if beside is not None:
                     beside(folder)
                 sizes = {"rows": len(rows), "held_out": len(held_out), "steps": len(losses)}
@@ -161,6 +162,12 @@ def _check_rows(rows: Sequence[Row], objective: Objective) -> None:
         )
 
 
+def _tokens(rows: Sequence[Row], objective: Objective) -> dict[str, int]:
+    """How many tokens the rows have, and how many of these the loss is on; each row once, whatever the epochs."""
+    learnt, total = sum(map(objective.learnt_tokens, rows)), sum(map(objective.length, rows))
+    return {"learnt_tokens": learnt, "total_tokens": total}
+
+
 class _Trainer(transformers.Trainer):
     """The loss is the objective's, over the items of the whole step."""
 
@@ -172,22 +179,30 @@ class _Trainer(transformers.Trainer):
         self, model: Any, tokenizer: Any, rows: Sequence[Row], objective: Objective, training: Training,
         folder: Path, title: str,
     ) -> None:  # fmt: skip
-        self.objective = objective
+        self.objective, self.training = objective, training
         args = arguments(training, folder)
         multiple = args.per_device_train_batch_size * args.world_size if args.world_size > 1 else 1
         self.order = Order([objective.length(row) for row in rows], training.batch, training.seed, multiple)
+        self.watch = _Watch(self.order, title)
         super().__init__(
             model=model,
             args=args,
             processing_class=tokenizer if training.keep_checkpoints else None,  # each checkpoint is then a whole model
             train_dataset=_Rows(rows),
             data_collator=self._collate,
-            callbacks=[_Watch(self.order, title)],
+            callbacks=[self.watch, _Steps(objective)],
         )
         self.remove_callback(transformers.trainer_callback.PrinterCallback)
 
     def _get_train_sampler(self, train_dataset: Any = None) -> Any:
         return self.order
+
+    def create_optimizer(self, model: Any = None) -> Any:
+        """The update's own optimizer, if it has one, else transformers' AdamW."""
+        if self.optimizer is None:
+            steps = self.args.max_steps if self.args.max_steps > 0 else self.order.steps * self.training.epochs
+            self.optimizer = self.training.update.optimizer(self.model, self.training, steps, self.watch.tell)
+        return super().create_optimizer(model)
 
     def _collate(self, rows: Sequence[Row]) -> dict[str, torch.Tensor]:
         """The batch of some rows without the fillers; if there is no other, of one, which counts for nothing."""
@@ -226,6 +241,16 @@ class _Trainer(transformers.Trainer):
             added = (tensor - before[name]).to(self.accelerator.device)
             tensor.copy_(before[name] + self.accelerator.reduce(added, "sum").to(tensor.device))
 
+    def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
+        if self.training.update.state_in_optimizer:
+            Path(output_dir or self.args.output_dir).mkdir(parents=True, exist_ok=True)
+        else:
+            super()._save(output_dir, state_dict)
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
+        if not self.training.update.state_in_optimizer:
+            super()._load_from_checkpoint(resume_from_checkpoint, model)
+
     def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
         super()._save_optimizer_and_scheduler(output_dir)
         if self.args.should_save and (state := self.objective.state()):
@@ -250,6 +275,16 @@ class _Rows(torch.utils.data.Dataset):  # type: ignore[type-arg]
         return {**self.rows[index], ROW_INDEX: index}
 
 
+class _Steps(transformers.TrainerCallback):
+    """Tells the objective which step begins."""
+
+    def __init__(self, objective: Objective) -> None:
+        self.objective = objective
+
+    def on_step_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        self.objective.begin_step(state.global_step)
+
+
 class _Watch(transformers.TrainerCallback):
     """Shows progress, an estimate of the whole time and the mean loss; ends the run where the loss is not finite."""
 
@@ -258,8 +293,12 @@ class _Watch(transformers.TrainerCallback):
         self.recent: list[float] = []
         self.begun, self.first_done = 0, 0.0
 
+    def tell(self, text: str) -> None:
+        """Print a line of its own, above the bar."""
+        self.bar.tell(text)
+
     def on_epoch_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        self.order.epoch = state.global_step // math.ceil(len(self.order) / self.order.batch)
+        self.order.epoch = state.global_step // self.order.steps
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         self.begun = state.global_step

@@ -51,6 +51,11 @@ def _lock(out: Path) -> OutputLock:
     return OutputLock(out, "training")
 
 
+def unfinished_folder(out: Path) -> Path:
+    """Where the checkpoints of a training to ``out`` are."""
+    return out.absolute().with_name(f".{out.absolute().name}.training")
+
+
 @dataclass(frozen=True)
 class Unfinished:
     """The folder of a training that is running or was interrupted. Writing to it needs :func:`only_training`.
@@ -85,7 +90,7 @@ class Unfinished:
     @property
     def folder(self) -> Path:
         """Where checkpoints are written."""
-        return self.out.absolute().parent / f".{self.out.absolute().name}.training"
+        return unfinished_folder(self.out)
 
     def begin(self) -> None:
         """Delete what another training left in the folder."""

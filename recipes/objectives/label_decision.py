@@ -36,6 +36,10 @@ class LabelDecision(Objective):
         """With the tokenizer's padding token."""
         return replace(self, pad=pad_id(tokenizer))
 
+    def learnt_tokens(self, row: Row) -> int:
+        """The label."""
+        return 1
+
     def batch(self, rows: Sequence[Row]) -> dict[str, Tensor]:
         """The model's inputs, each [rows, longest], and ``answer``, [rows]."""
         import torch

@@ -18,9 +18,9 @@ from blake3 import blake3
 from weightops.errors import WeightopsError
 from weightops.io.progress import Progress
 from weightops.io.quiet import quiet_transformers
-from weightops.recipes.data.encode import encode
 from weightops.recipes.objectives.next_token import NextToken
 from weightops.recipes.updates.lora import Lora
+from weightops.rows.encode import encode
 from weightops.rows.row import Row
 
 if TYPE_CHECKING:

@@ -36,6 +36,7 @@ def disperse_files(
     dispersal: Dispersal,
     *,
     base: str | None = None,
+    rename: Mapping[str, str] | None = None,
     overwrite: bool = False,
     tell: Callable[[str], object] = lambda note: None,
 ) -> dict[str, Any]:
@@ -46,6 +47,7 @@ def disperse_files(
         out: Folder to make.
         dispersal: How.
         base: Model that the parts are to be trained from; needed by methods that read gradients.
+        rename: Field of a row to the data's name for it. The parts keep the data's names.
         overwrite: Replace a folder that this function wrote.
         tell: Is told at once what the user should know.
 
@@ -57,7 +59,7 @@ def disperse_files(
     """
     check(dispersal)
     _check_free(files, out, overwrite)
-    rows, lines = zip(*read_lines(files), strict=True)
+    rows, lines = zip(*read_lines(files, rename), strict=True)
     dispersed = disperse(rows, dispersal, base, tell)
     report = _report(files, lines, dispersal, base, dispersed)
     with_picture = dispersed.vectors is not None
@@ -82,7 +84,13 @@ def disperse_files(
 
 
 def preview(
-    files: Sequence[str | Path], out: Path, dispersal: Dispersal, *, base: str | None = None, overwrite: bool = False
+    files: Sequence[str | Path],
+    out: Path,
+    dispersal: Dispersal,
+    *,
+    base: str | None = None,
+    rename: Mapping[str, str] | None = None,
+    overwrite: bool = False,
 ) -> dict[str, Any]:
     """What :func:`disperse_files` would do, as far as it shows from the rows; no model is opened, nothing is written.
 
@@ -91,7 +99,7 @@ def preview(
     """
     check(dispersal)
     _check_free(files, out, overwrite)
-    rows = [row for row, _ in read_lines(files)]
+    rows = [row for row, _ in read_lines(files, rename)]
     if dispersal.embed is None and not dispersal.method.needs():
         return disperse(rows, dispersal, base).to_json()
     texts, together = looked_at(rows, dispersal, base)

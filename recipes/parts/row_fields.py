@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import Literal
 
 from weightops.errors import WeightopsError
-from weightops.rows.row import Message, Row, Turns, content_text, raise_faults, well_formed
+from weightops.rows.row import Message, Row, Turns, content_text, lacks_words, raise_faults, well_formed
 
 Field = Literal["output", "instruction", "both"]
 """``output``: the assistant's words, the completion, or a plain text. ``instruction``: all that comes before them."""
@@ -68,7 +68,7 @@ def _sides(row: Row) -> tuple[str, str]:
         return _plain(row.checked("prompt")), _plain(row.checked("completion"))
     if (text := row.checked("text")) is not None:
         return "", str(text)
-    raise WeightopsError("needs messages, prompt and completion, or text")
+    raise WeightopsError(lacks_words(row))
 
 
 def _join(messages: Sequence[Message], answers: bool) -> str:

@@ -1,43 +1,58 @@
-"""Disperse-then-Merge (arXiv 2405.13432): rows in parts, a sub-model tuned on each, their changes averaged on the base.
+"""Disperse-then-Merge (arXiv 2405.13432): rows in parts, a sub-model tuned on each, their changes merged on the base.
 
 The parts' models stay in ``OUT-parts`` beside the merged one. Each notes what it was trained on, so a run that was
-killed resumes with the part that it was at, and a part that is there is not trained again. Adapters are merged as
-products, so the result is the mean of the sub-models. The authors' code averages each of the two factors by itself,
-which is not.
+killed resumes with the parts that it was at, and a part that is there is not trained again. By default adapters are
+merged as products, so the result is the mean of the sub-models. The authors' code averages each of the two factors by
+itself (``space: factors``), which is not.
 """
 
 from __future__ import annotations
 
-import hashlib
 import json
 import math
 import os
-import re
 import shutil
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Final, Literal
 
-from weightops.errors import Message, Remedy, WeightopsError
-from weightops.io.small_files import read_small
-from weightops.recipes.data.encode import check_columns, encode, learnt_tokens, say, unlearnable
+from weightops.errors import WeightopsError
+from weightops.io.replacing import private_folder, put_in_place, recover
+from weightops.io.training_log import trained_count
 from weightops.recipes.data.source import load_rows, split
-from weightops.recipes.floor.checking import check, plain
-from weightops.recipes.floor.components import component, kind_of
+from weightops.recipes.floor.checking import check, plain, relation
+from weightops.recipes.floor.components import Component, component, kind_of
+from weightops.recipes.floor.objective import columns_of
 from weightops.recipes.floor.settings import Training
 from weightops.recipes.floor.unfinished import check_free
 from weightops.recipes.parts.disperse import Dispersal, Dispersed, disperse
-from weightops.recipes.routines.sft import SftRecipe, columns_of, train
+from weightops.recipes.parts.part_training import Launcher, PartTraining, TrainAll
+from weightops.recipes.parts.parts_merge import MEAN, PartsMerge
+from weightops.recipes.parts.trained_parts import (
+    MERGING,
+    REPORT,
+    TrainedPart,
+    check_parts,
+    log_of_part,
+    note_stamp,
+    stamp_of,
+)
+from weightops.recipes.routines.sft import SftRecipe, train
+from weightops.rows.chat import unlearnable
+from weightops.rows.encode import check_columns, encode, say
 from weightops.rows.row import Row
 
 if TYPE_CHECKING:
-    from weightops.algebra.checkpoint import Checkpoint, Delta
+    from weightops.algebra.checkpoint import Checkpoint
     from weightops.recipes.floor.trainer import Fitted
 
-LOG, REPORT = "training.json", "report.json"
-KIND = "weightops disperse-then-merge"
-_PART = re.compile(r"part-\d+|\.part-\d+\.training")
+KIND: Final = "weightops disperse-then-merge"
+_AROUND_TRAINING: Final = ("data", "disperse", "weigh", "merge", "launch")
+"""Settings that do not decide a sub-model, once its rows are known."""
+
+Measure = Callable[["Checkpoint"], float]
+"""The loss of a checkpoint on the rows held out."""
 
 
 def _paper_training() -> Training:
@@ -62,40 +77,36 @@ class DisperseThenMergeRecipe(SftRecipe):
         packing: Put several short rows into one of ``tokens`` tokens, so that little is padded. No row sees another.
         training: How long and how hard each sub-model is trained. The seed is the same for all.
         disperse: How the rows are dispersed into parts.
-        weigh: What a sub-model's change counts for: the same for each (``equal``), or by its part's ``rows`` or learnt
+        launch: Where the parts are trained: ``in_this_process`` one after another, ``with_accelerate`` each by several
+            processes, ``with_ray`` at once on a cluster.
+        weigh: What a sub-model counts for: the same for each (``equal``), or by its part's ``rows`` or learnt
             ``tokens``.
+        merge: ``method``, any merge method of task vectors, and its settings. With ``space`` (core, product, factors)
+            and perhaps ``rank``, adapters are merged into an adapter, as by ``weightops adapters merge``.
     """
 
     training: Training = field(default_factory=_paper_training)
     disperse: Dispersal = field(default_factory=Dispersal)
+    launch: Annotated[Launcher, Component("launchers")] = field(
+        default_factory=lambda: component("launchers", "in_this_process")()
+    )
     weigh: Literal["equal", "rows", "tokens"] = "equal"
+    merge: Mapping[str, Any] = field(default_factory=lambda: dict(MEAN))
 
-
-@dataclass(frozen=True)
-class _Trained:
-    """A sub-model.
-
-    Attributes:
-        number: Of its part.
-        folder: Where it lies.
-        rows: How many it was trained on.
-        tokens: Learnt tokens of its part.
-        losses: The mean loss of each step.
-        problem: Why it is left out; none where it is merged.
-    """
-
-    number: int
-    folder: Path
-    rows: int
-    tokens: int
-    losses: tuple[float, ...] = ()
-    problem: str | None = None
+    @relation("merge")
+    def _merges(self) -> Iterator[str]:
+        whole, parts, weigh = self.training.update.whole, self.disperse.parts, self.weigh
+        if self.merge != MEAN:
+            try:
+                PartsMerge.of(self.merge, parts, adapters=not whole, weighed=weigh != "equal")
+            except WeightopsError as error:
+                yield from error.problems
 
 
 def run(
     recipe: DisperseThenMergeRecipe, out: Path, overwrite: bool = False, *, trust_remote_code: bool = False
 ) -> Fitted:
-    """Disperse, train each part, merge, measure, and write a Hugging Face folder.
+    """Disperse, train each part, merge, measure, and write a Hugging Face folder, or an adapter's.
 
     The losses of the result are those of all parts one after another; measured are ``base``, ``part 0`` and so on, and
     ``merged``.
@@ -109,171 +120,129 @@ def run(
 
     check(recipe)
     if os.environ.get("WORLD_SIZE", "1") != "1":
-        raise WeightopsError("disperse_then_merge trains in one process; run it without accelerate launch")
+        raise WeightopsError(
+            "disperse_then_merge runs in one process, which launches others; run it without accelerate launch, and set "
+            "launch to with_accelerate"
+        )
     check_free(out, overwrite)
     data = load_rows(recipe.data, unlearnable)
-    check_columns(data, columns_of(recipe), f"objective {kind_of(recipe.objective)}")
+    check_columns(data, columns_of(recipe.objective), f"objective {kind_of(recipe.objective)}")
     learned, held_out = split(data, recipe.data.held_out, recipe.training.seed)
-    dispersed = disperse(learned, recipe.disperse, recipe.base, say)
     base = open_checkpoint(recipe.base)
-    parts = [[learned[row] for row in rows] for rows in dispersed.parts]
-    stamps = [_stamp(recipe, base, rows) for rows in parts]
     place = out.absolute().with_name(f"{out.absolute().name}-parts")
-    _check_parts(place, stamps, overwrite)
     measure = _measurer(recipe, held_out, trust_remote_code)
-    measured = {"base": measure(base)}
-    tokens = _learnt_tokens(recipe, parts, trust_remote_code)
-    trained = [
-        _trained(recipe, number, rows, place / f"part-{number}", stamp, overwrite, count, trust_remote_code)
-        for number, (rows, stamp, count) in enumerate(zip(parts, stamps, tokens, strict=True))
-    ]
+    with recipe.launch.ready(place, _local(recipe.base)) as train_all:
+        dispersed = disperse(learned, recipe.disperse, recipe.base, say)
+        parts = [tuple(learned[row] for row in rows) for rows in dispersed.parts]
+        settings = {name: value for name, value in plain(recipe).items() if name not in _AROUND_TRAINING}
+        stamps = [stamp_of(base, settings, rows) for rows in parts]
+        check_parts(place, stamps, KIND, overwrite)
+        measured = {"base": measure(base)}
+        trained = _trained([
+            PartTraining(number, f"part {number} of 0 to {len(parts) - 1}", recipe, rows, place / f"part-{number}",
+                         stamp, overwrite, trust_remote_code)
+            for number, (rows, stamp) in enumerate(zip(parts, stamps, strict=True))
+        ], train_all)  # fmt: skip
     kept = [part for part in trained if part.problem is None]
     if not kept:
         raise WeightopsError("no part's training ended well", *(str(part.problem) for part in trained))
+    measured |= {f"part {part.number}": measure(base + part.change(base)) for part in kept}
     shares = _shares(kept, recipe.weigh)
-    merged = base
-    for part in kept:
-        merged = merged + shares[part.number] * _change(recipe, base, part.folder)
-    measured |= {f"part {part.number}": measure(base + _change(recipe, base, part.folder)) for part in kept}
-    measured["merged"] = measure(merged)
+    private_folder(place / MERGING)
+    new, replaced = place / MERGING / "merged", place / MERGING / "replaced"
+    recover(out, replaced)
+    _merge(recipe, base, kept, shares, new)
+    measured["merged"] = measure(_opened(base, new))
     measured = measured if held_out else {}
     _write_report(place / REPORT, recipe, dispersed, trained, shares, measured)
-    merged.save(out, overwrite=overwrite)
+    put_in_place(new, out, replaced, overwrite=overwrite)
+    shutil.rmtree(place / MERGING)
     return Fitted(out, tuple(loss for part in kept for loss in part.losses), measured)
 
 
-def _stamp(recipe: DisperseThenMergeRecipe, base: Checkpoint, rows: Sequence[Row]) -> str:
-    """A digest of everything that decides a sub-model."""
-    from weightops.io.cache import stamp
-
-    files = {tensor.file for tensor in base.source.tensors.values()}
-    for folder in base.folders:
-        files |= {file for file in folder.iterdir() if file.suffix in (".json", ".safetensors", ".jinja")}
-    settings = {name: value for name, value in plain(recipe).items() if name not in ("data", "disperse", "weigh")}
-    texts = [replace(row, place="") for row in rows]
-    return hashlib.sha256(repr((stamp(sorted(files), 1), settings, texts)).encode("utf-8", "replace")).hexdigest()
-
-
-def _check_parts(place: Path, stamps: Sequence[str], overwrite: bool) -> None:
-    """Refuse parts of another training, before anything is trained; those beyond the number wanted go.
+def train_part(training: PartTraining) -> None:
+    """Train one part, in whichever process a launcher calls this.
 
     Raises:
-        WeightopsError: parts of another training and no ``overwrite``, or what this routine did not write.
+        WeightopsError: rows or settings that do not fit, or a loss that is not a number.
     """
-    if not os.path.lexists(place):
-        return
-    if place.is_symlink() or not place.is_dir():
-        raise WeightopsError(f"{place}: the parts belong there, but it is a link or a file; choose another output")
-    wanted = {f"part-{number}": stamp for number, stamp in enumerate(stamps)}
-    names = sorted(path.name for path in place.iterdir())
-    strange = [name for name in names if not _PART.fullmatch(name) and name != REPORT]
-    if strange or (REPORT in names and _json(place / REPORT).get("kind") != KIND):
-        raise WeightopsError(f"{place / (strange or [REPORT])[0]}: the parts belong there; choose another output")
-    finished = [name for name in names if not name.startswith(".") and name != REPORT]
-    others = [name for name in finished if wanted.get(name) != _log(place / name).get("stamp")]
-    if others and not overwrite:
-        what = f"{place / others[0]}: was trained on other rows or with other settings"
-        remedies = Remedy("choose another {}", "out"), Remedy("replace it with {}", "overwrite", True)
-        raise WeightopsError(Message(what, *remedies))
-    for name in others:
-        check_free(place / name, overwrite)
-    for name in set(others) - wanted.keys():
-        shutil.rmtree(place / name)
+    train(
+        training.recipe, training.rows, (), training.folder, training.overwrite, title=training.title,
+        beside=lambda folder: note_stamp(folder, training.stamp), trust_remote_code=training.trust_remote_code,
+    )  # fmt: skip
 
 
-def _log(folder: Path) -> dict[str, Any]:
-    """What a finished training says of itself; nothing where there is none."""
-    return _json(folder / LOG)
+def _local(base: str) -> list[Path]:
+    """The folders on this machine that a model's name holds."""
+    return [Path(part).expanduser() for part in (base, *base.split("+")) if Path(part).expanduser().exists()]
 
 
-def _json(file: Path) -> dict[str, Any]:
-    try:
-        content = json.loads(read_small(file))
-    except (OSError, ValueError, WeightopsError):
-        return {}
-    return content if isinstance(content, dict) else {}
+def _trained(trainings: Sequence[PartTraining], train_all: TrainAll) -> list[TrainedPart]:
+    """The sub-model of each part: the one that is there, or else trained now."""
+    missing = [each for each in trainings if log_of_part(each.folder).get("stamp") != each.stamp]
+    for each in trainings:
+        if each not in missing:
+            say(f"part {each.number} is trained already")
+    problems = train_all(missing, train_part) if missing else {}
+    return [_ended(each, problems.get(each.number)) for each in trainings]
 
 
-def _trained(
-    recipe: DisperseThenMergeRecipe, number: int, rows: Sequence[Row], folder: Path,
-    stamp: str, overwrite: bool, tokens: int, trust_remote_code: bool,
-) -> _Trained:  # fmt: skip
-    """The sub-model of one part: the one that is there, or else trained now."""
-    from weightops.recipes.floor.trainer import DivergedError
-
-    log = _log(folder)
-    if log.get("stamp") == stamp:
-        say(f"part {number} is trained already")
-        return _ended(_Trained(number, folder, len(rows), tokens, tuple(log["losses"])))
-    title = f"part {number} of 0 to {recipe.disperse.parts - 1}"
-    try:
-        done = train(
-            recipe, rows, (), folder, overwrite,
-            title=title, beside=_noting(stamp), trust_remote_code=trust_remote_code,
-        )  # fmt: skip
-    except DivergedError as error:
-        shutil.rmtree(folder.with_name(f".{folder.name}.training"), ignore_errors=True)
-        return _left_out(_Trained(number, folder, len(rows), tokens, problem=error.problems[0]))
-    return _ended(_Trained(number, folder, len(rows), tokens, done.losses))
+def _ended(training: PartTraining, problem: str | None) -> TrainedPart:
+    """The sub-model of a part, left out where its training failed or ended in weights that are not numbers."""
+    number, folder, rows = training.number, training.folder, len(training.rows)
+    if problem is None and not _is_finite(folder):
+        problem = f"part {number}: its weights are not numbers; try a smaller lr"
+    if problem is not None:
+        say(f"part {number} is left out of the merge: {problem}")
+        return TrainedPart(number, folder, rows, problem=problem)
+    shutil.rmtree(training.run_folder, ignore_errors=True)
+    log = log_of_part(folder)
+    return TrainedPart(number, folder, rows, log.get("learnt_tokens"), tuple(log["losses"]))
 
 
-def _noting(stamp: str) -> Callable[[Path], None]:
-    """Writes a stamp into the log of a training."""
-
-    def note(folder: Path) -> None:
-        (folder / LOG).write_text(json.dumps({**_log(folder), "stamp": stamp}, indent=2) + "\n")
-
-    return note
-
-
-def _ended(part: _Trained) -> _Trained:
-    """The sub-model, left out where its last step made weights that are not numbers."""
+def _is_finite(folder: Path) -> bool:
     import torch
     from safetensors.torch import load_file
 
-    tensors = (tensor for file in part.folder.glob("*.safetensors") for tensor in load_file(file).values())
-    if all(torch.isfinite(tensor).all() for tensor in tensors):
-        return part
-    return _left_out(replace(part, problem=f"part {part.number}: its weights are not numbers; try a smaller lr"))
+    tensors = (tensor for file in folder.glob("*.safetensors") for tensor in load_file(file).values())
+    return all(bool(torch.isfinite(tensor).all()) for tensor in tensors)
 
 
-def _left_out(part: _Trained) -> _Trained:
-    say(f"part {part.number} is left out of the merge: {part.problem}")
-    return part
+def _shares(parts: Sequence[TrainedPart], weigh: str) -> dict[int, float]:
+    """What each sub-model counts for; together 1.
 
-
-def _shares(parts: Sequence[_Trained], weigh: str) -> dict[int, float]:
-    """What each sub-model counts for; together 1."""
-    counts = {part.number: {"equal": 1, "rows": part.rows, "tokens": part.tokens}[weigh] for part in parts}
+    Raises:
+        WeightopsError: by tokens, and a training that did not count them.
+    """
+    if weigh == "tokens":
+        counts = {part.number: trained_count(part.folder, weigh) for part in parts}
+    else:
+        counts = {part.number: part.rows if weigh == "rows" else 1 for part in parts}
     return {number: count / sum(counts.values()) for number, count in counts.items()}
 
 
-def _change(recipe: DisperseThenMergeRecipe, base: Checkpoint, folder: Path) -> Delta:
-    """What a sub-model adds to the base."""
+def _merge(
+    recipe: DisperseThenMergeRecipe,
+    base: Checkpoint,
+    parts: Sequence[TrainedPart],
+    shares: Mapping[int, float],
+    new: Path,
+) -> None:
+    """Write the sub-models merged, as a folder."""
+    whole, weighed = recipe.training.update.whole, recipe.weigh != "equal"
+    merge = PartsMerge.of(recipe.merge, recipe.disperse.parts, adapters=not whole, weighed=weighed)
+    merge.merged(base, parts, shares).save(new, overwrite=True)
+
+
+def _opened(base: Checkpoint, folder: Path) -> Checkpoint:
+    """A model's folder, or the base with an adapter's."""
     from weightops.algebra.opening import open_adapter, open_checkpoint
+    from weightops.io.adapter import is_adapter
 
-    if not recipe.training.update.whole:
-        return open_adapter(folder)
-    change: Delta = open_checkpoint(folder) - base
-    return change
+    return base + open_adapter(folder) if is_adapter(folder) else open_checkpoint(folder)
 
 
-def _learnt_tokens(
-    recipe: DisperseThenMergeRecipe, parts: Sequence[Sequence[Row]], trust_remote_code: bool
-) -> list[int]:
-    """Tokens of each part that are learnt; 0 where they do not matter."""
-    if recipe.weigh != "tokens":
-        return [0] * len(parts)
-    from weightops.algebra.loading import load
-
-    _, tokenizer = load(recipe.base, trust_remote_code=trust_remote_code)
-    encoded = [encode(tokenizer, rows, recipe.tokens, chat=recipe.chat, report=lambda note: None) for rows in parts]
-    return [learnt_tokens(rows) for rows in encoded]
-
-
-def _measurer(
-    recipe: DisperseThenMergeRecipe, held_out: Sequence[Row], trust_remote_code: bool
-) -> Callable[[Checkpoint], float]:
+def _measurer(recipe: DisperseThenMergeRecipe, held_out: Sequence[Row], trust_remote_code: bool) -> Measure:
     """Measures the loss of a checkpoint on the rows held out, without writing it; NaN where there are none."""
 
     def measured(checkpoint: Checkpoint) -> float:
@@ -286,9 +255,8 @@ def _measurer(
             return math.nan
         model, tokenizer = load(checkpoint, trust_remote_code=trust_remote_code)
         device = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else torch.device("cpu")
-        rows = encode(
-            tokenizer, held_out, recipe.tokens, chat=recipe.chat, columns=columns_of(recipe), report=lambda note: None
-        )
+        columns = columns_of(recipe.objective)
+        rows = encode(tokenizer, held_out, recipe.tokens, chat=recipe.chat, columns=columns, report=lambda note: None)
         objective = recipe.objective.ready(model, tokenizer, rows)
         return measure(model.float().to(device), rows, objective, recipe.training.batch)["loss"]
 
@@ -296,7 +264,7 @@ def _measurer(
 
 
 def _write_report(
-    file: Path, recipe: DisperseThenMergeRecipe, dispersed: Dispersed, trained: Sequence[_Trained],
+    file: Path, recipe: DisperseThenMergeRecipe, dispersed: Dispersed, trained: Sequence[TrainedPart],
     shares: Mapping[int, float], measured: Mapping[str, float],
 ) -> None:  # fmt: skip
     sizes = dispersed.to_json()

@@ -13,16 +13,18 @@ import click
 
 from weightops.errors import WeightopsError
 
-from . import adapters, compose, merge
+from . import adapters, compose, exits, merge, sparse
 from .models import SHAPES, workplace
 from .report import PAGE, write
 
-BENCHES = {module.NAME: module for module in (compose, merge, adapters)}
+BENCHES = {module.NAME: module for module in (compose, merge, adapters, exits, sparse)}
 
 
 @click.command()
 @click.argument("names", nargs=-1, type=click.Choice(list(BENCHES)))
-@click.option("--sizes", help=f"Of {','.join(SHAPES)}, with commas between.  [default: each benchmark's own]")
+@click.option(
+    "--sizes", help=f"Of {','.join((*SHAPES, *sparse.SIZES))}, with commas between.  [default: each benchmark's own]"
+)
 @click.option("--repeats", default=5, show_default=True, type=click.IntRange(min=1))
 @click.option("--first/--no-first", default=True, help="Measure the first run, which compiles the kernels.")
 @click.option("--json", "as_json", is_flag=True, help="Print for a program.")
@@ -33,8 +35,9 @@ def main(names: tuple[str, ...], sizes: str | None, repeats: int, first: bool, a
     the temporary files, for the next run.
     """
     chosen = sizes.split(",") if sizes else None
-    if unknown := set(chosen or ()) - SHAPES.keys():
-        raise click.BadParameter(f"{', '.join(sorted(unknown))}; known are {', '.join(SHAPES)}", param_hint="--sizes")
+    if unknown := set(chosen or ()) - {*SHAPES, *sparse.SIZES}:
+        known = ", ".join((*SHAPES, *sparse.SIZES))
+        raise click.BadParameter(f"{', '.join(sorted(unknown))}; known are {known}", param_hint="--sizes")
     for module in (BENCHES[name] for name in names or BENCHES):
         try:
             section = module.bench(chosen or module.SIZES, repeats, workplace(), first=first)

@@ -29,6 +29,12 @@ IMPORTS = {
         "weightops.merge.run",
         "weightops.engine.merging",
     ),
+    "adapters": (
+        "weightops.cli.adapters",
+        "weightops.algebra.opening",
+        "weightops.adapters.adapter_merge",
+        "weightops.adapters.extraction",
+    ),
 }
 
 

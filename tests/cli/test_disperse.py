@@ -110,6 +110,20 @@ def test_a_row_of_parquet_that_json_cannot_hold_is_named(tmp_path):
     assert not (tmp_path / "parts").exists()
 
 
+def test_columns_of_other_names_are_renamed_and_the_parts_keep_the_datas_names(tmp_path):
+    lines = [json.dumps({"question": f"what is {n}?", "answer": "red " * n}) for n in range(1, 9)]
+    (tmp_path / "rows.jsonl").write_text("\n".join(lines))
+    error = run(tmp_path / "rows.jsonl", "--out", tmp_path / "out", code=1).stderr
+    assert "rows.jsonl, line 1: needs messages, prompt and completion, or text; it has question, answer" in error
+    names = ["--rename", "prompt=question", "--rename", "completion=answer"]
+    done = run(tmp_path / "rows.jsonl", *names, "--by", "length", "--parts", 2, "--out", tmp_path / "out")
+    assert [line for part in lines_of(tmp_path / "out") for line in part] == [line.encode() for line in lines]
+    assert "--set=data.rename.prompt=question --set=data.rename.completion=answer" in done.stderr
+    wrong = run(tmp_path / "rows.jsonl", "--rename", "text=words", "--out", tmp_path / "other", code=1).stderr
+    assert "rename: no row has a field 'words'; check the spelling" in wrong
+    assert "--rename text: must be written key=value" in run("-", "--rename", "text", "--out", "o", code=1).stderr
+
+
 def test_a_dry_run_shows_the_sizes_and_writes_nothing(data, tmp_path):
     before = tiny.files_of(tmp_path)
     assert "nothing was written" in run(data, "--dry-run", "--out", tmp_path / "parts").stdout

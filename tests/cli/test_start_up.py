@@ -70,6 +70,15 @@ def test_compose_guard_copies_label_rows_without_torch_and_transformers(tmp_path
     assert not modules & {"torch", "transformers"}
 
 
+def test_extract_imports_neither_torch_nor_transformers(tmp_path: Path):
+    config = {"model_type": "llama", "architectures": ["LlamaForCausalLM"], "num_hidden_layers": 2}
+    model = tiny.write(tmp_path / "model", tiny.llama(0), config=config)
+    assert not imported("extract", str(model), "--layers", "1", "--out", str(tmp_path / "out")) & {
+        "torch",
+        "transformers",
+    }
+
+
 def test_inspecting_a_gguf_or_a_bin_imports_neither_torch_nor_transformers(tmp_path: Path):
     import torch
     from tiny_chat import tiny_tokenizer

@@ -29,7 +29,7 @@ def run(*args: object):  # type: ignore[no-untyped-def]
 def test_a_whole_output_is_verified(out):
     result = run("verify", out)
     assert (result.exit_code, result.stderr) == (0, f"next: weightops inspect {out}\n")
-    assert result.stdout == f"{out}: every tensor is as it was written\n"
+    assert result.stdout == f"{out}: every tensor and every file is as it was written\n"
 
 
 @pytest.mark.parametrize("name", ["lm_head.weight", "model.layers.1.mlp.down_proj.weight"])
@@ -51,6 +51,16 @@ def test_a_byte_lost_at_the_end_is_found(out):
     assert result.exit_code == 1
     assert len(result.stderr.splitlines()) == 1
     assert str(file) in result.stderr
+
+
+def test_a_record_without_digests_of_files_still_verifies_and_says_what_it_does_not_hold(out):
+    made = json.loads((out / "weightops.json").read_text())
+    (out / "weightops.json").write_text(json.dumps({**made, "files": sorted(made["files"])}))
+    (out / "config.json").write_text("{}")
+    result = run("verify", out)
+    assert (result.exit_code, result.stdout) == (0, f"{out}: every tensor is as it was written\n")
+    assert "holds no digests of the other files" in result.stderr.splitlines()[0]
+    assert json.loads(run("verify", out, "--json").stdout)["files_checked"] is False
 
 
 def test_what_weightops_did_not_write_cannot_be_verified(tmp_path):

@@ -10,6 +10,7 @@ from typing import Annotated, Literal
 
 import pytest
 
+from weightops.discovery import described_fields
 from weightops.ops import methods
 from weightops.recipes.catalog import shipped
 
@@ -53,7 +54,7 @@ def test_every_field_of_every_routine_and_of_its_parts_is_on_the_training_page(h
 
 def test_every_field_is_described(hooks):
     for cls in hooks.settings_classes([cls for _, cls in hooks._routines()]):
-        described = hooks.docstring(cls)[1]
+        described = described_fields(cls)[1]
         assert set(hooks._fields(cls)) <= set(described), cls.__name__
 
 

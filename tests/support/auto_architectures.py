@@ -47,7 +47,7 @@ NEEDED: dict[str, dict[str, Any]] = {
     "Lfm2MoeForCausalLM": {"layer_types": ["conv", "full_attention"] * 16},
     "MinistralForCausalLM": {"head_dim": 128},
     "NemotronForCausalLM": {"num_key_value_heads": 8, "head_dim": 128},
-    "ReformerModelWithLMHead": {"is_decoder": True},
+    "ReformerModelWithLMHead": {"is_decoder": True, "attn_layers": ["local", "lsh"] * 4},
 }
 
 _NORM = re.compile(r"(?<!RobertaPreLayer)Norm(?!alizer|ed)")
@@ -120,6 +120,24 @@ def tree_of(architecture: str) -> Tree:
         config = _config(model_class)
         model = _on_meta(model_class, config)
     return Tree(tuple(_tensors(model)), config)
+
+
+def model_of(architecture: str, layers: int) -> Any:
+    """An architecture on the meta device with that many text layers; as many as by default if it builds no such one."""
+    import transformers
+
+    from weightops.anatomy.config_keys import layer_count_key, text_part, text_path
+
+    model_class = getattr(transformers, architecture)
+    needed = copy.deepcopy(NEEDED.get(architecture, {}))
+    default = model_class.config_class(**needed).to_dict()
+    depth: dict[str, Any] = {str(layer_count_key(text_part(default))): layers}
+    for key in reversed(text_path(default)):
+        depth = {key: {**needed.get(key, {}), **depth}}
+    try:
+        return _on_meta(model_class, model_class.config_class(**{**needed, **depth}))
+    except Exception:  # its lists have an entry a layer
+        return _on_meta(model_class, _config(model_class))
 
 
 def _config(model_class: Any) -> Any:

@@ -56,6 +56,13 @@ def keeps_the_law(action: Callable[[], object]) -> bool:
     return False
 
 
+def peak_memory(action: Callable[[], object]) -> int:
+    """Bytes of memory that an action takes at its peak, beyond what the process had; 0 on other systems than Linux."""
+    before = _memory(reset=True)
+    action()
+    return _memory() - before
+
+
 def _memory(*, reset: bool = False) -> int:
     """Bytes in memory now, or, without ``reset``, at most since the last reset. Linux alone can say that; 0 elsewhere."""
     try:

@@ -48,6 +48,12 @@ FAMILIES: dict[str, tuple[str, str, dict[str, Any]]] = {
         **TEXT, "num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 8, "mlp_only_layers": [1],
         "decoder_sparse_step": 1,
     }),
+    "qwen3_next": ("Qwen3NextForCausalLM", "Qwen3NextConfig", {
+        **TEXT, "num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 8,
+        "shared_expert_intermediate_size": 8, "mlp_only_layers": [1], "decoder_sparse_step": 1,
+        "linear_num_key_heads": 2, "linear_num_value_heads": 4, "linear_key_head_dim": 4, "linear_value_head_dim": 4,
+        "layer_types": ["linear_attention", "full_attention"] * 2,
+    }),
     "qwen2_vl": ("Qwen2VLForConditionalGeneration", "Qwen2VLConfig", {
         "text_config": {**TEXT, "head_dim": None, **MROPE, "hidden_size": 32},
         "vision_config": {**QWEN_VISION, "hidden_size": 32}, "image_token_id": 37, "video_token_id": 38,
@@ -88,3 +94,10 @@ def load(folder: Path, family: str) -> tuple[Any, dict[str, Any]]:
     model_class, _, _ = FAMILIES[family]
     model, said = getattr(transformers, model_class).from_pretrained(folder, output_loading_info=True, dtype="auto")
     return model.eval(), said
+
+
+def read(folder: Path) -> dict[str, torch.Tensor]:
+    """The tensors of a folder of :func:`save`, as stored."""
+    from safetensors.torch import load_file
+
+    return load_file(folder / "model.safetensors")

@@ -8,13 +8,12 @@ from pathlib import Path
 from typing import Any
 
 from ..algebra.opening import open_adapter
+from ..engine.tally import tensor_digest
 from ..errors import Message, Remedy, WeightopsError, attempt_all, short
 from ..io.adapter import CONFIG, Adapter, LowRankUpdate
-from ..io.folder import read_json
-from ..io.replacing import TRAINING
 from ..io.safetensors import StoredTensor
+from ..io.training_log import trained_count
 from ..ops.registry import Operator
-from ..output.provenance import tensor_digest
 from .adapter_folder import base_id
 
 #: Where adapters are merged. ``core``: the small matrices of Core Space (arXiv 2509.17786), by any method of task
@@ -23,7 +22,7 @@ from .adapter_folder import base_id
 #: the factors A and of the factors B apart, as the code of Disperse-then-Merge (arXiv 2405.13432) does; B1 @ A2 and
 #: the other cross terms are then in the result.
 SPACES = ("core", "product", "factors")
-#: How weights follow from the adapters themselves; ``tokens`` and ``rows`` are counts in each adapter's training.json.
+#: How weights follow from the adapters themselves; ``tokens`` and ``rows`` are those that each was trained on.
 WEIGHTINGS = ("uniform", "tokens", "rows")
 
 
@@ -79,17 +78,8 @@ def weights_of(weights: str | Sequence[float], adapters: Sequence[Adapter]) -> t
         return (1 / len(adapters),) * len(adapters)
     if weights not in WEIGHTINGS:
         raise WeightopsError(f"weights {weights!r}: give a number for each adapter, or {', '.join(WEIGHTINGS)}")
-    counts = attempt_all(partial(_count, adapter, weights) for adapter in adapters)
+    counts = attempt_all(partial(trained_count, adapter.folder, weights) for adapter in adapters)
     return tuple(count / sum(counts) for count in counts)
-
-
-def _count(adapter: Adapter, what: str) -> int:
-    """What an adapter was trained on, from the log that weightops writes beside it."""
-    count = read_json(adapter.folder / TRAINING).get(what)
-    if type(count) is int and count > 0:
-        return count
-    problem = f"{adapter.folder / TRAINING}: no count of {what}"
-    raise WeightopsError(Message(problem, Remedy("give the counts themselves as {}", "weights")))
 
 
 def base_problems(adapters: Sequence[Adapter], configs: Sequence[Mapping[str, Any]]) -> list[str]:

@@ -18,18 +18,19 @@ from .. import dtypes
 from ..engine.execute import default_threads
 from ..engine.jobs import BLOCK, Job
 from ..engine.plan import Plan
-from ..engine.tally import Tally, block_digest, combined_digest
+from ..engine.tally import Tally, block_digest, combined_digest, tensor_digest
 from ..engine.torch_threads import one_torch_thread
 from ..errors import Message, Remedy, WeightopsError
-from ..io.adapter import CONFIG, WEIGHTS, Adapter
+from ..io.adapter import CONFIG, WEIGHTS
 from ..io.gguf import ALIASES
 from ..io.hub import is_hub_id
+from ..io.opened import Source
 from ..io.progress import Progress
 from ..io.safetensors import StoredTensor, build_header
+from ..io.spool import TensorSpool
 from ..io.staging import Staging, output_problems
-from ..io.weights import Weights
 from ..output.modelcard import Card, render
-from ..output.provenance import RECORD, record, tensor_digest
+from ..output.provenance import RECORD, record, record_file
 from .factors import Factors
 
 T = TypeVar("T")
@@ -80,7 +81,7 @@ class AdapterPlan:
 
     targets: tuple[AdapterTarget, ...]
     config: Mapping[str, Any]
-    sources: tuple[Weights | Adapter, ...]
+    sources: tuple[Source, ...]
     read: tuple[StoredTensor, ...]
     recipe: Mapping[str, Any]
     card: Card
@@ -90,7 +91,7 @@ class AdapterPlan:
     notes: tuple[str, ...] = ()
 
     def problems(self, out: Path, *, overwrite: bool) -> list[str]:
-        """What stands in the way of writing to this place."""
+        """The problems with writing to this place."""
         folders = [source.folder for source in self.sources if source.folder is not None]
         return output_problems(out, [*folders, *self._inputs], self.size, overwrite=overwrite)
 
@@ -121,7 +122,7 @@ def write_adapter(
         measured: Further tensors that ``compute`` is called with; nothing is written for them.
 
     Raises:
-        WeightopsError: what stands in the way, or went wrong; ``out`` is then as it was.
+        WeightopsError: the problems with the plan or the place, or an error while writing; ``out`` is then as it was.
     """
     if problems := plan.problems(out, overwrite=overwrite):
         raise WeightopsError(*problems)
@@ -194,14 +195,14 @@ def dtype_problem(dtype: str) -> list[str]:
     ]
 
 
-class _Spool:
-    """Tensors that wait in a file without a name: where each lies is known only once all ranks are."""
+class _Spool(TensorSpool):
+    """An adapter's factors: where each lies in the file is known only once all ranks are."""
 
     def __init__(self, stream: IO[bytes], dtype: str) -> None:
+        super().__init__(stream)
         self.ranks: dict[str, int] = {}
         self.targets: list[AdapterTarget] = []
-        self.tensors: dict[str, tuple[str, tuple[int, ...]]] = {}
-        self._stream, self._dtype, self._begins = stream, dtype, dict[str, int]()
+        self._dtype = dtype
 
     def add(self, target: AdapterTarget, factors: Factors | None) -> None:
         if factors is None:
@@ -211,7 +212,7 @@ class _Spool:
             what = f"{target.name}: a factor is too large for {self._dtype}"
             raise WeightopsError(Message(what, Remedy("choose another {}", "dtype")))
         for key, side in zip(target.keys(), stored, strict=True):
-            self._append(
+            self.append(
                 key, dtypes.FROM_TORCH[self._dtype], tuple(side.shape), side.view(torch.uint8).numpy().tobytes()
             )
         self.ranks[target.module] = factors.rank
@@ -220,35 +221,20 @@ class _Spool:
     def carry(self, key: str, tensor: StoredTensor) -> None:
         with open(tensor.file, "rb") as stream:
             stream.seek(tensor.offset)
-            self._append(key, tensor.dtype, tensor.shape, stream.read(tensor.nbytes))
+            self.append(key, tensor.dtype, tensor.shape, stream.read(tensor.nbytes))
 
     def write(self, staging: Staging) -> dict[str, str]:
         """The adapter's weights file; the digest of each tensor, as :mod:`..output.provenance` computes it."""
         if not self.tensors:
             raise WeightopsError("nothing to write: no tensor changes; check that the inputs are the ones you mean")
         head, offsets = build_header(self.tensors)
-        size = len(head) + sum(dtypes.nbytes(*entry) for entry in self.tensors.values())
-        descriptor = staging.allocate(WEIGHTS, head, size)
+        descriptor = staging.allocate(WEIGHTS, head, len(head) + self.size)
         digests = {}
         with open(descriptor, "r+b", closefd=False) as file:
             for name, offset in offsets.items():
                 file.seek(offset)
-                digests[name] = combined_digest(_copied(self._blocks(name), file))
+                digests[name] = combined_digest(_copied(self.blocks(name, BLOCK), file))
         return digests
-
-    def _append(self, key: str, dtype: str, shape: tuple[int, ...], data: bytes) -> None:
-        self._begins[key] = self._stream.tell()
-        self.tensors[key] = dtype, shape
-        self._stream.write(data)
-
-    def _blocks(self, name: str) -> Iterator[bytes]:
-        dtype, shape = self.tensors[name]
-        self._stream.seek(self._begins[name])
-        left, step = dtypes.nbytes(dtype, shape), BLOCK * dtypes.itemsize(dtype)
-        while left:
-            data = self._stream.read(min(step, left))
-            left -= len(data)
-            yield data
 
 
 def _copied(blocks: Iterable[bytes], file: IO[bytes]) -> Iterator[str]:
@@ -265,10 +251,9 @@ def _files(plan: AdapterPlan, spooled: _Spool, tally: Tally) -> dict[str, bytes]
     """The small files, by name."""
     jobs = tuple(Job(name, dtype, shape, None) for name, (dtype, shape) in spooled.tensors.items())
     made = record(Plan(jobs, (), (), (), plan.recipe), tally, plan.sources)
-    files = {CONFIG: _json(_config(plan, spooled))}
-    files[RECORD] = _json({**made, "files": sorted({*files, RECORD, "README.md"})})
-    files["README.md"] = render(plan.card, made, plan.sources).encode()
-    return files
+    config = json.dumps(_config(plan, spooled), indent=2, ensure_ascii=False) + "\n"
+    files = {CONFIG: config.encode(), "README.md": render(plan.card, made, plan.sources).encode()}
+    return {**files, RECORD: record_file(made, files)}
 
 
 def _config(plan: AdapterPlan, spooled: _Spool) -> dict[str, Any]:
@@ -289,7 +274,3 @@ def _config(plan: AdapterPlan, spooled: _Spool) -> dict[str, Any]:
         "init_lora_weights": True,
         "inference_mode": True,
     }
-
-
-def _json(value: Any) -> bytes:
-    return (json.dumps(value, indent=2, ensure_ascii=False) + "\n").encode()

@@ -61,12 +61,22 @@ def average(checkpoints: Sequence[str | Path | Checkpoint], *, decay: str = "lin
     opened = iter(open_all(one for one in checkpoints if not isinstance(one, Checkpoint)))
     models = in_order_of_steps([one if isinstance(one, Checkpoint) else next(opened) for one in checkpoints])
     *earlier, last = models
-    if problems := [line for model in earlier for line in _differences(model, last)]:
+    if problems := [line for model in earlier for line in differences(model, last, "name checkpoints of one run")]:
         raise WeightopsError(*problems)
+    return weighted_mean([last, *earlier], [weights[-1], *weights[:-1]])
+
+
+def weighted_mean(models: Sequence[Checkpoint], weights: Sequence[float]) -> Checkpoint:
+    """A mean of models as a checkpoint, with everything beside the weights from the first.
+
+    Args:
+        weights: Of each model; their sum is 1.
+    """
+    first, *others = models
     added = Delta()
-    for model, weight in zip(earlier, weights, strict=False):
-        added = added + weight * (model - last)
-    return last + added
+    for model, weight in zip(others, weights[1:], strict=True):
+        added = added + weight * (model - first)
+    return first + added
 
 
 def in_order_of_steps(checkpoints: Sequence[Checkpoint]) -> list[Checkpoint]:
@@ -86,14 +96,13 @@ def _step(checkpoint: Checkpoint) -> int | None:
     return step if type(step) is int else None
 
 
-def _differences(one: Checkpoint, other: Checkpoint) -> list[str]:
-    """A line where two checkpoints do not hold the same tensors in the same shapes."""
+def differences(one: Checkpoint, other: Checkpoint, advice: str) -> list[str]:
+    """A line where two checkpoints do not hold the same tensors in the same shapes, with what to do about it."""
     if alone := sorted(set(one.names) ^ set(other.names)):
         where = one.spec if alone[0] in one.names else other.spec
-        return [f"{short(alone[0])}: only in {where} ({len(alone)} such tensors); name checkpoints of one run"]
+        return [f"{short(alone[0])}: only in {where} ({len(alone)} such tensors); {advice}"]
     grown = [name for name in one.names if one.shape(name) != other.shape(name)]
     return [
-        f"{short(name)}: shape {one.shape(name)} in {one.spec}, {other.shape(name)} in {other.spec}; name checkpoints "
-        "of one run"
+        f"{short(name)}: shape {one.shape(name)} in {one.spec}, {other.shape(name)} in {other.spec}; {advice}"
         for name in grown[:1]
     ]

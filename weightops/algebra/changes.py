@@ -1,4 +1,4 @@
-"""The terms of a delta: the difference or adapter, its coefficient, and the tensors it changes."""
+"""The terms of a delta: the difference, adapter or sparse delta, its coefficient, and the tensors it changes."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ from collections.abc import Iterable, Set
 from dataclasses import dataclass
 
 from ..io.adapter import Adapter
+from ..io.opened import AddOn, Source
+from ..io.sparse_delta import SparseDelta
 from ..io.weights import Weights
 from .rules import Rule
 
@@ -20,9 +22,9 @@ class Difference:
 
 @dataclass(frozen=True)
 class Change:
-    """coefficient * (difference or adapter), selected and scaled by its rules."""
+    """coefficient * (difference, adapter or sparse delta), selected and scaled by its rules."""
 
-    of: Difference | Adapter
+    of: Difference | AddOn
     coefficient: float = 1.0
     rules: tuple[Rule, ...] = ()
 
@@ -32,16 +34,14 @@ class Change:
 
     def __contains__(self, name: str) -> bool:
         """Whether this changes a tensor, with its rules applied."""
-        if isinstance(self.of, Adapter):
-            present = name in self.of.updates or name in self.of.replaced
-        else:
-            present = name in self.of.minuend.tensors and name in self.of.subtrahend.tensors
-        return present and self.at(name) != 0
+        return name in self.everywhere() and self.at(name) != 0
 
     def everywhere(self) -> Set[str]:
         """Names of the tensors that this would change without its rules."""
         if isinstance(self.of, Adapter):
             return self.of.updates.keys() | self.of.replaced.keys()
+        if isinstance(self.of, SparseDelta):
+            return self.of.tensors.keys()
         return self.of.minuend.tensors.keys() & self.of.subtrahend.tensors.keys()
 
     def at(self, name: str) -> float:
@@ -53,8 +53,8 @@ class Change:
 
 
 def collect(changes: Iterable[Change]) -> tuple[Change, ...]:
-    """Combine like terms: one change for each (difference or adapter, rules), reverse differences merged, no zeros."""
-    sums: dict[tuple[Difference | Adapter, tuple[Rule, ...]], float] = {}
+    """Combine like terms: one change for each (what is added, rules), reverse differences merged, no zeros."""
+    sums: dict[tuple[Difference | AddOn, tuple[Rule, ...]], float] = {}
     for change in changes:
         of, coefficient = change.of, change.coefficient
         if isinstance(of, Difference):
@@ -73,10 +73,13 @@ def misfits(source: Weights, changes: Iterable[Change]) -> tuple[list[str], list
         if empty := _selects_nothing(change):
             problems.append(empty)
         missing = sorted(change.names() - existing)
-        if isinstance(change.of, Adapter) and missing:
+        if not isinstance(change.of, Difference) and missing:
+            kind = "adapter" if isinstance(change.of, Adapter) else "sparse delta"
             problems.append(
-                f"{change.of.spec}: changes {missing[0]}, which {spec} does not have; this adapter is for another base"
+                f"{change.of.spec}: changes {missing[0]}, which {spec} does not have; this {kind} is for another base"
             )
+        elif isinstance(change.of, SparseDelta) and change.of.base is not None:
+            problems += _other_base(change.of, change.of.base)
         elif isinstance(change.of, Difference) and missing and not change.names() & existing:
             problems.append(f"{spec}: no tensor in common with {change.of.minuend.spec}; are these the right models?")
         elif missing:
@@ -84,6 +87,16 @@ def misfits(source: Weights, changes: Iterable[Change]) -> tuple[list[str], list
                 f"{len(missing)} tensors of the delta are not in {spec} and are left out, the first {missing[0]}"
             )
     return problems, notes
+
+
+def _other_base(delta: SparseDelta, base: Weights) -> list[str]:
+    """A problem if the base that a sparse delta was opened with has a tensor of another shape or dtype."""
+    for name, tensor in delta.tensors.items():
+        stored = base.tensors.get(name)
+        if stored is not None and (stored.shape, stored.dtype) != (tensor.shape, tensor.dtype):
+            problem = f"{delta.spec}: {name}: made for {tensor.dtype} {list(tensor.shape)}, but it is {stored.dtype} "
+            return [f"{problem}{list(stored.shape)} in {base.spec}; name the base that the delta was made for"]
+    return []
 
 
 def _selects_nothing(change: Change) -> str | None:
@@ -98,13 +111,13 @@ def _selects_nothing(change: Change) -> str | None:
     )
 
 
-def shares(source: Weights, changes: Iterable[Change]) -> dict[Weights | Adapter, float]:
+def shares(source: Weights, changes: Iterable[Change]) -> dict[Source, float]:
     """The coefficient of each source in a checkpoint, ignoring selections; the checkpoint's own source comes first."""
-    sums: dict[Weights | Adapter, float] = {source: 1.0}
+    sums: dict[Source, float] = {source: 1.0}
     for change in changes:
-        if isinstance(change.of, Adapter):
-            sums[change.of] = sums.get(change.of, 0.0) + change.coefficient
-        else:
+        if isinstance(change.of, Difference):
             sums[change.of.minuend] = sums.get(change.of.minuend, 0.0) + change.coefficient
             sums[change.of.subtrahend] = sums.get(change.of.subtrahend, 0.0) - change.coefficient
+        else:
+            sums[change.of] = sums.get(change.of, 0.0) + change.coefficient
     return sums

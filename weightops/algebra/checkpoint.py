@@ -19,19 +19,20 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, overload
 
 from .. import dtypes
-from ..engine.execute import compute
-from ..engine.jobs import Job, LowRank, Term
+from ..engine.jobs import Job, Term
 from ..engine.plan import DEFAULT_MEMORY, DEFAULT_SHARD, Plan, check_options, make_plan
-from ..engine.whole_models import Grams
 from ..errors import WeightopsError
 from ..io.adapter import Adapter
+from ..io.opened import Source
 from ..io.weights import Weights
 from ..output.modelcard import Card, code
 from ..output.save import Package, prepare
 from .changes import Change, Difference, collect, misfits, shares
+from .cut_card import cut_card
 from .guard_cards import CarriedCard, carried_card
 from .rules import AlgebraError, Rule, Scale, Selector
 from .shown import OneLine, share_of, sum_of
+from .tensor_jobs import computed, terms_of
 
 if TYPE_CHECKING:
     import torch
@@ -102,7 +103,7 @@ class Delta(OneLine):
             WeightopsError: the delta does not change that tensor, or its operands do not fit.
         """
         raise_unknown(name, self.names)
-        terms = _terms(self, name)
+        terms = terms_of(self, name)
         if not terms:
             raise WeightopsError(f"{name}: the adapter replaces this tensor, so only base + delta has a value for it")
         job = Job(name, "F32", terms[0].plus.shape, None, terms)
@@ -122,7 +123,8 @@ class Checkpoint(OneLine):
 
     def __repr__(self) -> str:
         added = f" + {sum_of(self.delta.changes)}" if self.delta.changes else ""
-        return f"<Checkpoint: {self.source.spec}{added.replace('+ -', '- ')}, {len(self.names)} tensors>"
+        cut = f", layers {self.source.kept} of {self.source.kept.of}" if self.source.kept else ""
+        return f"<Checkpoint: {self.source.spec}{added.replace('+ -', '- ')}{cut}, {len(self.names)} tensors>"
 
     @overload
     def __sub__(self, other: Checkpoint) -> Delta: ...
@@ -162,15 +164,15 @@ class Checkpoint(OneLine):
 
     @property
     def spec(self) -> str:
-        """The name it was opened by, including the names of its adapters."""
-        adapters = [change.of.spec for change in self.delta.changes if isinstance(change.of, Adapter)]
-        return "+".join([self.source.spec, *adapters])
+        """The name it was opened by, including the names of its adapters and sparse deltas."""
+        added = [change.of.spec for change in self.delta.changes if not isinstance(change.of, Difference)]
+        return "+".join([self.source.spec, *added])
 
     @property
     def folders(self) -> tuple[Path, ...]:
-        """The folders of its small files: those of its adapters, the last added first, then the source's."""
-        adapters = [change.of.folder for change in reversed(self.delta.changes) if isinstance(change.of, Adapter)]
-        return (*adapters, *([] if self.source.folder is None else [self.source.folder]))
+        """The folders of its small files: those of what was added to it, the last first, then the source's."""
+        added = [change.of.folder for change in reversed(self.delta.changes) if not isinstance(change.of, Difference)]
+        return tuple(folder for folder in (*added, self.source.folder) if folder is not None)
 
     @cached_property
     def guard_card(self) -> CarriedCard:
@@ -217,7 +219,7 @@ class Checkpoint(OneLine):
             jobs,
             describe(self, dtype),
             problems=problems,
-            notes=[*notes, *self.guard_card.notes],
+            notes=[*(self.source.kept.notes if self.source.kept else ()), *notes, *self.guard_card.notes],
             shard_size=shard_size,
             allow_nonfinite=allow_nonfinite,
         )
@@ -262,7 +264,7 @@ def lower(checkpoint: Checkpoint, name: str, dtype: str = "auto") -> Job:
     """One tensor of a checkpoint as a job for the engine."""
     stored = anchor = checkpoint.source.tensors[name]
     output = dtypes.FROM_TORCH.get(dtype, stored.dtype) if stored.dtype in dtypes.FLOATS else stored.dtype
-    terms = list(_terms(checkpoint.delta, name))
+    terms = list(terms_of(checkpoint.delta, name))
     for change in checkpoint.delta.changes:
         if isinstance(change.of, Adapter) and (whole := change.of.replaced.get(name)) and change.at(name):
             if change.at(name) == 1.0:
@@ -276,43 +278,45 @@ def describe(checkpoint: Checkpoint, dtype: str = "auto") -> dict[str, Any]:
     """The canonical recipe of a checkpoint, as JSON values."""
 
     def change(part: Change) -> dict[str, Any]:
-        if isinstance(part.of, Adapter):
-            what: dict[str, Any] = {"adapter": part.of.spec}
+        if isinstance(part.of, Difference):
+            what: dict[str, Any] = {"plus": part.of.minuend.spec, "minus": part.of.subtrahend.spec}
         else:
-            what = {"plus": part.of.minuend.spec, "minus": part.of.subtrahend.spec}
+            what = {"adapter" if isinstance(part.of, Adapter) else "delta": part.of.spec}
         rules = [rule.describe(checkpoint.names) for rule in part.rules]
         return what | {"coefficient": part.coefficient, "rules": rules}
 
+    kept = checkpoint.source.kept
     return {
         "kind": "affine",
         "anchor": checkpoint.source.spec,
+        **({"layers": list(kept.numbers)} if kept else {}),
         "changes": [change(c) for c in checkpoint.delta.changes],
         "dtype": dtype,
     }
 
 
-def sources(checkpoint: Checkpoint) -> tuple[Weights | Adapter, ...]:
-    """All models and adapters of the checkpoint, each once, the anchor first."""
-    unique: dict[Weights | Adapter, None] = {checkpoint.source: None}
+def sources(checkpoint: Checkpoint) -> tuple[Source, ...]:
+    """All models, adapters and sparse deltas of the checkpoint, each once, the anchor first."""
+    unique: dict[Source, None] = {checkpoint.source: None}
     for change in checkpoint.delta.changes:
-        if isinstance(change.of, Adapter):
-            unique[change.of] = None
-        else:
+        if isinstance(change.of, Difference):
             unique.update({change.of.minuend: None, change.of.subtrahend: None})
+        else:
+            unique[change.of] = None
     return tuple(unique)
 
 
-def roles(models: Mapping[str, Checkpoint]) -> dict[Weights | Adapter, str]:
+def roles(models: Mapping[str, Checkpoint]) -> dict[Source, str]:
     """The role of each source of some models, in the words of a model card.
 
     Args:
         models: By role: guard, base, target.
     """
-    words: dict[Weights | Adapter, list[str]] = {}
+    words: dict[Source, list[str]] = {}
     for role, model in models.items():
         for source in sources(model):
-            if isinstance(source, Adapter):
-                word = f"adapter of the {role}"
+            if not isinstance(source, Weights):
+                word = f"{'adapter' if isinstance(source, Adapter) else 'sparse delta'} of the {role}"
             else:
                 word = role if not model.delta.changes else f"part of the {role}"
             words.setdefault(source, []).append(word)
@@ -322,10 +326,14 @@ def roles(models: Mapping[str, Checkpoint]) -> dict[Weights | Adapter, str]:
 
 def package(checkpoint: Checkpoint) -> Package:
     """The files beside a checkpoint's weights: the source's configuration and tokenizer, a model card, a guard card."""
-    card = Card(
-        "A checkpoint made by weight arithmetic",
-        f"Made from {code(checkpoint.source.spec)} by adding differences of other checkpoints.",
-        roles={checkpoint.source: "base"},
+    card = (
+        cut_card(checkpoint.source, sources(checkpoint))
+        if checkpoint.source.kept
+        else Card(
+            "A checkpoint made by weight arithmetic",
+            f"Made from {code(checkpoint.source.spec)} by adding differences of other checkpoints.",
+            roles={checkpoint.source: "base"},
+        )
     )
     return Package(checkpoint.source, sources(checkpoint), card, files=checkpoint.guard_card.files)
 
@@ -336,44 +344,6 @@ def raise_unknown(name: str, known: Any) -> None:
         raise WeightopsError(
             f"no tensor {name!r}; there are {len(known)}, for example {next(iter(sorted(known)), 'none')}"
         )
-
-
-def _terms(delta: Delta, name: str) -> tuple[Term, ...]:
-    """The terms that a delta adds to one tensor."""
-    terms: list[Term] = []
-    for change in delta.changes:
-        coefficient = change.at(name)
-        if not coefficient:
-            continue
-        if isinstance(change.of, Difference):
-            plus, minus = change.of.minuend.tensors.get(name), change.of.subtrahend.tensors.get(name)
-            if plus is not None and minus is not None:
-                terms.append(Term(coefficient, plus, minus))
-        elif update := change.of.updates.get(name):
-            rows, columns = update.left.shape[0], update.right.shape[1]
-            shape = (columns, rows) if update.transposed else (rows, columns)
-            terms.append(
-                Term(coefficient, LowRank(name, update.left, update.right, update.scale, shape, update.transposed))
-            )
-    return tuple(terms)
-
-
-def computed(job: Job, grams: Grams | None = None) -> torch.Tensor:
-    """A job's result as a tensor; see :func:`weightops.engine.execute.compute` for ``grams``."""
-    import torch
-
-    if not job.count:
-        return torch.empty(job.shape, dtype=_torch_dtype(job.dtype))
-    raw = torch.from_numpy(compute(job, grams))
-    return raw.view(_torch_dtype(job.dtype)).reshape(job.shape)
-
-
-def _torch_dtype(name: str) -> torch.dtype:
-    import torch
-
-    others = {"BOOL": "bool", "U8": "uint8", "I8": "int8", "C64": "complex64"}
-    long = {"U": "uint", "I": "int"}
-    return getattr(torch, dtypes.TO_TORCH.get(name) or others.get(name) or long[name[0]] + name[1:])  # type: ignore[no-any-return]
 
 
 def _name(value: object) -> str:

@@ -8,9 +8,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ..errors import WeightopsError
-from ..io.adapter import Adapter
 from ..io.companions import GUARD_CARD
 from ..io.folder import read_json
+from ..io.opened import Source
 from ..io.tokenizer import tokenizer_of
 from ..io.weights import Weights
 
@@ -33,7 +33,7 @@ class CarriedCard:
             warnings.warn(note, stacklevel=3)
 
 
-def carried_card(target: Weights, shares: Mapping[Weights | Adapter, float]) -> CarriedCard:
+def carried_card(target: Weights, shares: Mapping[Source, float]) -> CarriedCard:
     """The card of the guard that is added, if its labels are also tokens of the target.
 
     Args:
@@ -58,7 +58,7 @@ def carried_card(target: Weights, shares: Mapping[Weights | Adapter, float]) -> 
     return CarriedCard(notes=(f"{GUARD_CARD} of {added[0].spec} is not written: {why}",))
 
 
-def _has_card(source: Weights | Adapter) -> bool:
+def _has_card(source: Source) -> bool:
     return source.folder is not None and (source.folder / GUARD_CARD).is_file()
 
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +13,12 @@ from ..errors import WeightopsError
 from ..io.gguf import ALIASES
 from ..io.quiet import quiet_transformers
 from ..io.remote_code import refused_code
-from .checkpoint import Checkpoint, computed, lower
+from .checkpoint import Checkpoint, lower
 from .opening import as_checkpoint
+from .tensor_jobs import computed
+
+OPENED_AS = "weightops_spec"
+"""Attribute of a loaded model: the text by which it was opened. That opens it again where the name needs a hub."""
 
 
 def load(spec: str | Path | Checkpoint, dtype: str = "auto", *, trust_remote_code: bool = False) -> tuple[Any, Any]:
@@ -31,30 +37,80 @@ def load(spec: str | Path | Checkpoint, dtype: str = "auto", *, trust_remote_cod
             does not fit.
     """
     checkpoint = as_checkpoint(spec)
-    spec = checkpoint.spec
-    folder = checkpoint.source.folder
-    if folder is None:
-        raise WeightopsError(f"{spec}: a bare file has no configuration and no tokenizer; name the model's folder")
     checkpoint.plan().check()
-    with quiet_transformers():
-        from transformers import AutoModelForCausalLM, AutoTokenizer
+    tokenizer = load_tokenizer(checkpoint, trust_remote_code=trust_remote_code)
+    return _loaded(checkpoint, dtype, trust_remote_code), tokenizer
 
-        try:
-            tokenizer = AutoTokenizer.from_pretrained(str(folder), trust_remote_code=trust_remote_code)
-            model: Any = AutoModelForCausalLM.from_pretrained(
-                str(folder), dtype=dtype, trust_remote_code=trust_remote_code
-            )
-        except (OSError, ValueError) as error:
-            if code_refused := refused_code(folder, error):
-                raise WeightopsError(code_refused) from error
-            reason = str(error).strip().partition("\n")[0]
-            raise WeightopsError(f"{spec}: transformers cannot load it ({reason}); check the folder") from error
+
+def load_model(checkpoint: Checkpoint, dtype: str = "auto", *, trust_remote_code: bool = False) -> Any:
+    """The model of :func:`load` without a tokenizer, which its folder then need not have.
+
+    Raises:
+        WeightopsError: as for :func:`load`.
+    """
+    checkpoint.plan().check()
+    return _loaded(checkpoint, dtype, trust_remote_code)
+
+
+def _loaded(checkpoint: Checkpoint, dtype: str, trust_remote_code: bool) -> Any:
+    """The model; the plan is already checked."""
+    folder, spec = model_folder(checkpoint), checkpoint.spec
+    with transformers_reading(checkpoint):
+        from transformers import AutoModelForCausalLM
+
+        model: Any = AutoModelForCausalLM.from_pretrained(str(folder), dtype=dtype, trust_remote_code=trust_remote_code)
     _add(model, checkpoint, spec)
     name = known_name(checkpoint)
     model.name_or_path = model.config.name_or_path = (
         name  # an adapter names this as its base, not a folder of the cache
     )
-    return model, tokenizer
+    setattr(model, OPENED_AS, str(spec))
+    return model
+
+
+def load_tokenizer(checkpoint: Checkpoint, *, trust_remote_code: bool = False) -> Any:
+    """Load a checkpoint's tokenizer with transformers.
+
+    Raises:
+        WeightopsError: the checkpoint has no folder, or transformers cannot read its tokenizer.
+    """
+    folder = model_folder(checkpoint)
+    with transformers_reading(checkpoint):
+        from transformers import AutoTokenizer
+
+        return AutoTokenizer.from_pretrained(str(folder), trust_remote_code=trust_remote_code)
+
+
+def model_folder(checkpoint: Checkpoint) -> Path:
+    """The folder with a checkpoint's configuration and tokenizer.
+
+    Raises:
+        WeightopsError: the checkpoint is a bare file, or layers were cut out of it, which the folder does not show.
+    """
+    folder = checkpoint.source.folder
+    if folder is None:
+        raise WeightopsError(
+            f"{checkpoint.spec}: a bare file has no configuration and no tokenizer; name the model's folder"
+        )
+    if checkpoint.source.kept:
+        raise WeightopsError(f"{checkpoint.spec}: layers were cut out of it; save it first, and name that folder")
+    return folder
+
+
+@contextmanager
+def transformers_reading(checkpoint: Checkpoint) -> Iterator[None]:
+    """Silence transformers while it reads a checkpoint's folder, and turn what it raises into a problem line."""
+    with quiet_transformers():
+        try:
+            yield
+        except (OSError, ValueError) as error:
+            folder = model_folder(checkpoint)
+            if code_refused := refused_code(folder, error):
+                raise WeightopsError(code_refused) from error
+            reason = str(error).strip().partition("\n")[0]
+            raise WeightopsError(
+                f"{checkpoint.spec}: transformers cannot load it ({reason}); check the folder"
+            ) from error
 
 
 def known_name(checkpoint: Checkpoint) -> str:

@@ -19,16 +19,16 @@ from ..engine.jobs import Input, Job, Merge
 from ..engine.merging import workspace
 from ..engine.plan import DEFAULT_MEMORY, DEFAULT_SHARD, Plan, check_options, make_plan
 from ..engine.whole_models import Grams, looks_at_models
-from ..io.adapter import Adapter
-from ..io.weights import Weights
+from ..io.opened import Source
 from ..ops.registry import Operator, methods, nearest
 from ..output.modelcard import Card, code
 from ..output.save import Package, prepare
 from .changes import Difference, misfits, shares
-from .checkpoint import Checkpoint, Delta, computed, describe, lower, sources
+from .checkpoint import Checkpoint, Delta, describe, lower, sources
 from .guard_cards import CarriedCard, carried_card
 from .rules import AlgebraError
 from .shown import OneLine, sum_of
+from .tensor_jobs import computed
 
 if TYPE_CHECKING:
     import torch
@@ -87,7 +87,7 @@ class MergedCheckpoint(OneLine):
     @cached_property
     def guard_card(self) -> CarriedCard:
         """The ``guard.json`` saved with it; see :attr:`.checkpoint.Checkpoint.guard_card`."""
-        most: dict[Weights | Adapter, float] = {self.base.source: 0.0}
+        most: dict[Source, float] = {self.base.source: 0.0}
         for model in self.models:
             for source, share in shares(model.source, model.delta.changes).items():
                 most[source] = max(most.get(source, 0.0), share)
@@ -205,24 +205,24 @@ def _model_at(checkpoint: Checkpoint, name: str, method: str) -> Checkpoint:
         checkpoint: The base plus the delta.
 
     Raises:
-        AlgebraError: the delta is neither a model minus the base nor an adapter.
+        AlgebraError: the delta is neither a model minus the base nor an adapter or a sparse delta.
     """
     changes = [change for change in checkpoint.delta.changes if name in change]
-    adapters = Delta(tuple(change for change in changes if isinstance(change.of, Adapter)))
+    added = Delta(tuple(change for change in changes if not isinstance(change.of, Difference)))
     differences = [(change.of, change.at(name)) for change in changes if isinstance(change.of, Difference)]
     if not differences:
-        return Checkpoint(checkpoint.source, adapters)
+        return Checkpoint(checkpoint.source, added)
     (of, coefficient), *more = differences
     if more or coefficient != 1.0 or of.subtrahend != checkpoint.source:
         raise AlgebraError(
-            f"{name}: {method} merges plain task vectors, model - base or an adapter, on the base they were taken "
-            "from; save the scaled or added models first"
+            f"{name}: {method} merges plain task vectors, model - base, an adapter or a sparse delta, on the base they "
+            "were taken from; save the scaled or added models first"
         )
-    return Checkpoint(of.minuend, adapters)
+    return Checkpoint(of.minuend, added)
 
 
 def _input(model: Checkpoint, name: str) -> Input:
-    """One model of a merge: its tensor, and the low-rank updates of its adapters."""
+    """One model of a merge: its tensor, and the updates of its adapters and sparse deltas."""
     job = lower(model, name)
     if job.anchor is None or any(term.minus is not None for term in job.terms):
         raise AlgebraError(f"{name}: {model.spec} scales an adapter that replaces this tensor; save the model first")

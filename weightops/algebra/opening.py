@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -15,8 +16,11 @@ from ..io.adapter import CONFIG as ADAPTER_CONFIG
 from ..io.adapter import is_adapter, read_adapter
 from ..io.gguf import ALIASES, alias_file, dequantised
 from ..io.hub import download, is_hub_id
+from ..io.opened import AddOn
 from ..io.safetensors import StoredTensor
 from ..io.small_files import inside
+from ..io.sparse_delta import FILE as DELTA_FILE
+from ..io.sparse_delta import SparseDelta, delta_file, is_sparse_delta, read_about, read_sparse_delta
 from ..io.weights import Weights
 from .changes import Change
 from .checkpoint import Checkpoint, Delta
@@ -30,8 +34,8 @@ def open_checkpoint(spec: str | Path) -> Checkpoint:
 
     Args:
         spec: A Hugging Face folder, sharded or not; a hub id; a ``.safetensors``, ``.bin`` or ``.gguf`` file; an alias
-            such as ``smollm2-135m-instruct``; ``BASE+ADAPTER`` with a PEFT LoRA folder or hub id; a LoRA adapter whose
-            own configuration names its base.
+            such as ``smollm2-135m-instruct``; ``BASE+ADAPTER`` with a PEFT LoRA folder or hub id, or with a sparse
+            delta; a LoRA adapter or a sparse delta that itself names its base.
 
     Raises:
         WeightopsError: the model does not exist, it cannot be read, or its weights are quantised.
@@ -49,7 +53,7 @@ class Opener:
 
     def __init__(self) -> None:
         self._weights: dict[str, Weights] = {}
-        self._adapters: dict[str, Delta] = {}
+        self._added: dict[str, AddOn] = {}
 
     def open(self, spec: str | Path) -> Checkpoint:
         """Open a model; see :func:`open_checkpoint`."""
@@ -59,30 +63,34 @@ class Opener:
             with _reading(text):
                 combined = not Path(text).expanduser().exists()
             if combined:
-                return self.open(base) + self._adapter(adapter)
+                return self._with(self.open(base), adapter)
         if text in self._weights:
             return Checkpoint(self._weights[text])
         with _reading(text):
             place, revision = _locate(text)
-            if place.is_dir() and is_adapter(place):
-                return self._base(text, place) + self._adapter(text)
+            if is_added(place):
+                return self._with(self._base(text, place), text)
             self._weights[text] = _weights_at(text, place, revision)
         return Checkpoint(self._weights[text])
 
-    def _base(self, spec: str, adapter: Path) -> Checkpoint:
-        """The base of an adapter that is named alone. It must be a model, so that no chain of adapters is followed."""
-        base = base_of_adapter(adapter, spec)
+    def _base(self, spec: str, added: Path) -> Checkpoint:
+        """The base of what is named alone. It must be a model, so that no chain of adapters is followed."""
+        base = base_of_adapter(added, spec)
         if base not in self._weights:
             place, revision = _locate(base)
-            if place.is_dir() and is_adapter(place):
+            if is_added(place):
                 raise WeightopsError(f"{spec}: its base {short(base)} is an adapter too; name a model: BASE+{spec}")
             self._weights[base] = _weights_at(base, place, revision)
         return Checkpoint(self._weights[base])
 
-    def _adapter(self, spec: str) -> Delta:
-        if spec not in self._adapters:
-            self._adapters[spec] = open_adapter(spec)
-        return self._adapters[spec]
+    def _with(self, base: Checkpoint, spec: str) -> Checkpoint:
+        """A base with an adapter on it, or with a sparse delta, which is bound to it."""
+        if spec not in self._added:
+            self._added[spec] = open_added(spec)
+        added = self._added[spec]
+        if isinstance(added, SparseDelta):
+            added = replace(added, base=base.source)
+        return base + Delta((Change(added),))
 
 
 def open_all(specs: Iterable[str | Path]) -> list[Checkpoint]:
@@ -99,16 +107,37 @@ def open_all(specs: Iterable[str | Path]) -> list[Checkpoint]:
 
 
 def open_adapter(spec: str | Path) -> Delta:
-    """Open a PEFT LoRA folder or hub id as a delta.
+    """Open a PEFT LoRA folder or hub id, or a sparse delta, as a delta that any model of these shapes can be added to.
 
     Raises:
-        WeightopsError: the adapter does not exist, or it is not a LoRA adapter.
+        WeightopsError: it does not exist, it is neither a LoRA adapter nor a sparse delta, or it is a sparse delta
+            whose values replace those of its base, which is a difference only together with that base.
     """
-    with _reading(str(spec)):
-        folder, _ = _locate(str(spec))
-        if not (folder / ADAPTER_CONFIG).exists():
-            raise WeightopsError(f"{spec}: no {ADAPTER_CONFIG}; name a PEFT adapter folder after the +")
-        return Delta((Change(read_adapter(folder, str(spec))),))
+    added = open_added(spec)
+    if isinstance(added, SparseDelta) and added.about.semantics == "replace":
+        raise WeightopsError(
+            f"{spec}: its values replace those of its base, so it is a difference only together with it; subtract: "
+            f'open("BASE+{spec}") - open("BASE")'
+        )
+    return Delta((Change(added),))
+
+
+def open_added(spec: str | Path) -> AddOn:
+    """Open what stands after the plus in ``BASE+ADAPTER``: a LoRA adapter or a sparse delta.
+
+    Raises:
+        WeightopsError: it does not exist, it is neither of the two, or it cannot be read.
+    """
+    text = str(spec)
+    with _reading(text):
+        place, _ = _locate(text)
+        if (place / ADAPTER_CONFIG).exists():
+            return read_adapter(place, text)
+        if (file := delta_file(place)) is not None:
+            return read_sparse_delta(file, text, place if place.is_dir() else None)
+    raise WeightopsError(
+        f"{text}: no {ADAPTER_CONFIG} and no {DELTA_FILE}; name a PEFT adapter or a sparse delta after the +"
+    )
 
 
 def _weights_at(spec: str, place: Path, revision: str | None) -> Weights:
@@ -134,24 +163,29 @@ def adapter_base(spec: str) -> tuple[str, str | None]:
             return spec, None
         if spec and not folder.exists() and is_hub_id(spec):
             folder = download(spec)
-        alone = folder.is_dir() and is_adapter(folder)
+        alone = is_added(folder)
     return (base_of_adapter(folder, spec), spec) if alone else (spec, None)
 
 
 def base_of_adapter(folder: Path, spec: str) -> str:
-    """The base that a LoRA adapter's configuration names: a hub id, an alias or an existing path.
+    """The base that a LoRA adapter or a sparse delta names: a hub id, an alias or an existing path.
 
     If an alias has the named hub id, the alias is used: its weights are on this machine.
 
     Args:
-        folder: The adapter's folder.
-        spec: The adapter's name as the user gave it.
+        folder: The adapter's folder, or the sparse delta's folder or file.
+        spec: Its name as the user gave it.
 
     Raises:
-        WeightopsError: its configuration names no base that can be opened.
+        WeightopsError: it names no base that can be opened.
     """
-    config = folders.read_json(folder / ADAPTER_CONFIG)
-    name, revision = config.get("base_model_name_or_path"), config.get("revision")
+    file = None if (folder / ADAPTER_CONFIG).exists() else delta_file(folder)
+    if file is not None:
+        kind, where, revision = "sparse delta", "metadata", None
+        name: object = read_about(file).base
+    else:
+        kind, where, config = "LoRA adapter", ADAPTER_CONFIG, folders.read_json(folder / ADAPTER_CONFIG)
+        name, revision = config.get("base_model_name_or_path"), config.get("revision")
     if isinstance(name, str) and name:
         aliases = [alias for alias, known in ALIASES.items() if name in (alias, known.hub)]
         if aliases or ("\0" not in name and Path(name).expanduser().exists()):
@@ -160,7 +194,15 @@ def base_of_adapter(folder: Path, spec: str) -> str:
             pinned = isinstance(revision, str) and is_hub_id(f"{name}@{revision}")
             return f"{name}@{revision}" if pinned else name
     names = f"names {short(name)} as its base, which does not exist here" if name else "names no base"
-    raise WeightopsError(f"{spec}: a LoRA adapter, not a model, and its {ADAPTER_CONFIG} {names}; write BASE+{spec}")
+    raise WeightopsError(f"{spec}: a {kind}, not a model, and its {where} {names}; write BASE+{spec}")
+
+
+def is_added(place: Path) -> bool:
+    """Whether a path holds an adapter or a sparse delta, and no model."""
+    if place.is_dir() and is_adapter(place):
+        return True
+    file = delta_file(place)
+    return file is not None and not (place / "config.json").exists() and is_sparse_delta(file)
 
 
 @contextmanager

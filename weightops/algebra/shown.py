@@ -5,8 +5,7 @@ from __future__ import annotations
 import html
 from collections.abc import Iterable
 
-from ..io.adapter import Adapter
-from .changes import Change
+from .changes import Change, Difference
 from .rules import Rule
 
 
@@ -42,10 +41,10 @@ def _tensors(count: int) -> str:
 
 
 def _product(change: Change, *, first: bool = False) -> str:
-    if isinstance(change.of, Adapter):
-        what, compound = change.of.spec, False
-    else:
+    if isinstance(change.of, Difference):
         what, compound = f"{change.of.minuend.spec} - {change.of.subtrahend.spec}", True
+    else:
+        what, compound = change.of.spec, False
     size = abs(change.coefficient)
     alone = first and size == 1 and change.coefficient > 0 and not change.rules
     what = f"({what})" if compound and not alone else what

@@ -20,8 +20,10 @@ from .. import dtypes
 from ..errors import WeightopsError
 from ..io.safetensors import StoredTensor
 from . import kernels
-from .jobs import BLOCK, Input, Job, LowRank
-from .slices import factor, nonfinite, read_exactly
+from .exact_reads import read_exactly
+from .jobs import BLOCK, Input, Job, LowRank, Scattered
+from .scatter import add_entries
+from .slices import factor, nonfinite
 
 Floats = npt.NDArray[np.float32]
 
@@ -188,6 +190,9 @@ class Blocks:
         if not self._allow_nonfinite and kernels.holds_nonfinite(row.view(np.uint8), "F32"):
             raise WeightopsError(nonfinite(f"{stored.file}: {stored.name}"))
         for term in source.updates:
+            if isinstance(term.plus, Scattered):
+                add_entries(term.plus, term.coefficient, begin, row, stored, self._files)
+                continue
             row += np.float32(term.coefficient) * self._update(term.plus, begin, end)
 
     def _read_rows(self, tensor: StoredTensor, first: int, last: int) -> Floats:

@@ -11,10 +11,11 @@ import resource
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack, contextmanager, suppress
+from functools import partial
 from pathlib import Path
 from queue import SimpleQueue
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -25,11 +26,14 @@ from ..io.safetensors import StoredTensor
 from ..io.staging import Staging
 from . import slices, whole_models
 from .blocks import Room
-from .jobs import BLOCK, Job, JobSlice
+from .jobs import BLOCK, Job, JobSlice, Scattered
 from .plan import DEFAULT_MEMORY, Plan, stored
-from .tally import Gather, Record, Tally, block_digest, combined_digest, owned_operands
+from .tally import Gather, Record, Tally, block_digest, check_bases, combined_digest, owned_operands, tensor_digest
+
+Thing = TypeVar("Thing")
 
 ReportProgress = Callable[[int], None]
+WriteSlice = Callable[[Job, int, slices.Bytes], None]
 Work = Callable[[JobSlice], list[Record]]
 Places = Mapping[str, tuple[int, int]]
 Done = Mapping[tuple[int, int], Record]
@@ -56,7 +60,7 @@ def execute(
     gather.begin(plan)
     journal = staging.done()
     with ExitStack() as stack:
-        files, places = _open_inputs(plan, stack), _allocate(plan, staging)
+        files, places = _open_inputs(plan, stack), allocate(plan, staging)
         grams = _measured(plan, files, staging, journal, threads, progress)
         work = _worker(plan, owned, files, places, grams, threads, memory)
         for piece, records, fresh in _in_order(_pieces(plan, blocks), _done(journal), work, places, threads):
@@ -66,6 +70,7 @@ def execute(
             if progress:
                 progress(piece.work)
         staging.flush()
+    check_bases(plan.jobs, gather.tally.inputs)
     return gather.tally
 
 
@@ -76,22 +81,137 @@ def compute(job: Job, grams: whole_models.Grams | None = None) -> slices.Bytes:
         grams: The result of :func:`measure` for all jobs of the output, for a method that looks at whole models.
 
     Raises:
+        WeightopsError: the operands hold NaN or Inf, integer tensors differ, or a sparse delta has another base.
+    """
+    size = dtypes.itemsize(job.dtype)
+    out = np.empty(job.count * size, np.uint8)
+
+    def place(job: Job, element: int, data: slices.Bytes) -> None:
+        out[element * size : element * size + len(data)] = data
+
+    fill([job], place, threads=1, grams=grams)
+    return out
+
+
+def streamed(job: Job) -> Iterator[tuple[int, slices.Bytes]]:
+    """The result of a job without a merge method, some blocks at a time: the first element, and the bytes.
+
+    The next bytes take the place of the last ones in memory.
+
+    Raises:
         WeightopsError: the operands hold NaN or Inf, or integer tensors differ.
     """
     plan = Plan((job,), (), (), (), {})
-    size = dtypes.itemsize(job.dtype)
-    out = np.empty(job.count * size, np.uint8)
-    if job.whole:
-        with ExitStack() as stack:
-            _merged(job, _open_inputs(plan, stack), _model(job, grams or {}), out)
-        return out
     buffer = np.empty(plan.buffer_bytes(1, DEFAULT_MEMORY), np.uint8)
     with ExitStack() as stack:
         files = _open_inputs(plan, stack)
         for piece in _pieces(plan, plan.slice_blocks(1, DEFAULT_MEMORY)):
-            result, _ = slices.compute(piece, slices.rows_of(piece, buffer), files, allow_nonfinite=False)
-            out[piece.begin * size : piece.end * size] = result
-    return out
+            yield piece.begin, slices.compute(piece, slices.rows_of(piece, buffer), files, allow_nonfinite=False)[0]
+
+
+def fill(
+    jobs: Sequence[Job],
+    write: WriteSlice,
+    *,
+    threads: int,
+    memory: int = DEFAULT_MEMORY,
+    grams: whole_models.Grams | None = None,
+    allow_nonfinite: bool = False,
+) -> None:
+    """Compute jobs without writing files; the bytes are those that :func:`execute` writes.
+
+    Args:
+        write: Called with a job, the first element of a slice and its bytes, which are overwritten afterwards; on
+            several threads at once, for different slices.
+        threads: Number of slices computed at a time.
+        memory: Bytes of buffers, all threads together.
+        grams: The result of :func:`measure`, if a method looks at whole models.
+        allow_nonfinite: Continue if NaN or Inf is found.
+
+    Raises:
+        WeightopsError: the operands or the result hold NaN or Inf, integer tensors differ, or a sparse delta was made
+            for another base.
+    """
+    bases = {operand.of for job in jobs for operand in job.operands if isinstance(operand, Scattered)}
+    read = {operand for job in jobs for operand in job.operands if operand in bases}
+    check_bases(jobs, {base: tensor_digest(base) for base in read if isinstance(base, StoredTensor)})
+    plan = Plan(tuple(jobs), (), (), (), {}, allow_nonfinite)
+    with ExitStack() as stack:
+        work = _filler(plan, _open_inputs(plan, stack), write, grams or {}, threads, memory)
+        pieces = _pieces(plan, plan.slice_blocks(threads, memory))
+        if threads == 1:
+            deque(map(work, pieces), maxlen=0)
+            return
+        pool = stack.enter_context(ThreadPoolExecutor(threads))
+        try:
+            for done in [pool.submit(work, piece) for piece in pieces]:
+                done.result()
+        finally:
+            pool.shutdown(cancel_futures=True)
+
+
+def _filler(
+    plan: Plan,
+    files: Mapping[Path, int],
+    write: WriteSlice,
+    grams: whole_models.Grams,
+    threads: int,
+    memory: int,
+) -> Callable[[JobSlice], None]:
+    """The function that :func:`fill` runs on a slice."""
+    merge = _merger(plan, files, grams, threads, memory)
+    buffers = _each(threads, lambda: np.empty(plan.buffer_bytes(threads, memory), np.uint8))
+
+    def work(piece: JobSlice) -> None:
+        if piece.job.whole:
+            merge(piece.job, partial(write, piece.job))
+            return
+        with _lent(buffers) as buffer:
+            rows = slices.rows_of(piece, buffer)
+            result, _ = slices.compute(piece, rows, files, allow_nonfinite=plan.allow_nonfinite)
+            write(piece.job, piece.begin, result)
+
+    return work
+
+
+def _merger(
+    plan: Plan, files: Mapping[Path, int], grams: whole_models.Grams, threads: int, memory: int
+) -> Callable[[Job, Callable[[int, slices.Bytes], None]], Record]:
+    """A function that computes a whole tensor with a merge method and writes it."""
+    rooms = _each(threads, Room)
+
+    def merge(job: Job, write: Callable[[int, slices.Bytes], None]) -> Record:
+        from . import merging  # imported here because it loads torch, which only merge methods need
+
+        with _lent(rooms) as room:
+            return merging.run(
+                job,
+                files,
+                write,
+                memory=memory // threads,
+                allow_nonfinite=plan.allow_nonfinite,
+                room=room,
+                model=_model(job, grams),
+            )
+
+    return merge
+
+
+def _each(threads: int, make: Callable[[], Thing]) -> SimpleQueue[Thing]:
+    """One thing for each thread."""
+    spare: SimpleQueue[Thing] = SimpleQueue()
+    for _ in range(threads):
+        spare.put(make())
+    return spare
+
+
+@contextmanager
+def _lent(spare: SimpleQueue[Thing]) -> Iterator[Thing]:
+    thing = spare.get()
+    try:
+        yield thing
+    finally:
+        spare.put(thing)
 
 
 def measure(jobs: Sequence[Job]) -> whole_models.Grams:
@@ -104,18 +224,6 @@ def measure(jobs: Sequence[Job]) -> whole_models.Grams:
     with ExitStack() as stack:
         files = _open_inputs(Plan(measuring, (), (), (), {}), stack)
         return whole_models.measure(measuring, files, threads=default_threads(), allow_nonfinite=False)
-
-
-def _merged(job: Job, files: Mapping[Path, int], model: npt.NDArray[np.float64] | None, out: slices.Bytes) -> None:
-    """Compute a merge job's result into ``out``."""
-    from . import merging
-
-    size = dtypes.itemsize(job.dtype)
-
-    def place(element: int, data: slices.Bytes) -> None:
-        out[element * size : element * size + len(data)] = data
-
-    merging.run(job, files, place, memory=DEFAULT_MEMORY, allow_nonfinite=False, model=model)
 
 
 def default_threads() -> int:
@@ -133,14 +241,8 @@ def _worker(
     memory: int,
 ) -> Work:
     """The function that threads run on a slice; each thread has a buffer."""
-    share = memory // threads
-    spare: SimpleQueue[slices.Bytes] = SimpleQueue()
-    for _ in range(threads):
-        spare.put(np.empty(plan.buffer_bytes(threads, memory), np.uint8))
-
-    rooms: SimpleQueue[Room] = SimpleQueue()
-    for _ in range(threads):
-        rooms.put(Room())
+    merge = _merger(plan, files, grams, threads, memory)
+    buffers = _each(threads, lambda: np.empty(plan.buffer_bytes(threads, memory), np.uint8))
 
     def writer(job: Job) -> Callable[[int, slices.Bytes], None]:
         descriptor, begin = outputs[job.name]
@@ -149,29 +251,15 @@ def _worker(
 
     def work(piece: JobSlice) -> list[Record]:
         if piece.job.whole:
-            from . import merging  # imported here because it loads torch, which only merge methods need
-
-            room = rooms.get()
-            try:
-                return [
-                    merging.run(
-                        piece.job,
-                        files,
-                        writer(piece.job),
-                        memory=share,
-                        allow_nonfinite=plan.allow_nonfinite,
-                        room=room,
-                        model=_model(piece.job, grams),
-                    )
-                ]
-            finally:
-                rooms.put(room)
-        buffer = spare.get()
-        try:
+            return [merge(piece.job, writer(piece.job))]
+        with _lent(buffers) as buffer:
             rows = slices.rows_of(piece, buffer)
             result, squares = slices.compute(piece, rows, files, allow_nonfinite=plan.allow_nonfinite)
             job, size = piece.job, dtypes.itemsize(piece.job.dtype)
             places = [job.operands.index(tensor) for tensor in owned[piece.number]]
+            copied = (
+                owned[piece.number].index(job.anchor) if job.unchanged and job.anchor in owned[piece.number] else None
+            )
             records: list[Record] = []
             for block, span in enumerate(piece.spans):
                 lo, hi = span
@@ -180,15 +268,13 @@ def _worker(
                 ]
                 record: Record = {"in": digests}
                 if job.written:
-                    record["out"] = block_digest(result[lo * size : hi * size])
+                    record["out"] = block_digest(result[lo * size : hi * size]) if copied is None else digests[copied]
                 if job.measure:
                     record["squares"] = squares[block].tolist()
                 records.append(record)
             if job.written:
                 writer(job)(piece.begin, result)
             return records
-        finally:
-            spare.put(buffer)
 
     return work
 
@@ -287,7 +373,7 @@ def _in_order(
             pool.shutdown(cancel_futures=True)
 
 
-def _allocate(plan: Plan, staging: Staging) -> dict[str, tuple[int, int]]:
+def allocate(plan: Plan, staging: Staging) -> dict[str, tuple[int, int]]:
     """Every output file at its full size; each tensor's descriptor and offset."""
     places: dict[str, tuple[int, int]] = {}
     for file in plan.files:

@@ -41,7 +41,43 @@ class LowRank:
         return dtypes.count(self.shape)
 
 
-Operand = StoredTensor | LowRank
+@dataclass(frozen=True)
+class Scattered:
+    """Some entries of one tensor that a sparse delta changes: zeros elsewhere, and never a dense tensor on disk.
+
+    Attributes:
+        shape: Of the tensor that it changes.
+        indices: Flat positions in C order, sorted, each once, I32 or I64.
+        values: One for each position.
+        of: The tensor of the base that the entries belong to, if the base is known; its content must be
+            ``base_digest``, if that is given, wherever it is read.
+        replaces: The values are the new entries, so that the difference to those of ``of`` is added; else they are
+            added themselves.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    indices: StoredTensor
+    values: StoredTensor
+    of: StoredTensor | None
+    base_digest: str | None
+    replaces: bool
+
+    @property
+    def count(self) -> int:
+        return dtypes.count(self.shape)
+
+
+Operand = StoredTensor | LowRank | Scattered
+
+
+def dtype_of(operand: Operand) -> str:
+    """The dtype of an operand's row. Updates are expanded in fp32, entries in fp64 where they or their base are."""
+    if isinstance(operand, StoredTensor):
+        return operand.dtype
+    if isinstance(operand, LowRank):
+        return "F32"
+    return "F64" if "F64" in (operand.values.dtype, operand.of and operand.of.dtype) else "F32"
 
 
 @dataclass(frozen=True)
@@ -159,17 +195,33 @@ class Job:
         return self.anchor is not None and not self.terms and self.anchor.dtype == self.dtype
 
     @property
+    def unchanged(self) -> bool:
+        """Whether the output is the anchor, byte for byte, so that both have one digest."""
+        return self.copies and not self.patches and self.anchor is not None and self.anchor.shape == self.shape
+
+    @property
+    def overwritten(self) -> Scattered | None:
+        """The entries that replace the anchor's, where that is all the job does: it is done bit for bit."""
+        if len(self.terms) != 1 or self.measure is not None:
+            return None
+        coefficient, entries = self.terms[0].coefficient, self.terms[0].plus
+        if not isinstance(entries, Scattered) or not entries.replaces or entries.of is None:
+            return None
+        return entries if coefficient == 1.0 and entries.of == self.anchor else None
+
+    @property
     def operands(self) -> tuple[Operand, ...]:
-        """Every operand that the job reads, once each."""
+        """Every operand that the job reads, once each; the tensor whose entries are replaced before the entries."""
         unique: dict[Operand, None] = {}
         for source in self.merge.all_inputs if self.merge else ():
             unique.update(dict.fromkeys(source.rows.sources if source.rows else (source.stored,)))
-            unique.update(dict.fromkeys(update.plus for update in source.updates))
+            for update in source.updates:
+                unique.update(dict.fromkeys(_with_base(update.plus)))
         if self.anchor is not None:
             unique[self.anchor] = None
         measured = (*self.measure.change, *self.measure.base) if self.measure else ()
         for term in (*self.terms, *measured):
-            unique[term.plus] = None
+            unique.update(dict.fromkeys(_with_base(term.plus)))
             if term.minus is not None:
                 unique[term.minus] = None
         return tuple(unique)
@@ -187,7 +239,7 @@ class Job:
     @property
     def widest(self) -> int:
         """Bytes of the widest element that is read or written."""
-        sizes = [dtypes.itemsize(o.dtype) if isinstance(o, StoredTensor) else 4 for o in self.operands]
+        sizes = [dtypes.itemsize(dtype_of(operand)) for operand in self.operands]
         return max(*sizes, dtypes.itemsize(self.dtype))
 
     @property
@@ -204,6 +256,13 @@ class Job:
     def block_elements(self) -> int:
         """Elements of a block in a row of the buffer, rounded up so that even the smallest tensor fills whole words."""
         return min(BLOCK, -(-self.count // 8) * 8)
+
+
+def _with_base(operand: Operand) -> tuple[Operand, ...]:
+    """An operand, after the tensor of the base that it needs."""
+    if isinstance(operand, Scattered) and operand.replaces and operand.of is not None:
+        return operand.of, operand
+    return (operand,)
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,8 @@ from .. import dtypes
 from ..errors import Message, Remedy, WeightopsError
 from ..io.safetensors import MAX_HEADER, StoredTensor, build_header, read_header
 from ..io.small_files import open_file
-from .jobs import Job, LowRank
+from .jobs import Job, LowRank, Scattered
+from .slices import file_of
 from .whole_models import looks_at_models, measuring_work
 from .whole_models import problems as model_problems
 
@@ -120,7 +121,8 @@ class Plan:
     def identity(self) -> dict[str, Any]:
         """The facts that must be equal to resume a run: the recipe, the layout and the inputs' state."""
         layout = hashlib.sha256(b"".join(file.name.encode() + file.head for file in self.files))
-        layout.update(repr([(job.patches, job.measure) for job in self.jobs]).encode())
+        anchors = [job.anchor and (job.anchor.name, job.anchor.offset) for job in self.jobs]
+        layout.update(repr([(job.patches, job.measure) for job in self.jobs]).encode() + repr(anchors).encode())
         return {
             "recipe": self.recipe,
             "layout": layout.hexdigest(),
@@ -216,7 +218,10 @@ def stored(job: Job) -> tuple[StoredTensor, ...]:
     """The stored tensors that a job reads."""
     tensors: list[StoredTensor] = []
     for operand in job.operands:
-        tensors += [operand.left, operand.right] if isinstance(operand, LowRank) else [operand]
+        if isinstance(operand, Scattered):
+            tensors += [operand.indices, operand.values]
+        else:
+            tensors += [operand.left, operand.right] if isinstance(operand, LowRank) else [operand]
     return (*tensors, *(patch.source for patch in job.patches))
 
 
@@ -268,19 +273,22 @@ def _job_problems(job: Job) -> Iterable[str]:
     for tensor in dict.fromkeys(stored(job)):
         if tensor.dtype in dtypes.QUANTISED_FLOATS:
             yield quantised(tensor)
-    mixed = {tensor.dtype in dtypes.FLOATS for tensor in stored(job)} | {job.dtype in dtypes.FLOATS}
-    if len(mixed) > 1:
-        kinds = sorted({tensor.dtype for tensor in stored(job)} | {job.dtype})
+    sparse = [operand for operand in job.operands if isinstance(operand, Scattered)]
+    positions = {entries.indices for entries in sparse}
+    kinds = sorted({tensor.dtype for tensor in stored(job) if tensor not in positions} | {job.dtype})
+    if len({kind in dtypes.FLOATS for kind in kinds}) > 1:
         problem = f"{job.name}: mixes floats and integers ({', '.join(kinds)})"
         yield Message(problem, Remedy("leave it out with {}", "exclude"))
+    elif sparse and job.dtype not in dtypes.FLOATS and job.overwritten is None:
+        what = f"{job.name}: {sparse[0].indices.file} replaces integers, which is only possible in its own base"
+        yield Message(what, Remedy("leave it out with {}", "exclude"))
     aligned = job.merge is not None and any(source.rows for source in job.merge.all_inputs)
     checked = job.operands if job.written and not aligned else ()
     for operand in checked:
         shape = operand.shape
         if not _fits(shape, job):
-            where = operand.file if isinstance(operand, StoredTensor) else operand.left.file
             yield (
-                f"{job.name}: shape {shape} in {where}, {job.shape} in the output; the models must "
+                f"{job.name}: shape {shape} in {file_of(operand)}, {job.shape} in the output; the models must "
                 "share an architecture"
             )
 

@@ -14,7 +14,9 @@ from .. import dtypes
 from ..errors import Message, Remedy, WeightopsError
 from ..io.safetensors import StoredTensor
 from . import kernels
-from .jobs import Job, JobSlice, LowRank, Measure, Operand, Patch, Term
+from .exact_reads import read_exactly
+from .jobs import Job, JobSlice, LowRank, Measure, Operand, Patch, Scattered, Term, dtype_of
+from .scatter import overwrite, scattered_row
 
 Bytes = npt.NDArray[np.uint8]
 Squares = npt.NDArray[np.float64]
@@ -43,11 +45,18 @@ def compute(piece: JobSlice, rows: Bytes, files: Mapping[Path, int], *, allow_no
     """
     job = piece.job
     for row, operand in zip(rows, job.operands, strict=False):
-        _read_operand(operand, piece, row, files)
+        if isinstance(operand, Scattered):
+            _read_entries(operand, piece, row, rows, files)
+        else:
+            _read_operand(operand, piece, row, files)
     size = (piece.end - piece.begin) * dtypes.itemsize(job.dtype)
     squares = np.zeros((piece.blocks, 2))
     flags = np.zeros(len(rows), np.bool_)
-    if job.dtype not in dtypes.FLOATS:
+    if job.overwritten is not None:
+        result = rows[-1][:size]
+        _overwritten(piece, job.overwritten, rows, result, files)
+        flags[-1] = job.dtype in dtypes.FLOATS and kernels.holds_nonfinite(result, job.dtype)
+    elif job.dtype not in dtypes.FLOATS:
         result = rows[0][:size]
         _check_equal(job, rows, size)
     elif job.copies:
@@ -68,11 +77,6 @@ def compute(piece: JobSlice, rows: Bytes, files: Mapping[Path, int], *, allow_no
     for patch in job.patches:
         _apply_patch(piece, patch, result, files, allow_nonfinite=allow_nonfinite)
     return result, squares
-
-
-def dtype_of(operand: Operand) -> str:
-    """The dtype of an operand's row; a low-rank update is expanded in fp32."""
-    return operand.dtype if isinstance(operand, StoredTensor) else "F32"
 
 
 def _rows_by_role(job: Job, terms: Sequence[Term]) -> tuple[int, list[int], list[int], list[float]]:
@@ -201,10 +205,31 @@ def nonfinite(where: str) -> Message:
 
 def file_of(operand: Operand) -> Path:
     """The file to name in a message."""
+    if isinstance(operand, Scattered):
+        return operand.indices.file
     return operand.file if isinstance(operand, StoredTensor) else operand.left.file
 
 
-def _read_operand(operand: Operand, piece: JobSlice, row: Bytes, files: Mapping[Path, int]) -> None:
+def _overwritten(piece: JobSlice, entries: Scattered, rows: Bytes, result: Bytes, files: Mapping[Path, int]) -> None:
+    """The anchor's bytes, in the job's dtype, with the entries in their places."""
+    job, anchor = piece.job, piece.job.anchor
+    assert anchor is not None
+    raw = rows[0][: (piece.end - piece.begin) * dtypes.itemsize(anchor.dtype)]
+    result[:] = raw if anchor.dtype == job.dtype else kernels.narrow(kernels.widen(raw, anchor.dtype), job.dtype)
+    overwrite(entries, piece.begin, piece.end - piece.begin, result, job.dtype, files)
+
+
+def _read_entries(entries: Scattered, piece: JobSlice, row: Bytes, rows: Bytes, files: Mapping[Path, int]) -> None:
+    """What a sparse delta adds to a slice, into its row; the row of the tensor that it replaces is already read."""
+    if entries == piece.job.overwritten:
+        return  # they are put into the result as they are
+    size = dtypes.itemsize(dtype_of(entries))
+    out = row[: (piece.end - piece.begin) * size].view(np.float32 if size == 4 else np.float64)
+    base = rows[piece.job.operands.index(entries.of)] if entries.of in piece.job.operands else None
+    scattered_row(entries, piece.begin, out, base, files)
+
+
+def _read_operand(operand: StoredTensor | LowRank, piece: JobSlice, row: Bytes, files: Mapping[Path, int]) -> None:
     """Read a slice of one operand into its row, with zeros past the operand's end."""
     if isinstance(operand, LowRank):
         left, right = (factor(stored, files) for stored in (operand.left, operand.right))
@@ -241,20 +266,6 @@ def _apply_patch(
             raise WeightopsError(_too_large(piece.job))
     size = dtypes.itemsize(piece.job.dtype)
     result[(lo - piece.begin) * size : (hi - piece.begin) * size] = raw
-
-
-def read_exactly(descriptor: int, into: Bytes, offset: int, file: Path) -> None:
-    """Fill an array from a file.
-
-    Raises:
-        WeightopsError: the file is too short.
-    """
-    view = memoryview(into.data)
-    while len(view):
-        got = os.preadv(descriptor, [view], offset)
-        if got == 0:
-            raise WeightopsError(f"{file}: ended early; it was changed while it was read, rerun")
-        view, offset = view[got:], offset + got
 
 
 def write_all(descriptor: int, data: Bytes, offset: int) -> None:

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from blake3 import blake3
 
+from .. import dtypes
+from ..errors import WeightopsError
 from ..io.safetensors import StoredTensor
-from .jobs import Job, JobSlice, Merge
+from .jobs import BLOCK, Job, JobSlice, Merge, Scattered
 
 if TYPE_CHECKING:
     from .plan import Plan
@@ -44,6 +46,40 @@ def combined_digest(digests: Iterable[str]) -> str:
     for digest in digests:
         total.update(bytes.fromhex(digest))
     return str(total.hexdigest())
+
+
+def tensor_digest(tensor: StoredTensor) -> str:
+    """The content digest of one stored tensor, equal to the one computed while writing."""
+    total, step = blake3(), BLOCK * dtypes.BITS[tensor.dtype] // 8
+    with open(tensor.file, "rb") as stream:
+        stream.seek(tensor.offset)
+        for begin in range(0, tensor.nbytes, step):
+            total.update(bytes.fromhex(block_digest(stream.read(min(step, tensor.nbytes - begin)))))
+    return total.hexdigest()
+
+
+def check_bases(jobs: Iterable[Job], digests: Mapping[StoredTensor, str]) -> None:
+    """Refuse a sparse delta on a base that it was not made from, where the base was read.
+
+    Args:
+        digests: Content digest of stored tensors.
+
+    Raises:
+        WeightopsError: a tensor of the base has another content; the first is named.
+    """
+    read = {
+        operand.of: operand
+        for job in jobs
+        for operand in job.operands
+        if isinstance(operand, Scattered) and operand.of is not None and operand.base_digest is not None
+    }
+    wrong = {of: entries for of, entries in read.items() if digests.get(of, entries.base_digest) != entries.base_digest}
+    for stored, entries in wrong.items():
+        more = f", and {len(wrong) - 1} more such tensors" if len(wrong) > 1 else ""
+        raise WeightopsError(
+            f"{entries.indices.file}: {stored.name}: was made for another base: its content in {stored.file} differs"
+            f"{more}; name the base that the delta was made for"
+        )
 
 
 def owned_operands(plan: Plan) -> list[list[StoredTensor]]:

@@ -131,7 +131,7 @@ def compose_guard(
         WeightopsError: a regular expression or a label that cannot be used. Problems of the models, as far as
             headers show them, are listed in ``plan.problems``.
     """
-    scope = _scope(include, exclude)
+    scope = scope_of(include, exclude)
     card = card_of(guard)
     labels = words_to_copy(labels, card)
     common = frozenset(guard.names) & frozenset(base.names) & frozenset(target.names)
@@ -271,7 +271,7 @@ class _Scope:
         return any(p.search(name) for p in self.excluded)
 
 
-def _scope(include: Sequence[str], exclude: Sequence[str]) -> _Scope:
+def scope_of(include: Sequence[str], exclude: Sequence[str]) -> _Scope:
     """The scope that include and exclude describe."""
     return _Scope(
         tuple(_pattern(text, "include") for text in include), tuple(_pattern(text, "exclude") for text in exclude)

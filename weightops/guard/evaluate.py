@@ -119,7 +119,7 @@ def evaluate(
         WeightopsError: texts longer than the model reads (all are named), or scikit-learn is missing.
     """
     _sklearn()
-    _check_lengths(guard, rows)
+    check_lengths(guard, rows)
     texts = [row.text for row in rows]
     judged = tracks(guard, texts, step, batch) if step else whole_texts(guard, texts, batch)
     return measure(rows, judged, guard.card.threshold, step=step, resamples=resamples, seed=seed)
@@ -251,7 +251,12 @@ def _f1_at(truth: NDArray[np.bool_], judged: Sequence[Track], threshold: float, 
     return _count(truth, np.array(alone)).f1, _count(truth, np.array(crossed)).f1
 
 
-def _check_lengths(guard: Guard, rows: Sequence[LabelledText]) -> None:
+def check_lengths(guard: Guard, rows: Sequence[LabelledText]) -> None:
+    """Refuse texts that are longer than the model reads.
+
+    Raises:
+        WeightopsError: every such text.
+    """
     most = max_positions(guard.model.config.to_dict()) or math.inf
     lengths = [len(ids) for ids in guard.frame.rows([row.text for row in rows])]
     faults = [

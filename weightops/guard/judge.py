@@ -58,7 +58,7 @@ class Guard:
         model, tokenizer = load(checkpoint, dtype, trust_remote_code=trust_remote_code)
         model.eval()
         guard = cls(model, tokenizer, card if isinstance(card, GuardCard) else card(tokenizer))
-        _check_labels(guard, checkpoint.spec)
+        check_labels(guard, checkpoint.spec)
         return guard
 
     @cached_property
@@ -75,7 +75,7 @@ class Guard:
         return probabilities(self.model, self.frame.rows(texts), self.card.label_ids, pad_id(self.tokenizer), batch)
 
 
-def _check_labels(guard: Guard, spec: str) -> None:
+def check_labels(guard: Guard, spec: str) -> None:
     """Refuse a card with labels that are not tokens of the model."""
     tokens = guard.model.get_input_embeddings().weight.shape[0]
     if max(guard.card.label_ids) >= tokens:

@@ -18,6 +18,7 @@ which answer in ``<score>`` tags, and Qwen3Guard-Stream, which has a special hea
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
@@ -234,9 +235,20 @@ def open_guard(
     Raises:
         WeightopsError: the model or preset does not exist, or the model has no card and no preset matches its name.
     """
+    checkpoint = as_checkpoint(spec)
+    card = chosen_card(checkpoint, preset)
+    guard = Guard.load(checkpoint, card, dtype, trust_remote_code=trust_remote_code)
+    return guard if threshold is None else replace(guard, card=replace(guard.card, threshold=threshold))
+
+
+def chosen_card(checkpoint: Checkpoint, preset: str | None) -> GuardCard | Callable[[Any], GuardCard] | None:
+    """How to ask a model: by a preset, as a function from the tokenizer to the card; ``None`` for its own card.
+
+    Raises:
+        WeightopsError: no such preset, or the model has no card and no preset matches its name.
+    """
     if preset is not None and preset not in PRESETS:
         raise WeightopsError(f"{preset}: not a preset; available: {', '.join(PRESETS)}")
-    checkpoint = as_checkpoint(spec)
     has_card = card_folder(checkpoint) is not None
     name = preset or (None if has_card else find(checkpoint.spec))
     if name is None and not has_card:
@@ -244,6 +256,4 @@ def open_guard(
             f"{checkpoint.spec}: has no {NAME}, and no preset matches its name; train a guard, or choose a preset: "
             f"{', '.join(PRESETS)}"
         )
-    card = PRESETS[name].card if name else None
-    guard = Guard.load(checkpoint, card, dtype, trust_remote_code=trust_remote_code)
-    return guard if threshold is None else replace(guard, card=replace(guard.card, threshold=threshold))
+    return PRESETS[name].card if name else None

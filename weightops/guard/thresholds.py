@@ -15,6 +15,7 @@ from typing import Any
 
 from ..errors import WeightopsError
 from ..io.small_files import MOST_BYTES, read_small
+from ..output.provenance import record_again
 from .card import NAME, GuardCard
 
 
@@ -168,7 +169,9 @@ def _bad(row: Any) -> bool:
 
 
 def write_threshold(folder: Path, threshold: float) -> Path:
-    """Write a threshold into the ``guard.json`` of a folder; if it fails, the file is unchanged.
+    """Write a threshold into the ``guard.json`` of a folder, and the file's new digest into ``weightops.json``.
+
+    If it fails, ``guard.json`` is unchanged.
 
     Raises:
         WeightopsError: the file is missing, is not a guard's card, is in the hub's cache, or cannot be written.
@@ -179,7 +182,9 @@ def write_threshold(folder: Path, threshold: float) -> Path:
         )
     card = replace(GuardCard.read(folder), threshold=threshold)
     try:
-        return card.write(folder)
+        file = card.write(folder)
+        record_again(folder, NAME)
+        return file
     except OSError as error:
         raise WeightopsError(f"{folder / NAME}: cannot be written ({error.strerror}); check its permissions") from error
 

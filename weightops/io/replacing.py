@@ -20,6 +20,8 @@ from .tokenizer import FILES as TOKENIZER_FILES
 
 RECORD: Final = "weightops.json"
 TRAINING: Final = "training.json"
+#: A sparse delta in a folder, beside ``guard.json`` and other small files.
+DELTA: Final = "delta.safetensors"
 
 _WEIGHTS: Final = ("model*.safetensors", "pytorch_model*.bin", "adapter_model.safetensors", "adapter_model.bin")
 #: Patterns of the files that weightops, transformers, PEFT or mergekit write into a model's folder.
@@ -28,7 +30,7 @@ _KNOWN: Final = (
     *("config.json", "generation_config.json", "adapter_config.json", "*processor_config.json", "*.index.json"),
     *("modeling_*.py", "configuration_*.py", "tokenization_*.py", "*processing_*.py"),
     *("mergekit_config.yml", "mergekit_moe_config.yml"),
-    *(*_WEIGHTS, *TOKENIZER_FILES),
+    *(*_WEIGHTS, DELTA, *TOKENIZER_FILES),
 )
 _FOLDERS: Final = ("additional_chat_templates",)
 
@@ -91,16 +93,16 @@ def _unknown(out: Path, entries: dict[str, os.DirEntry[str]]) -> list[str]:
 
 
 def _recorded(out: Path) -> frozenset[str]:
-    """The small files that the record of an output lists."""
+    """The small files that the record of an output lists, with or without their digests."""
     try:
         names = read_json(out / RECORD).get("files")
     except WeightopsError:
         return frozenset()
-    return frozenset(name for name in names if isinstance(name, str)) if isinstance(names, list) else frozenset()
+    return frozenset(name for name in names if isinstance(name, str)) if isinstance(names, list | dict) else frozenset()
 
 
 def _is_output(names: set[str]) -> bool:
-    if names & {RECORD, TRAINING}:
+    if names & {RECORD, TRAINING, DELTA}:
         return True
     weights = any(fnmatchcase(name, pattern) for name in names for pattern in _WEIGHTS)
     return weights and bool(names & {"config.json", "adapter_config.json"})

@@ -118,16 +118,19 @@ def read_row(tensor: StoredTensor, row: int) -> bytes:
         return stream.read(width)
 
 
-def build_header(tensors: Mapping[str, tuple[str, tuple[int, ...]]]) -> tuple[bytes, dict[str, int]]:
+def build_header(
+    tensors: Mapping[str, tuple[str, tuple[int, ...]]], metadata: Mapping[str, str] | None = None
+) -> tuple[bytes, dict[str, int]]:
     """The head of a new file (length, JSON, padding) and each tensor's offset in the file.
 
     Wider dtypes come first, then names in order, so that every tensor starts at a multiple of its element size.
 
     Args:
         tensors: dtype and shape by name.
+        metadata: Text by name, beside ``format``.
     """
     order = sorted(tensors, key=lambda name: (-dtypes.BITS[tensors[name][0]], name))
-    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+    header: dict[str, Any] = {"__metadata__": {"format": "pt", **(metadata or {})}}
     position, begins = 0, {}
     for name in order:
         dtype, shape = tensors[name]

@@ -11,6 +11,31 @@ from typing import Any
 from .safetensors import StoredTensor
 
 
+@dataclass(frozen=True)
+class KeptLayers:
+    """The layers of a model on disk that a cut of it keeps.
+
+    Attributes:
+        numbers: Their numbers in that model, rising.
+        of: Layers of that model.
+        notes: What the user should know of the cut.
+    """
+
+    numbers: tuple[int, ...]
+    of: int
+    notes: tuple[str, ...] = ()
+
+    def __str__(self) -> str:
+        """The numbers in runs.
+
+        >>> str(KeptLayers((0, 1, 2, 5, 7, 8), 9))
+        '0-2,5,7-8'
+        """
+        starts = [i for i, n in enumerate(self.numbers) if not i or self.numbers[i - 1] != n - 1]
+        runs = [self.numbers[a:b] for a, b in zip(starts, [*starts[1:], len(self.numbers)], strict=True)]
+        return ",".join(f"{run[0]}-{run[-1]}" if len(run) > 1 else f"{run[0]}" for run in runs)
+
+
 @dataclass(frozen=True, eq=False)
 class Weights:
     """A checkpoint on disk. Two objects opened from the same files are equal, even if the user named them differently.
@@ -21,6 +46,7 @@ class Weights:
         folder: The folder with configuration and tokenizer; ``None`` for a single file.
         revision: The hub's commit, for a model from the hub.
         config: The content of ``config.json``; empty if the file does not exist.
+        kept: Where layers were cut out, those that are left; names and config are then the cut model's.
     """
 
     spec: str
@@ -28,6 +54,7 @@ class Weights:
     folder: Path | None = None
     revision: str | None = None
     config: Mapping[str, Any] = field(default_factory=dict)
+    kept: KeptLayers | None = None
 
     @property
     def files(self) -> tuple[Path, ...]:

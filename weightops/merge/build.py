@@ -18,6 +18,7 @@ from ..anatomy.groups import embedding_of, is_head
 from ..anatomy.layers_config import relayer_configs
 from ..anatomy.place import Place
 from ..anatomy.vocabulary import token_tensors
+from ..engine.devices import device_problems
 from ..engine.jobs import Input, Job, Merge, RowReader, Term
 from ..engine.merging import way, workspace
 from ..engine.plan import DEFAULT_SHARD, Plan, make_plan
@@ -120,7 +121,7 @@ def build(config: MergeConfig, models: Mapping[str, Checkpoint], options: Option
     layout, vocabulary = cast(Layout, planned[0]), cast("Vocabulary | None", planned[1])
     lowering = _Lowering(config, models, vocabulary, options)
     jobs: list[Job] = []
-    problems = [*_device_problems(options.device), *_model_problems(layout.tensors)]
+    problems = [*device_problems(options.device), *_model_problems(layout.tensors)]
     for tensor in layout.tensors:
         try:
             jobs.append(lowering.job(tensor))
@@ -140,18 +141,6 @@ def build(config: MergeConfig, models: Mapping[str, Checkpoint], options: Option
         allow_nonfinite=options.allow_nonfinite,
     )
     return Built(plan, _package(config, models, layout, vocabulary, options))
-
-
-def _device_problems(device: str) -> list[str]:
-    if device == "cpu":
-        return []
-    import torch
-
-    try:
-        torch.zeros(1, device=device).cpu()
-    except (RuntimeError, AssertionError) as error:
-        return [f"the device {device!r} cannot be used: {str(error).splitlines()[0]}; use the CPU or another device"]
-    return []
 
 
 def _device_notes(device: str, jobs: Sequence[Job]) -> list[str]:

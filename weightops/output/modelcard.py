@@ -11,9 +11,10 @@ from typing import Any
 
 import yaml
 
-from ..io.adapter import Adapter
 from ..io.gguf import ALIASES
 from ..io.hub import is_hub_id
+from ..io.opened import Source
+from ..io.sparse_delta import SparseDelta
 from ..io.weights import Weights
 from ..version import __version__
 from .usage import licence_of, shared_licence, usage
@@ -50,7 +51,7 @@ class Card:
     papers: tuple[Paper, ...] = ()
     command: str | None = None
     front: Mapping[str, Any] = field(default_factory=dict)
-    roles: Mapping[Weights | Adapter, str] = field(default_factory=dict)
+    roles: Mapping[Source, str] = field(default_factory=dict)
 
 
 def plain(text: str) -> str:
@@ -86,7 +87,7 @@ def fenced(text: str, language: str = "") -> str:
 def render(
     card: Card,
     record: Mapping[str, Any],
-    sources: Sequence[Weights | Adapter],
+    sources: Sequence[Source],
     files: Iterable[str] = (),
     config: Mapping[str, Any] | None = None,
 ) -> str:
@@ -125,7 +126,7 @@ _NO_LICENCE = (
 )
 
 
-def hub_name(source: Weights | Adapter) -> str | None:
+def hub_name(source: Source) -> str | None:
     """A source's id on the hub; ``None`` of a local folder: a guess would link to a stranger's model."""
     if source.spec in ALIASES:
         return ALIASES[source.spec].hub
@@ -133,20 +134,26 @@ def hub_name(source: Weights | Adapter) -> str | None:
     return source.spec.split("@")[0] if from_hub and is_hub_id(source.spec) else None
 
 
-def _licence(source: Weights | Adapter) -> str | None:
+def _kind(source: Source) -> str:
+    if isinstance(source, Weights):
+        return "model"
+    return "sparse delta" if isinstance(source, SparseDelta) else "adapter"
+
+
+def _licence(source: Source) -> str | None:
     return ALIASES[source.spec].licence if source.spec in ALIASES else licence_of(source.folder)
 
 
 def _table(
     card: Card,
     entries: Sequence[Mapping[str, Any]],
-    sources: Sequence[Weights | Adapter],
+    sources: Sequence[Source],
     licences: Sequence[str | None],
 ) -> str:
     """A row for each source: its role, what it was opened by, and its licence."""
     head = ["| role | source | revision | licence | content |", "|---|---|---|---|---|"]
     rows = [
-        f"| {plain(card.roles.get(source) or ('adapter' if isinstance(source, Adapter) else 'model'))} "
+        f"| {plain(card.roles.get(source) or _kind(source))} "
         f"| {code(entry['name'])} | {plain(entry.get('revision', ''))} | {code(licence) if licence else 'not stated'} "
         f"| {code(entry['content'][:23])} |"
         for entry, source, licence in zip(entries, sources, licences, strict=True)

@@ -2,27 +2,28 @@
 
 from __future__ import annotations
 
+import json
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from blake3 import blake3
 
-from .. import dtypes
-from ..engine.jobs import BLOCK
 from ..engine.plan import Plan
-from ..engine.tally import Tally, block_digest
-from ..errors import WeightopsError
+from ..engine.tally import Tally, tensor_digest
+from ..errors import WeightopsError, short
 from ..io.adapter import Adapter
 from ..io.folder import read_json, stored_tensors
+from ..io.opened import Source
 from ..io.replacing import RECORD as RECORD
 from ..io.safetensors import StoredTensor
+from ..io.small_files import read_beside
 from ..io.weights import Weights
 from ..version import __version__
 
 
-def record(plan: Plan, tally: Tally, sources: Iterable[Weights | Adapter]) -> dict[str, Any]:
+def record(plan: Plan, tally: Tally, sources: Iterable[Source]) -> dict[str, Any]:
     """The record of a finished run, as JSON values: recipe, sources with revision and content, outputs with digests."""
     jobs = {job.name: job for job in plan.jobs if job.written}
     digests = {_place(tensor): digest for tensor, digest in tally.inputs.items()}
@@ -44,18 +45,68 @@ def content(digests: Mapping[StoredTensor, str]) -> str:
     return "blake3:" + blake3("".join(lines).encode()).hexdigest()
 
 
+def record_file(made: Mapping[str, Any], files: Mapping[str, bytes]) -> bytes:
+    """``weightops.json``: a record, and the digests of the other small files of the output.
+
+    Args:
+        made: As :func:`record` gives it.
+        files: Their contents by name.
+    """
+    digests = {name: _file_digest(data) for name, data in sorted(files.items())}
+    return (json.dumps({**made, "files": digests}, indent=2, ensure_ascii=False) + "\n").encode()
+
+
+def record_again(folder: Path, name: str) -> None:
+    """Put a small file's present digest into the record, after weightops itself has changed the file."""
+    made = read_json(folder / RECORD)
+    files = made.get("files")
+    if isinstance(files, dict) and name in files:
+        files[name] = _file_digest(read_beside(folder, name))
+        unfinished = folder / f".{RECORD}.part"
+        unfinished.write_text(json.dumps(made, indent=2, ensure_ascii=False) + "\n", "utf-8")
+        os.replace(unfinished, folder / RECORD)
+
+
+def has_file_digests(folder: Path) -> bool:
+    """Whether the record of an output holds digests of its small files; older records hold only their names."""
+    return isinstance(read_json(folder / RECORD).get("files"), dict)
+
+
+def _file_digest(data: bytes) -> str:
+    return "blake3:" + blake3(data).hexdigest()
+
+
 def verify(folder: Path) -> list[str]:
-    """Compare an output with its record.
+    """Compare an output with its record: its tensors, and its small files if the record has their digests.
 
     Returns:
-        A line for every tensor that is missing, extra or changed; empty if the output is unchanged.
+        A line for every tensor that is missing, extra or changed, and every small file that is missing or changed;
+        empty if the output is unchanged. Files that were added are no problem.
 
     Raises:
         WeightopsError: the folder has no record, or its weights cannot be read.
     """
-    recorded = read_json(folder / RECORD).get("outputs")
+    made = read_json(folder / RECORD)
+    recorded, files = made.get("outputs"), made.get("files")
     if not isinstance(recorded, dict):
         raise WeightopsError(f"{folder}: no {RECORD} with output digests; only outputs of weightops can be verified")
+    return [*_tensor_problems(folder, recorded), *_file_problems(folder, files if isinstance(files, dict) else {})]
+
+
+def _file_problems(folder: Path, recorded: Mapping[str, Any]) -> Iterator[str]:
+    for name, digest in sorted(recorded.items()):
+        try:
+            if _file_digest(read_beside(folder, name)) != digest:
+                yield f"{folder / name}: has changed since it was written"
+        except FileNotFoundError:
+            yield f"{folder / name}: is in the record but not in the folder"
+        except WeightopsError as error:
+            yield from error.problems
+        except (OSError, ValueError) as error:  # ValueError: a name that is not valid for any file
+            yield f"{folder / short(name)}: cannot be read ({error}); restore the file"
+
+
+def _tensor_problems(folder: Path, recorded: Mapping[str, Any]) -> list[str]:
     tensors = stored_tensors(folder)
     problems = [f"{name}: is in the record but not in the folder" for name in sorted(recorded.keys() - tensors.keys())]
     problems += [f"{name}: is in the folder but not in the record" for name in sorted(tensors.keys() - recorded.keys())]
@@ -66,32 +117,27 @@ def verify(folder: Path) -> list[str]:
     return problems
 
 
-def tensor_digest(tensor: StoredTensor) -> str:
-    """The content digest of one stored tensor, equal to the one computed while writing."""
-    total, step = blake3(), BLOCK * dtypes.BITS[tensor.dtype] // 8
-    with open(tensor.file, "rb") as stream:
-        stream.seek(tensor.offset)
-        for begin in range(0, tensor.nbytes, step):
-            total.update(bytes.fromhex(block_digest(stream.read(min(step, tensor.nbytes - begin)))))
-    return total.hexdigest()
-
-
 def _place(tensor: StoredTensor) -> tuple[str, int, int]:
     """The real file, the offset and the size of a tensor, independent of the path that was used to open it."""
     return os.path.realpath(tensor.file), tensor.offset, tensor.nbytes
 
 
-def _source(source: Weights | Adapter, digests: Mapping[tuple[str, int, int], str]) -> dict[str, Any]:
+def _source(source: Source, digests: Mapping[tuple[str, int, int], str]) -> dict[str, Any]:
     if isinstance(source, Weights):
         used = {tensor: digests[place] for tensor in source.tensors.values() if (place := _place(tensor)) in digests}
-    else:  # an adapter is small, and writing may have read its factors many times
-        used = {tensor: digests.get(_place(tensor)) or tensor_digest(tensor) for tensor in _adapter_tensors(source)}
+    else:  # what is added to a model is small, and writing may have read it many times
+        used = {tensor: digests.get(_place(tensor)) or tensor_digest(tensor) for tensor in stored_in(source)}
     entry: dict[str, Any] = {"name": source.spec, "content": content(used), "tensors": len(used)}
     if isinstance(source, Weights) and source.revision:
         entry["revision"] = source.revision
     return entry
 
 
-def _adapter_tensors(adapter: Adapter) -> list[StoredTensor]:
-    factors = [factor for update in adapter.updates.values() for factor in (update.left, update.right)]
-    return [*factors, *adapter.replaced.values()]
+def stored_in(source: Source) -> list[StoredTensor]:
+    """Every stored tensor of a model, an adapter or a sparse delta."""
+    if isinstance(source, Weights):
+        return list(source.tensors.values())
+    if isinstance(source, Adapter):
+        factors = [factor for update in source.updates.values() for factor in (update.left, update.right)]
+        return [*factors, *source.replaced.values()]
+    return [stored for tensor in source.tensors.values() for stored in tensor.stored]

@@ -14,16 +14,16 @@ from ..engine.plan import DEFAULT_MEMORY, Plan, canonical
 from ..engine.tally import Tally
 from ..errors import WeightopsError, short
 from ..io.adapter import CONFIG as ADAPTER_CONFIG
-from ..io.adapter import Adapter
 from ..io.companions import GUARD_CARD, companions
 from ..io.folder import INDEX
+from ..io.opened import Source
 from ..io.output_lock import OutputLock
 from ..io.progress import Progress
 from ..io.small_files import MOST_BYTES, read_beside
 from ..io.staging import Staging, output_problems
 from ..io.weights import Weights
 from .modelcard import Card, render
-from .provenance import RECORD, record
+from .provenance import RECORD, record, record_file
 
 _NOT_CARRIED = (RECORD, GUARD_CARD, "trainer_state.json", "training_args.json", ADAPTER_CONFIG)
 """Files that describe the source's weights or training, so they are not true for the output."""
@@ -43,15 +43,17 @@ class Package:
         files: Further files, or new contents for files of the model.
         left_out: Files of the model that are not copied.
         accept: Called with the measurements before the output is put in place; raises to refuse the output.
+        accept_folder: Called with the complete folder before it is put in place; raises to refuse it.
     """
 
     model: Weights
-    sources: tuple[Weights | Adapter, ...]
+    sources: tuple[Source, ...]
     card: Card
     config: Mapping[str, Any] = field(default_factory=dict)
     files: Mapping[str, bytes] = field(default_factory=dict)
     left_out: tuple[str, ...] = ()
     accept: Callable[[Tally], None] = lambda tally: None
+    accept_folder: Callable[[Path], None] = lambda folder: None
 
 
 @dataclass(frozen=True)
@@ -99,15 +101,30 @@ class Prepared:
         threads = default_threads() if threads is None else threads
         _check_limits(threads, memory)
         self.plan.slice_blocks(threads, memory)
+
+        def executed(staging: Staging) -> Tally:
+            with Progress(self.plan.work, f"writing {self.out.name}", shown=progress) as bar:
+                return execute(self.plan, staging, threads=threads, memory=memory, progress=bar.update)
+
+        return self.write_by(executed, lock=lock)
+
+    def write_by(self, compute: Callable[[Staging], Tally], *, lock: OutputLock | None = None) -> Saved:
+        """Let ``compute`` write the plan's files into the staged folder, add the other files, and put it in its place.
+
+        Raises:
+            WeightopsError: the problems, or an error while writing.
+        """
+        if self.problems:
+            raise WeightopsError(*self.problems)
         identity = self.plan.identity()
         self.plan.check_headers()
         carried = carried_files(self.package.model.folder)
         with Staging(self.out, identity, overwrite=self.overwrite, lock=lock) as staging:
-            with Progress(self.plan.work, f"writing {self.out.name}", shown=progress) as bar:
-                tally = execute(self.plan, staging, threads=threads, memory=memory, progress=bar.update)
+            tally = compute(staging)
             self.package.accept(tally)
             for name, data in _files(self.plan, self.package, tally, carried).items():
                 staging.write(name, data)
+            self.package.accept_folder(staging.model)
             self.plan.check_unchanged(identity)
             staging.commit()
         return Saved(staging.out, tally)
@@ -176,10 +193,10 @@ def _files(plan: Plan, package: Package, tally: Tally, carried: Mapping[str, byt
     if len(plan.files) > 1:
         files[INDEX] = _json(_index(plan))
     files |= package.files
-    files[RECORD] = _json({**provenance, "files": sorted({*files, RECORD, "README.md"})})
     config = {**package.model.config, **package.config}
-    files["README.md"] = render(package.card, provenance, package.sources, files, config).encode()
-    return files
+    names = (*files, RECORD)
+    files["README.md"] = render(package.card, provenance, package.sources, names, config).encode()
+    return {**files, RECORD: record_file(provenance, files)}
 
 
 def carried_files(folder: Path | None) -> dict[str, bytes]:

@@ -11,12 +11,12 @@ writes the rest. It ends with the turn's end mark (``<|im_end|>``, ``</s>``), wi
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from ..errors import WeightopsError
-from .row import Message, Turns, well_formed
+from .row import Message, Row, Turns, lacks_words, well_formed
 
 Span = tuple[int, int]
 """First character and the one after the last."""
@@ -36,6 +36,38 @@ class Tokens:
 
     ids: tuple[int, ...]
     trained: tuple[bool, ...]
+
+
+def row_tokens(tokenizer: Any, row: Row, chat: bool = True) -> Tokens:
+    """A row as the model reads it: its ``messages``, or else ``prompt`` and ``completion``, or else ``text``.
+
+    Args:
+        tokenizer: A fast tokenizer of transformers.
+        row: With one of these fields.
+        chat: As for :func:`completion_tokens`.
+
+    Raises:
+        WeightopsError: the row has none of these fields, a field is wrong, or as :func:`chat_tokens`.
+    """
+    if problems := list(unlearnable(row)):
+        raise WeightopsError(*problems)
+    if row.messages is not None:
+        return chat_tokens(tokenizer, row.messages)
+    if row.prompt is not None and row.completion is not None:
+        return completion_tokens(tokenizer, row.prompt, row.completion, chat)
+    return text_tokens(tokenizer, row.checked("text"))
+
+
+def unlearnable(row: Row) -> Iterator[str]:
+    """Why a row cannot be learned from, as far as its fields tell."""
+    if "messages" in row.wrong:
+        yield row.wrong["messages"]
+    elif row.messages is None and (row.completion is not None or "completion" in row.wrong):
+        yield from (row.wrong[name] for name in ("prompt", "completion") if name in row.wrong)
+    elif row.messages is None and "text" in row.wrong:
+        yield row.wrong["text"]
+    elif row.messages is None and row.text is None:
+        yield lacks_words(row)
 
 
 def chat_tokens(tokenizer: Any, messages: Sequence[Message], first: int = 0) -> Tokens:

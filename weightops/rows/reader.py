@@ -15,7 +15,7 @@ import os
 import stat
 import sys
 import zlib
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any, cast
@@ -68,14 +68,11 @@ def read_rows(
         count += 1
         names |= record.keys()
         if all(record.get(name) == value for name, value in (only or {}).items()):
-            rows.append(Row.of(place, {**record, **{ours: record.get(theirs) for ours, theirs in renamed.items()}}))
+            rows.append(Row.of(place, _renamed(record, renamed)))
             for fault in check(rows[-1]):
                 faults.add(f"{place}: {fault}")
     whole = ", ".join([*("stdin" if str(file) == STDIN else str(file) for file in files), *([hub] if hub else [])])
-    if missing := [theirs for theirs in renamed.values() if theirs not in names and count]:
-        raise WeightopsError(
-            *(f"{whole}: rename: no row has a field {short(theirs)}; check the spelling" for theirs in missing)
-        )
+    _check_rename(names, renamed, whole)
     faults.raise_any()
     if not rows and not allow_empty:
         problem = f"only: none of {count} rows has {dict(only or {})}" if count else "has no rows"
@@ -94,7 +91,23 @@ def _records(
         yield from ((f"{hub}, row {number}", record) for number, record in enumerate(_hub(hub, subset, split), 1))
 
 
-def read_lines(files: Sequence[str | Path]) -> list[tuple[Row, bytes]]:
+def _check_rename(names: Set[str], rename: Mapping[str, str], files: str) -> None:
+    """Check that each renamed field is in some row, by the names of the fields in all rows.
+
+    Raises:
+        WeightopsError: those that no row has.
+    """
+    missing = [theirs for theirs in rename.values() if theirs not in names]
+    if names and missing:
+        problems = [f"{files}: rename: no row has a field {short(theirs)}" for theirs in missing]
+        raise WeightopsError(*(f"{problem}; check the spelling" for problem in problems))
+
+
+def _renamed(record: Record, rename: Mapping[str, str]) -> Record:
+    return {**record, **{ours: record.get(theirs) for ours, theirs in rename.items()}}
+
+
+def read_lines(files: Sequence[str | Path], rename: Mapping[str, str] | None = None) -> list[tuple[Row, bytes]]:
     """The rows of files, each with its line, in their order.
 
     A line is given byte for byte as the file holds it, without its end and a byte order mark. A row of Parquet is
@@ -102,12 +115,13 @@ def read_lines(files: Sequence[str | Path]) -> list[tuple[Row, bytes]]:
 
     Args:
         files: As :func:`read_rows`.
+        rename: As :func:`read_rows`; the line keeps its names.
 
     Raises:
         WeightopsError: as :func:`read_rows`, and a row of Parquet that holds what JSON cannot.
     """
     faults = FirstFaults("lines")
-    lines: list[tuple[Row, bytes]] = []
+    lines: list[tuple[str, Record, bytes]] = []
     for file in files:
         for place, record, line in _file_records(file, faults):
             try:
@@ -115,11 +129,13 @@ def read_lines(files: Sequence[str | Path]) -> list[tuple[Row, bytes]]:
             except (TypeError, ValueError) as error:
                 faults.add(f"{place}: cannot be written as JSON ({error}); convert the file to JSON Lines first")
             else:
-                lines.append((Row.of(place, record), written))
+                lines.append((place, record, written))
     faults.raise_any()
+    names = ", ".join("stdin" if str(file) == STDIN else str(file) for file in files)
     if not lines:
-        raise WeightopsError(f"{', '.join('stdin' if str(file) == STDIN else str(file) for file in files)}: no rows")
-    return lines
+        raise WeightopsError(f"{names}: no rows")
+    _check_rename({name for _, record, _ in lines for name in record}, rename or {}, names)
+    return [(Row.of(place, _renamed(record, rename or {})), line) for place, record, line in lines]
 
 
 def _as_json(record: Record) -> bytes:

@@ -27,6 +27,9 @@ FIELDS = (
 SHOWN = 10
 """Faults that an error lists; the rest are counted."""
 
+_NAMED = 6
+"""Fields of a row that a message names."""
+
 _SHORT = reprlib.Repr()
 _SHORT.maxstring = _SHORT.maxother = 60
 
@@ -40,8 +43,8 @@ class Row:
             ``org/name, row 3``.
         text: A plain text.
         messages: A conversation.
-        prompt: The question: a text or messages.
-        completion: The answer to ``prompt``.
+        prompt: The question: a text or messages. Of a row in Alpaca's form, its instruction and input.
+        completion: The answer to ``prompt``. Of a row in Alpaca's form, its output.
         chosen: The better of two answers (or whole conversations).
         rejected: The worse one.
         label: As in the data; :func:`~weightops.rows.labelled.labelled_texts` reads it.
@@ -71,8 +74,9 @@ class Row:
         """The row of a record; everything is checked that does not depend on the task."""
         values: dict[str, Any] = {}
         wrong: dict[str, str] = {}
+        renamed, wrong_names = _from_alpaca(record)
         for name in FIELDS:
-            value = record.get(name)
+            value = renamed.get(name, record.get(name))
             if value is None or (name in ("messages", "images") and value == []):
                 continue
             problem = _CHECKS[name](value)
@@ -82,6 +86,7 @@ class Row:
                 wrong[name] = problem
         others = {name: value for name, value in record.items() if name not in FIELDS}
         row = cls(place, **values, columns=others)
+        wrong |= wrong_names
         wrong |= {name: problem for name, problem in _relations(row) if name not in wrong}
         sound = {name: value for name, value in values.items() if name not in wrong}
         return cls(place, **sound, columns=others, wrong=wrong) if wrong else row
@@ -102,6 +107,35 @@ class Row:
         if self.text is not None:
             return self.text
         return content_text(self.messages[-1]) if self.messages else None
+
+
+def _from_alpaca(record: Mapping[str, Any]) -> tuple[dict[str, str], dict[str, str]]:
+    """The prompt and completion of a row in Alpaca's form, and what is wrong with it; nothing of another form.
+
+    ``instruction``, and after a blank line ``input`` where it is not empty, are the prompt, ``output`` the completion.
+    That blank line is ours: Alpaca's own frame of English sentences is a chat template of its own.
+    """
+    if any(record.get(name) is not None for name in ("messages", "prompt", "completion")):
+        return {}, {}
+    if not all(name in record for name in ("instruction", "output")):
+        return {}, {}
+    texts = {name: record.get(name) or "" for name in ("instruction", "input", "output")}
+    for name, value in texts.items():
+        if not isinstance(value, str):
+            return {}, {"completion": f"{name}: must be a text; found {short(value)}"}
+    for name in ("system", "history"):
+        if record.get(name):
+            return {}, {"completion": f"{name}: is not read beside instruction and output; write the row as messages"}
+    prompt = "\n\n".join(text for text in (texts["instruction"], texts["input"]) if text)
+    return {"prompt": prompt, "completion": texts["output"]}, {}
+
+
+def lacks_words(row: Row) -> str:
+    """What is wrong with a row in none of the forms that training reads."""
+    names = ", ".join(short(name).strip("'") for name in list(row.columns)[:_NAMED])
+    more = ", ..." if len(row.columns) > _NAMED else ""
+    columns = f"; it has {names}{more}: rename the fields that hold them" if row.columns else ""
+    return f"needs messages, prompt and completion, or text{columns}"
 
 
 def content_text(message: Message) -> str | None:

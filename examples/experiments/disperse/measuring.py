@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 
-import weightops as wo
 from weightops.algebra.checkpoint import Delta
 from weightops.algebra.loading import load
-from weightops.recipes.data.encode import encode, learnt_tokens
 from weightops.recipes.floor.components import component
 from weightops.recipes.floor.trainer import measure
+from weightops.rows.encode import encode
 from weightops.rows.reader import read_rows
 
 from . import rows
@@ -28,30 +26,21 @@ class Bench:
     def __init__(self, data: Path, work: Path, base: str) -> None:
         self.file = work / "results.jsonl"
         self.model, self.tokenizer = load(base, "bfloat16")
-        self.base = wo.open(base)
         self.objective = component("objectives", "next_token")().ready(self.model, self.tokenizer, ())
-        sets = {
-            "task": rows.task(data),
-            "choice": rows.choice(data),
-            **{name: rows.rest(data, name) for name in rows.REST},
-        }
-        self.sets = {
-            name: self._encoded(rows.write(held, work / "held-out" / f"{name}.jsonl")) for name, held in sets.items()
-        }
+        self.choice = rows.write(rows.choice(data), work / "held-out" / "choice.jsonl")
+        measured = {"task": rows.task(data), **{name: rows.rest(data, name) for name in rows.REST}}
+        files = {name: rows.write(held, work / "held-out" / f"{name}.jsonl") for name, held in measured.items()}
+        self.sets = {name: self._encoded(file) for name, file in files.items()}
 
     def measure(self, seed: int, name: str, change: Delta, **notes: Any) -> None:
         """Add the norm and the losses of a change to the results, if they are not there."""
         if self.has(seed, name):
             return
-        norm, losses = self._losses(change, [each for each in self.sets if each != "choice"])
+        norm, losses = self._losses(change)
         line = {"seed": seed, "name": name, "norm": norm, "losses": losses, **notes}
         with self.file.open("a", encoding="utf-8") as stream:
             stream.write(json.dumps(line) + "\n")
         print(line, flush=True)
-
-    def choice(self, change: Delta) -> float:
-        """The loss on the rows that a soup chooses by."""
-        return self._losses(change, ["choice"])[1]["choice"]
 
     def has(self, seed: int, name: str) -> bool:
         """Whether the results hold a measurement."""
@@ -63,9 +52,10 @@ class Bench:
 
     def answer_tokens(self) -> dict[str, int]:
         """Tokens whose loss is measured, in each set of held-out rows."""
-        return {name: learnt_tokens(held) for name, held in self.sets.items()}
+        sets = {**self.sets, "choice": self._encoded(self.choice)}
+        return {name: sum(map(self.objective.learnt_tokens, held)) for name, held in sets.items()}
 
-    def _losses(self, change: Delta, names: Sequence[str]) -> tuple[float, dict[str, float]]:
+    def _losses(self, change: Delta) -> tuple[float, dict[str, float]]:
         """The norm of a change, and losses of the patched model; the model is restored exactly."""
         parameters = dict(self.model.named_parameters())
         before = {name: parameters[name].detach().clone() for name in change.names}
@@ -75,7 +65,9 @@ class Bench:
                 moved = change.tensor(name)
                 squares += float(moved.double().square().sum())
                 parameters[name].copy_(origin.float() + moved)
-            losses = {name: measure(self.model, self.sets[name], self.objective, BATCH)["loss"] for name in names}
+            losses = {
+                name: measure(self.model, held, self.objective, BATCH)["loss"] for name, held in self.sets.items()
+            }
             for name, origin in before.items():
                 parameters[name].copy_(origin)
         return squares**0.5, losses

@@ -135,21 +135,8 @@ def _merges(seed: _Seed, bench: Bench) -> None:
     shares = [part["share_of_merge"] for part in seed.report("random")["parts"]]
     weighted = mean(parts, shares)
     bench.measure(seed.seed, "random by tokens", weighted, shares=shares)
-    _soup(seed, bench, "random", parts)
-
-
-def _soup(seed: _Seed, bench: Bench, by: str, parts: Sequence[Delta]) -> None:
-    """Greedy soup (arXiv 2203.05482): the best first; others join if the average is no worse on held-out rows."""
-    if bench.has(seed.seed, f"{by} soup"):
-        return
-    losses = [bench.choice(part) for part in parts]
-    order = sorted(range(len(parts)), key=losses.__getitem__)
-    chosen, best = order[:1], losses[order[0]]
-    for number in order[1:]:
-        loss = bench.choice(mean([parts[each] for each in (*chosen, number)]))
-        if loss <= best:
-            chosen, best = [*chosen, number], loss
-    bench.measure(seed.seed, f"{by} soup", mean([parts[each] for each in chosen]), chosen=chosen)
+    if not bench.has(seed.seed, "random soup"):
+        bench.measure(seed.seed, "random soup", _soup(seed, bench, folders))
 
 
 def _kmeans(seed: _Seed, bench: Bench) -> None:
@@ -221,6 +208,15 @@ def _merged(seed: _Seed, method: str, folders: Sequence[Path]) -> Delta:
         file = seed.folder / f"{method}.yml"
         file.write_text(yaml.safe_dump(config, sort_keys=False), "utf-8")
         weightops("merge", file, out, "--seed", str(seed.seed))
+    return wo.open(out) - wo.open(BASE)
+
+
+def _soup(seed: _Seed, bench: Bench, folders: Sequence[Path]) -> Delta:
+    """The greedy soup of the parts by ``weightops soup``, in fp32; it judges in bf16, as the bench does."""
+    out = seed.folder / "soup"
+    if not out.exists():
+        settings = ("--base", BASE, "--data", bench.choice, "--precision", "bfloat16", "--dtype", "float32")
+        weightops("soup", "greedy", *(f"{BASE}+{folder}" for folder in folders), *settings, "--out", out)
     return wo.open(out) - wo.open(BASE)
 
 

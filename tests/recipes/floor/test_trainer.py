@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from safetensors.torch import load_file
 from stateful_objective import Seen
 from tiny_chat import write_chat_model
@@ -18,6 +20,7 @@ from transformers import AutoModelForCausalLM
 import weightops as wo
 from weightops.algebra.loading import load
 from weightops.errors import WeightopsError
+from weightops.recipes.data.packing import pack
 from weightops.recipes.floor.settings import Training
 from weightops.recipes.floor.trainer import fit
 from weightops.recipes.objectives.label_decision import LabelDecision
@@ -52,6 +55,15 @@ def weights(folder):
 
 def furthest(one, two):
     return max((value - two[name]).abs().max().item() for name, value in one.items())
+
+
+@given(st.lists(st.lists(st.booleans(), min_size=1, max_size=9), min_size=1, max_size=5), st.booleans())
+def test_the_learnt_tokens_of_rows_are_the_items_of_their_batches(marks, packed):
+    objective, rows = NextToken(2), [{"input_ids": [5] * len(each), "trained": each} for each in marks]
+    rows = pack(rows, 20) if packed else rows
+    assert sum(map(objective.learnt_tokens, rows)) == objective.items(objective.batch(rows))
+    plain = [{"input_ids": row["input_ids"]} for row in rows]
+    assert sum(map(objective.learnt_tokens, plain)) == sum(len(row["input_ids"]) - 1 for row in rows)
 
 
 def test_training_lowers_the_loss_and_moves_only_what_is_not_frozen(chat_model, tmp_path):

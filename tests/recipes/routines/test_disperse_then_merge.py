@@ -19,7 +19,6 @@ from weightops.algebra.loading import load
 from weightops.algebra.opening import open_checkpoint
 from weightops.cli import main
 from weightops.errors import WeightopsError
-from weightops.recipes.data.encode import encode
 from weightops.recipes.data.source import load_rows, split
 from weightops.recipes.dispersing.by_length import ByLength
 from weightops.recipes.dispersing.by_source import BySource
@@ -30,6 +29,7 @@ from weightops.recipes.parts.disperse import Dispersal
 from weightops.recipes.routines.disperse_then_merge import DisperseThenMergeRecipe, run
 from weightops.recipes.updates.full import Full
 from weightops.recipes.updates.lora import Lora
+from weightops.rows.encode import encode
 
 
 @pytest.fixture(scope="module")
@@ -254,7 +254,7 @@ def test_parts_never_go_where_other_things_lie(recipe, tmp_path, trainings):
 
 def test_several_processes_are_refused(recipe, tmp_path, monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "2")
-    with pytest.raises(WeightopsError, match="trains in one process"):
+    with pytest.raises(WeightopsError, match="runs in one process.*set launch to with_accelerate"):
         run(recipe, tmp_path / "out")
 
 

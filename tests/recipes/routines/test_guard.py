@@ -133,7 +133,9 @@ def test_every_prefix_is_trained_on_and_held_out_rows_are_whole_texts(chat_model
     )
     done = train(recipe, rows, tmp_path / "guard")
     assert set(done.measured) == {"loss", "accuracy"}
-    assert 6 * 3 <= json.loads((tmp_path / "guard" / "training.json").read_text())["rows"] <= 6 * 5
+    log = json.loads((tmp_path / "guard" / "training.json").read_text())
+    assert 6 * 3 <= log["rows"] <= 6 * 5
+    assert log["learnt_tokens"] == log["rows"]  # a guard learns one label a row
 
 
 def test_a_teachers_first_crossing_is_the_onset(chat_model, tmp_path):

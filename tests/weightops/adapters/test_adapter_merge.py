@@ -207,12 +207,17 @@ def test_factors_are_averaged_apart(make, tmp_path):
 def test_weights_by_tokens_are_read_beside_the_adapters(make, tmp_path):
     parts = [tiny.copy(make("plain", seed), tmp_path / str(seed)) for seed in (1, 2)]
     for part, count in zip(parts, (300, 100), strict=True):
-        (part / "training.json").write_text(json.dumps({"tokens": count, "rows": 1}))
+        (part / "training.json").write_text(json.dumps({"learnt_tokens": count, "rows": 1}))
     assert wo.merge_adapters(parts, weights="tokens").coefficients == (0.75, 0.25)
     assert wo.merge_adapters(parts, weights="rows").coefficients == (0.5, 0.5)
-    (parts[1] / "training.json").write_text("{}")
-    with pytest.raises(WeightopsError, match=r"2/training.json: no count of tokens"):
+    (parts[1] / "training.json").write_text('{"rows": 1, "tokens": 7}')
+    with pytest.raises(WeightopsError, match=r"2/training.json: does not have learnt_tokens, because an earlier ver"):
         wo.merge_adapters(parts, weights="tokens")
+    (parts[1] / "training.json").unlink()
+    with pytest.raises(
+        WeightopsError, match=r"2/training.json: does not exist, .*; give the weights yourself, or train"
+    ):
+        wo.merge_adapters(parts, weights="rows")
 
 
 def test_threads_do_not_change_a_byte(make, tmp_path):

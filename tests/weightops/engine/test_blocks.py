@@ -18,8 +18,8 @@ from merge_jobs import DTYPES, merge_job, stack_of
 
 from weightops.engine import blocks
 from weightops.engine.blocks import Blocks, GridDigest, memory_needed
+from weightops.engine.tally import tensor_digest
 from weightops.errors import WeightopsError
-from weightops.output.provenance import tensor_digest
 
 
 class opened:  # noqa: N801

@@ -25,9 +25,10 @@ from weightops.engine import execute as execution
 from weightops.engine import slices
 from weightops.engine.jobs import BLOCK, Job, Measure, Term
 from weightops.engine.plan import make_plan
+from weightops.engine.tally import tensor_digest
 from weightops.errors import WeightopsError
 from weightops.io import staging
-from weightops.output.provenance import tensor_digest, verify
+from weightops.output.provenance import verify
 from weightops.output.save import save
 
 MIB = 1 << 20

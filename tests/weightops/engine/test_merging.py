@@ -14,9 +14,9 @@ from merge_jobs import DTYPES, PLACE, merge_job, raw, reference, run, stack_of
 from weightops.engine import blocks, merging
 from weightops.engine.blocks import GridDigest, memory_needed
 from weightops.engine.jobs import Input, LowRank, Term
+from weightops.engine.tally import tensor_digest
 from weightops.errors import WeightopsError
 from weightops.ops import Draw, find, methods, operator, registry
-from weightops.output.provenance import tensor_digest
 
 DELTAS = [m.name for m in methods() if m.takes == "deltas"]
 
@@ -64,7 +64,7 @@ def test_the_record_holds_the_digests_of_inputs_and_output(name):
     with pytest.MonkeyPatch.context() as patch, merge_job(name, list(normal(0, n, 30, 11)), base, {}) as job:
         patch.setattr(blocks, "BLOCK", 100)
         data, record = run(job, memory=0)
-        patch.setattr("weightops.output.provenance.BLOCK", 100)
+        patch.setattr("weightops.engine.tally.BLOCK", 100)
         assert record["in"] == [tensor_digest(source.stored) for source in job.merge.all_inputs]
         whole = GridDigest(job.dtype)
         whole.update(data)

@@ -11,12 +11,13 @@ import torch
 
 import weightops as wo
 from weightops.algebra.opening import open_all
+from weightops.engine.tally import tensor_digest
 from weightops.errors import WeightopsError
 from weightops.guard.card import GuardCard
 from weightops.guard.compose import Composition
 from weightops.guard.labels import find_labels, token_of
 from weightops.io.tokenizer import tokenizer_of
-from weightops.output.provenance import content, tensor_digest
+from weightops.output.provenance import content
 from weightops.output.save import save
 
 EMBED, HEAD = "model.embed_tokens.weight", "lm_head.weight"

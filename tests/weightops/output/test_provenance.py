@@ -10,9 +10,10 @@ import tiny_models as tiny
 import torch
 
 import weightops as wo
+from weightops.engine.tally import tensor_digest
 from weightops.errors import WeightopsError
 from weightops.io.safetensors import read_header, read_row
-from weightops.output.provenance import content, tensor_digest, verify
+from weightops.output.provenance import content, record_again, verify
 from weightops.version import __version__
 
 
@@ -22,6 +23,13 @@ def out(tmp_path: Path) -> Path:
     base = tiny.llama(0)
     a, b = (wo.open(tiny.write(tmp_path / f"m{n}", tiny.perturbed(base, n))) for n in range(2))
     return (a + 0.5 * (b - a)).save(tmp_path / "out", progress=False)
+
+
+def rewrite(out: Path, tensors: tiny.Tensors, *, shards: int = 1) -> None:
+    """Other weights in the folder, all else as it was."""
+    config = (out / "config.json").read_bytes()
+    tiny.write(out, tensors, shards=shards)
+    (out / "config.json").write_bytes(config)
 
 
 def test_the_record_holds_recipe_sources_version_and_outputs(out, tmp_path):
@@ -60,14 +68,14 @@ def test_a_header_that_calls_the_same_bytes_something_else_is_found(out):
     tensors = tiny.read(out)
     tensors["lm_head.weight"] = tensors["lm_head.weight"].view(torch.float16)
     tensors["model.embed_tokens.weight"] = tensors["model.embed_tokens.weight"].reshape(16, 24)
-    tiny.write(out, tensors)
+    rewrite(out, tensors)
     assert [fault.split(": ")[1] for fault in verify(out)] == ["lm_head.weight", "model.embed_tokens.weight"]
 
 
 def test_missing_and_extra_tensors_are_found(out):
     tensors = tiny.read(out)
     tensors["extra"] = tensors.pop("lm_head.weight")
-    tiny.write(out, tensors)
+    rewrite(out, tensors)
     assert verify(out) == [
         "lm_head.weight: is in the record but not in the folder",
         "extra: is in the folder but not in the record",
@@ -77,8 +85,36 @@ def test_missing_and_extra_tensors_are_found(out):
 def test_what_stands_in_other_files_than_it_was_written_to_is_the_same_output(out):
     tensors = tiny.read(out)
     (out / "model.safetensors").unlink()
-    tiny.write(out, tensors, shards=3)
+    rewrite(out, tensors, shards=3)
     assert verify(out) == []
+
+
+def test_small_files_that_change_or_go_are_found_and_added_ones_are_not_asked_about(out):
+    assert {"config.json", "README.md"} <= json.loads((out / "weightops.json").read_text())["files"].keys()
+    (out / "config.json").write_bytes((out / "config.json").read_bytes() + b" ")
+    (out / "README.md").unlink()
+    (out / "notes.txt").write_text("mine")
+    assert verify(out) == [
+        f"{out / 'README.md'}: is in the record but not in the folder",
+        f"{out / 'config.json'}: has changed since it was written",
+    ]
+    (out / "config.json").unlink()
+    (out / "config.json").symlink_to("/etc/hostname")
+    assert "a link out of its folder" in verify(out)[1]
+
+
+def test_a_file_that_weightops_changes_is_recorded_again(out):
+    (out / "config.json").write_text("{}")
+    record_again(out, "config.json")
+    assert verify(out) == []
+
+
+@pytest.mark.parametrize("name", ["../m0/config.json", "/etc/hostname", "a\0b", "x" * 300])
+def test_names_in_a_record_lead_to_no_other_file(name, out):
+    made = json.loads((out / "weightops.json").read_text())
+    (out / "weightops.json").write_text(json.dumps({**made, "files": {name: "blake3:00"}}))
+    (problem,) = verify(out)
+    assert "has changed" not in problem
 
 
 @pytest.mark.parametrize("text", [None, "{}", '{"outputs": []}'])

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from weightops.errors import WeightopsError
 from weightops.rows.labelled import LabelledText, check_both_labels, labelled_texts, texts
-from weightops.rows.row import FIELDS, Row
+from weightops.rows.row import FIELDS, Row, lacks_words
 
 CHAT = [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}]
 
@@ -77,6 +77,42 @@ def test_any_record_is_a_row_whose_fields_are_sound_or_wrong(record):
     for task in (labelled_texts, texts):
         with suppress(WeightopsError):
             assert len(task([made])) == 1
+
+
+@pytest.mark.parametrize(
+    ("record", "prompt"),
+    [
+        ({"instruction": "add", "input": "1 2", "output": "3"}, "add\n\n1 2"),
+        ({"instruction": "add", "input": "", "output": "3", "text": "Below is an instruction"}, "add"),
+        ({"instruction": "add", "input": None, "output": "3", "id": 7}, "add"),
+        ({"instruction": "add", "output": "3", "system": "", "history": []}, "add"),
+    ],
+)
+def test_a_row_in_alpacas_form_is_a_prompt_and_a_completion(record, prompt):
+    row = Row.of("", record)
+    assert (row.prompt, row.completion, row.wrong) == (prompt, "3", {})
+    assert row.columns["instruction"] == "add"  # a field to disperse by, say
+
+
+def test_alpacas_fields_are_read_only_where_the_row_has_none_of_ours():
+    for ours in ({"prompt": "a", "completion": "b"}, {"messages": [{"role": "user", "content": "a"}]}):
+        row = Row.of("", {**ours, "instruction": "add", "output": 3})
+        assert (row.completion, row.wrong) == (ours.get("completion"), {})
+    for wrong, problem in (
+        ({"output": 3}, "output: must be a text; found 3"),
+        ({"input": ["a"]}, r"input: must be a text; found \['a'\]"),
+        ({"history": [["a", "b"]]}, "history: is not read beside instruction and output; write the row as messages"),
+    ):
+        row = Row.of("", {"instruction": "add", "output": "3", **wrong})
+        with pytest.raises(WeightopsError, match=problem):
+            row.checked("completion")
+
+
+def test_a_row_of_other_fields_is_told_which_it_has():
+    said = str(lacks_words(Row.of("", {"question": "a", "answer": "b"})))
+    assert said.endswith("or text; it has question, answer: rename the fields that hold them")
+    assert len(str(lacks_words(Row.of("", {f"{n}" * 500: n for n in range(500)})))) < 1000
+    assert str(lacks_words(Row.of("", {}))) == "needs messages, prompt and completion, or text"
 
 
 def test_a_fault_counts_only_where_the_field_is_read():

@@ -49,12 +49,13 @@ def select(
     selections: list[list[Selection | None]] = [[_trivial(number, count) for number in numbers] for numbers in wanted]
     if all(selection is not None for row in selections for selection in row):
         return selections  # type: ignore[return-value]
-    high = np.zeros((len(wanted), _HIGH_BINS), np.uint32)
+    counts = np.uint32 if count < 1 << 32 else np.uint64
+    high = np.zeros((len(wanted), _HIGH_BINS), counts)
     for block in passes():
         for row in range(len(wanted)):
             _count_high(block[row], high[row])
     bins = [[_bin_of(high[row], number) for number in numbers] for row, numbers in enumerate(wanted)]
-    low = np.zeros((len(wanted), max(map(len, wanted)), _LOW_BINS), np.uint32)
+    low = np.zeros((len(wanted), max(map(len, wanted)), _LOW_BINS), counts)
     for block in passes():
         for row, places in enumerate(bins):
             for k, (which, _) in enumerate(places):
@@ -73,7 +74,7 @@ def _trivial(number: int, count: int) -> Selection | None:
     return NOTHING if number <= 0 else EVERYTHING if number >= count else None
 
 
-def _bin_of(counts: npt.NDArray[np.uint32], number: int) -> tuple[int, int]:
+def _bin_of(counts: npt.NDArray[np.unsignedinteger[Any]], number: int) -> tuple[int, int]:
     """The bin of the number-th largest entry, and the number of entries in the bins above it."""
     above = counts[::-1].cumsum(dtype=np.int64)
     place = int(np.searchsorted(above, max(number, 1)))
@@ -96,6 +97,28 @@ def _count_low(row: Any, which: int, counts: Any) -> None:
         magnitude = bits[j] & np.uint32(0x7FFFFFFF)
         if magnitude >> np.uint32(_LOW) == high:
             counts[magnitude & np.uint32(_LOW_BINS - 1)] += np.uint32(1)
+
+
+@jit
+def positions_of(row: Any, low: int, ties: int, out: Any) -> tuple[int, int]:
+    """Positions of the selected entries of a block, without zeros, into ``out``.
+
+    Args:
+        out: [length], int64.
+
+    Returns:
+        How many there are, and the number of ties still to take in later blocks.
+    """
+    bits = row.view(np.uint32)
+    found = 0
+    for j in range(len(bits)):
+        magnitude = np.int64(bits[j] & np.uint32(0x7FFFFFFF))
+        tie = magnitude == low and ties > 0
+        ties -= tie
+        if (magnitude > low or tie) and magnitude > 0:
+            out[found] = j
+            found += 1
+    return found, ties
 
 
 @jit

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import math
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from tqdm import tqdm
 
-from weightops.errors import WeightopsError
-from weightops.io.progress import followed
-from weightops.rows.chat import Tokens, chat_tokens, completion_tokens, text_tokens
-from weightops.rows.row import Row, raise_faults, short
+from ..errors import WeightopsError
+from ..io.progress import followed
+from .chat import Tokens, row_tokens
+from .row import Row, raise_faults, short
 
 
 def say(note: str) -> None:
@@ -53,7 +53,7 @@ def encode(
     encoded: list[tuple[Tokens, Row]] = []
     for row in followed(rows, "making tokens", unit="row"):
         try:
-            encoded.append((_tokens(tokenizer, row, chat), row))
+            encoded.append((row_tokens(tokenizer, row, chat), row))
         except WeightopsError as error:
             faults += [f"{row.place}: {problem}" for problem in error.problems]
     raise_faults(faults)
@@ -72,11 +72,6 @@ def encode(
         }
         for tokens, row in kept
     ]
-
-
-def learnt_tokens(encoded: Sequence[Mapping[str, Any]]) -> int:
-    """Tokens of encoded rows that are to be learned; the first of a row never is, since nothing comes before it."""
-    return sum(sum(row["trained"][1:]) for row in encoded)
 
 
 def check_columns(rows: Sequence[Row], columns: Sequence[str], reader: str) -> None:
@@ -106,28 +101,6 @@ def check_columns(rows: Sequence[Row], columns: Sequence[str], reader: str) -> N
 
 def _is_number(value: object) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < math.inf
-
-
-def unlearnable(row: Row) -> Iterator[str]:
-    """Why a row cannot be learned from, as far as its fields tell: the ``check`` of :func:`~.source.load_rows`."""
-    if "messages" in row.wrong:
-        yield row.wrong["messages"]
-    elif row.messages is None and (row.completion is not None or "completion" in row.wrong):
-        yield from (row.wrong[name] for name in ("prompt", "completion") if name in row.wrong)
-    elif row.messages is None and "text" in row.wrong:
-        yield row.wrong["text"]
-    elif row.messages is None and row.text is None:
-        yield "needs messages, prompt and completion, or text"
-
-
-def _tokens(tokenizer: Any, row: Row, chat: bool) -> Tokens:
-    if problems := list(unlearnable(row)):
-        raise WeightopsError(*problems)
-    if row.messages is not None:
-        return chat_tokens(tokenizer, row.messages)
-    if row.prompt is not None and row.completion is not None:
-        return completion_tokens(tokenizer, row.prompt, row.completion, chat)
-    return text_tokens(tokenizer, row.checked("text"))
 
 
 def _notes(rows: int, cut: int, left_out: int, max_tokens: int | None) -> Iterator[str]:

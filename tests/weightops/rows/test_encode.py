@@ -2,7 +2,7 @@ import pytest
 from tiny_chat import tiny_tokenizer
 
 from weightops.errors import WeightopsError
-from weightops.recipes.data.encode import check_columns, encode
+from weightops.rows.encode import check_columns, encode
 from weightops.rows.row import Row
 
 TOKENIZER = tiny_tokenizer()

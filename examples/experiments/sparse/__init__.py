@@ -1,0 +1,1 @@
+"""What ``docs/sparse-training.md`` measures: nine ways to tune one model on arithmetic problems."""

@@ -1,0 +1,1 @@
+"""Where the parts of a dispersal are trained: one file, one launcher."""

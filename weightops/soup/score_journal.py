@@ -1,0 +1,83 @@
+"""The scores that are known: a file of JSON lines, one for each candidate, by the content of all that decides a score.
+
+A line is added as soon as a score is known, so a run that was killed loses one at most. Scores of other models, data or
+settings do no harm: their keys are others. So one folder may serve several runs.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from pathlib import Path
+from typing import Any
+
+from ..errors import WeightopsError
+from ..io.small_files import read_small
+
+NAME = "scores.jsonl"
+MOST_BYTES = 256_000_000
+
+
+class ScoreJournal:
+    """Scores by key, in memory and, where there is a folder, in a file of it."""
+
+    def __init__(self, folder: Path | None) -> None:
+        """Read what an earlier run has written; a last line that was cut off by a kill is dropped.
+
+        Raises:
+            WeightopsError: the file cannot be read, or it is damaged.
+        """
+        self._file = None if folder is None else folder / NAME
+        self._scores: dict[str, tuple[float, str | None]] = {}
+        self._whole: int | None = None
+        if self._file is None or not os.path.lexists(self._file):
+            return
+        try:
+            lines = read_small(self._file, MOST_BYTES).splitlines(keepends=True)
+        except OSError as error:
+            raise WeightopsError(f"{self._file}: cannot be read ({error.strerror}); check its permissions") from error
+        if lines and not lines[-1].endswith(b"\n"):
+            lines.pop()
+            self._whole = sum(map(len, lines))
+        for number, line in enumerate(lines, 1):
+            self._read(line, number)
+
+    def __len__(self) -> int:
+        return len(self._scores)
+
+    def get(self, key: str) -> tuple[float, str | None] | None:
+        """A score and, where it is NaN, the problem; ``None`` if it is not known."""
+        return self._scores.get(key)
+
+    def add(self, key: str, score: float, problem: str | None, label: str) -> None:
+        """Note a score.
+
+        Raises:
+            WeightopsError: the file cannot be written.
+        """
+        self._scores[key] = (score, problem)
+        if self._file is None:
+            return
+        entry = {"key": key, "score": None if math.isnan(score) else score, "problem": problem, "candidate": label}
+        line = json.dumps(entry, ensure_ascii=False) + "\n"
+        try:
+            self._file.parent.mkdir(parents=True, exist_ok=True)
+            if self._whole is not None:
+                os.truncate(self._file, self._whole)
+                self._whole = None
+            with self._file.open("a", encoding="utf-8", errors="backslashreplace") as stream:
+                stream.write(line)
+        except OSError as error:
+            raise WeightopsError(f"{self._file}: cannot be written ({error.strerror}); check the folder") from error
+
+    def _read(self, line: bytes, number: int) -> None:
+        try:
+            entry: Any = json.loads(line)
+            score, problem = entry["score"], entry["problem"]
+            if not isinstance(score, float | int | None) or not isinstance(problem, str | None):
+                raise ValueError
+            self._scores[str(entry["key"])] = (math.nan if score is None else float(score), problem)
+        except (ValueError, KeyError, TypeError, RecursionError):
+            place = f"{self._file}, line {number}"
+            raise WeightopsError(f"{place}: not a score; remove the line, or the file to judge all again") from None
