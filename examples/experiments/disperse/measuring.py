@@ -20,7 +20,7 @@ from . import rows
 BATCH = 8
 
 
-class Bench:
+class PatchedModel:
     """One loaded model, the held-out rows, and the file of results: a line of JSON a measurement."""
 
     def __init__(self, data: Path, work: Path, base: str) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import shlex
-import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -17,7 +16,7 @@ from weightops.algebra.checkpoint import Delta
 from weightops.cli import main as command_line
 
 from . import rows
-from .measuring import Bench, results
+from .measuring import PatchedModel, results
 
 BASE = "smollm2-135m-instruct"
 PARTS = 4
@@ -40,18 +39,18 @@ MERGES: Mapping[str, Mapping[str, Any]] = {
 
 def run(data: Path, work: Path, seeds: Sequence[int], embed: str) -> None:
     """Everything, the main comparison of all seeds before the extras. What is in the results is not done again."""
-    bench = Bench(data, work, BASE)
+    patched = PatchedModel(data, work, BASE)
     if 0 in seeds:
-        bench.measure(0, "base", Delta())
+        patched.measure(0, "base", Delta())
     for stage in (_main, _path, _merges, _kmeans, _checkpoints, _conflict):
         for seed in seeds:
-            stage(_Seed(data, work, seed, embed), bench)
+            stage(_Seed(data, work, seed, embed), patched)
 
 
 def gather(data: Path, work: Path, seeds: Sequence[int], file: Path) -> None:
     """Write what the page shows: how much was trained on and measured with, and every measurement."""
     reports = [_Seed(data, work, seed, "").report("random") for seed in seeds]
-    tokens = Bench(data, work, BASE).answer_tokens()
+    tokens = PatchedModel(data, work, BASE).answer_tokens()
     sets = [
         {"name": "train", "rows": len(rows.SOURCES) * rows.TRAIN,
          "answer tokens": [sum(part["tokens"] for part in report["parts"]) for report in reports]},
@@ -108,73 +107,72 @@ class _Seed:
         return out
 
 
-def _main(seed: _Seed, bench: Bench) -> None:
+def _main(seed: _Seed, patched: PatchedModel) -> None:
     """Single SFT, the average of random parts, and the two controls."""
     single = wo.open_adapter(seed.single())
     parts = [wo.open_adapter(part) for part in seed.parts("random")]
-    bench.measure(seed.seed, "single", single)
-    bench.measure(seed.seed, "random average", mean(parts))
-    _rescale(seed, bench, "random average")
-    bench.measure(seed.seed, "single stopped", wo.open_adapter(seed.single() / STOPPED))
-    bench.measure(seed.seed, "random part", parts[0])
+    patched.measure(seed.seed, "single", single)
+    patched.measure(seed.seed, "random average", mean(parts))
+    _rescale(seed, patched, "random average")
+    patched.measure(seed.seed, "single stopped", wo.open_adapter(seed.single() / STOPPED))
+    patched.measure(seed.seed, "random part", parts[0])
 
 
-def _merges(seed: _Seed, bench: Bench) -> None:
+def _merges(seed: _Seed, patched: PatchedModel) -> None:
     """The other merges of the random parts."""
     folders = seed.parts("random")
     parts = [wo.open_adapter(part) for part in folders]
     for method in MERGES:
-        if not bench.has(seed.seed, f"random {method}"):
-            bench.measure(seed.seed, f"random {method}", _merged(seed, method, folders))
-    if not bench.has(seed.seed, "random core ties"):
+        if not patched.has(seed.seed, f"random {method}"):
+            patched.measure(seed.seed, f"random {method}", _merged(seed, method, folders))
+    if not patched.has(seed.seed, "random core ties"):
         out = seed.folder / "core-ties"
         if not out.exists():
             settings = ("--method", "ties", "--space", "core", "--set", f"density={DENSITY}")
             weightops("adapters", "merge", *folders, *settings, "--out", out)
-        bench.measure(seed.seed, "random core ties", wo.open_adapter(out))
+        patched.measure(seed.seed, "random core ties", wo.open_adapter(out))
     shares = [part["share_of_merge"] for part in seed.report("random")["parts"]]
     weighted = mean(parts, shares)
-    bench.measure(seed.seed, "random by tokens", weighted, shares=shares)
-    if not bench.has(seed.seed, "random soup"):
-        bench.measure(seed.seed, "random soup", _soup(seed, bench, folders))
+    patched.measure(seed.seed, "random by tokens", weighted, shares=shares)
+    if not patched.has(seed.seed, "random soup"):
+        patched.measure(seed.seed, "random soup", _soup(seed, patched, folders))
 
 
-def _kmeans(seed: _Seed, bench: Bench) -> None:
-    _average(seed, bench, "kmeans")
+def _kmeans(seed: _Seed, patched: PatchedModel) -> None:
+    _average(seed, patched, "kmeans")
 
 
-def _conflict(seed: _Seed, bench: Bench) -> None:
-    _average(seed, bench, "conflict")
+def _conflict(seed: _Seed, patched: PatchedModel) -> None:
+    _average(seed, patched, "conflict")
 
 
-def _average(seed: _Seed, bench: Bench, by: str) -> None:
+def _average(seed: _Seed, patched: PatchedModel, by: str) -> None:
     """The average of the parts of another method, and the single run at its norm."""
     folders = seed.parts(by)
     report = seed.report(by)
     parts = [wo.open_adapter(part) for part in folders]
-    bench.measure(seed.seed, f"{by} average", mean(parts), rows=[part["rows"] for part in report["parts"]])
-    _rescale(seed, bench, f"{by} average")
+    patched.measure(seed.seed, f"{by} average", mean(parts), rows=[part["rows"] for part in report["parts"]])
+    _rescale(seed, patched, f"{by} average")
 
 
-def _rescale(seed: _Seed, bench: Bench, name: str) -> None:
+def _rescale(seed: _Seed, patched: PatchedModel, name: str) -> None:
     """The control: the single run's change, made as long as a merged one."""
-    scale = bench.norm(seed.seed, name) / bench.norm(seed.seed, "single")
-    bench.measure(seed.seed, f"single rescaled to {name}", scale * wo.open_adapter(seed.single()), scale=scale)
+    scale = patched.norm(seed.seed, name) / patched.norm(seed.seed, "single")
+    patched.measure(seed.seed, f"single rescaled to {name}", scale * wo.open_adapter(seed.single()), scale=scale)
 
 
-def _checkpoints(seed: _Seed, bench: Bench) -> None:
+def _checkpoints(seed: _Seed, patched: PatchedModel) -> None:
     """One run at a constant rate: stopped at a quarter of its steps, at its end, and averaged in place of a decay."""
     run = seed.single("constant", "training.schedule=constant_with_warmup")
     kept = _checkpoints_of(run)
-    bench.measure(seed.seed, "constant", wo.open_adapter(run))
-    bench.measure(seed.seed, "constant stopped", wo.open_adapter(run / STOPPED))
-    if not bench.has(seed.seed, "wsm"):
+    patched.measure(seed.seed, "constant", wo.open_adapter(run))
+    patched.measure(seed.seed, "constant stopped", wo.open_adapter(run / STOPPED))
+    if not patched.has(seed.seed, "wsm"):
         out = seed.folder / "wsm"
         if not out.exists():
             weightops("average", *(f"{BASE}+{each}" for each in kept[-AVERAGED:]), "--decay", "1-sqrt",
                       "--dtype", "float32", "--out", out)  # fmt: skip
-        bench.measure(seed.seed, "wsm", wo.open(out) - wo.open(BASE))
-        shutil.rmtree(out)
+        patched.measure(seed.seed, "wsm", wo.open(out) - wo.open(BASE))
 
 
 def _checkpoints_of(run: Path) -> list[Path]:
@@ -182,11 +180,11 @@ def _checkpoints_of(run: Path) -> list[Path]:
     return sorted(run.glob("checkpoint-*"), key=lambda each: int(each.name.rpartition("-")[2]))
 
 
-def _path(seed: _Seed, bench: Bench) -> None:
+def _path(seed: _Seed, patched: PatchedModel) -> None:
     """The single run's change, scaled down."""
     single = wo.open_adapter(seed.single())
     for share in PATH:
-        bench.measure(seed.seed, f"path {share:g}", share * single)
+        patched.measure(seed.seed, f"path {share:g}", share * single)
 
 
 def mean(parts: Sequence[Delta], shares: Sequence[float] | None = None) -> Delta:
@@ -211,11 +209,11 @@ def _merged(seed: _Seed, method: str, folders: Sequence[Path]) -> Delta:
     return wo.open(out) - wo.open(BASE)
 
 
-def _soup(seed: _Seed, bench: Bench, folders: Sequence[Path]) -> Delta:
-    """The greedy soup of the parts by ``weightops soup``, in fp32; it judges in bf16, as the bench does."""
+def _soup(seed: _Seed, patched: PatchedModel, folders: Sequence[Path]) -> Delta:
+    """The greedy soup of the parts by ``weightops soup``, in fp32; it judges in bf16, as is measured here."""
     out = seed.folder / "soup"
     if not out.exists():
-        settings = ("--base", BASE, "--data", bench.choice, "--precision", "bfloat16", "--dtype", "float32")
+        settings = ("--base", BASE, "--data", patched.choice, "--precision", "bfloat16", "--dtype", "float32")
         weightops("soup", "greedy", *(f"{BASE}+{folder}" for folder in folders), *settings, "--out", out)
     return wo.open(out) - wo.open(BASE)
 
