@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -134,4 +133,14 @@ def _print(done: Generated) -> None:
 
 
 def _as_json(done: Generated) -> dict[str, Any]:
-    return asdict(done) | {"tokens_per_second": done.tokens_per_second}
+    counts = done.counts
+    return {
+        "texts": done.texts,
+        "tokens": done.tokens,
+        "seconds": done.seconds,
+        "tokens_per_second": done.tokens_per_second,
+        "passes": counts.passes,
+        "drafted": counts.drafted,
+        "accepted": counts.accepted,
+        "exits": dict(sorted(counts.exits.items())),
+    }
