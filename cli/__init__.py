@@ -35,7 +35,7 @@ COMMANDS = {
     "disperse-merge": ("disperse_merge", "Disperse rows, train on each part, and merge."),
     "recipes": ("recipes", "List, show, copy and check training recipes."),
     "guard": ("guard", "Use a guard: score texts, evaluate it, serve it."),
-    "generate": ("generate", "Continue prompts, drafting with the model's own lower layers."),
+    "generate": ("generate", "Continue prompts, drafting with its lower layers."),
     "sorted": ("sorted", "Measure decoding with early exits."),
     "inspect": ("inspect", "List a model's tensors by part."),
     "verify": ("verify", "Check that an output is still as weightops wrote it."),
