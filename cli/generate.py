@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from weightops.sorted.generate import Generated, Method
 
 
-class ExitsType(click.ParamType):
+class ExitsType(click.ParamType):  # type: ignore[type-arg]
     """Layers separated by commas, such as ``12,18,24``."""
 
     name = "layers"
@@ -32,7 +32,7 @@ class ExitsType(click.ParamType):
             self.fail(f"{value!r} is not a list of layers such as 12,18,24", param, ctx)
 
 
-class ThresholdsType(click.ParamType):
+class ThresholdsType(click.ParamType):  # type: ignore[type-arg]
     """Layers with their thresholds, such as ``12=0.95,18=0.9``."""
 
     name = "layer=threshold,..."

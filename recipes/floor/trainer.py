@@ -243,7 +243,7 @@ class _Trainer(transformers.Trainer):
 
     def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
         if self.training.update.state_in_optimizer:
-            Path(output_dir or self.args.output_dir).mkdir(parents=True, exist_ok=True)
+            Path(output_dir or str(self.args.output_dir)).mkdir(parents=True, exist_ok=True)
         else:
             super()._save(output_dir, state_dict)
 

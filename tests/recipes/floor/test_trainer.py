@@ -23,10 +23,14 @@ from weightops.errors import WeightopsError
 from weightops.recipes.data.packing import pack
 from weightops.recipes.floor.settings import Training
 from weightops.recipes.floor.trainer import fit
+from weightops.recipes.objectives.exits import Exits
 from weightops.recipes.objectives.label_decision import LabelDecision
 from weightops.recipes.objectives.next_token import NextToken
 from weightops.recipes.updates.full import Full
 from weightops.recipes.updates.lora import Lora
+
+#: Objectives that differ from step to step, by how a script writes them: one keeps state, one draws by the step's number.
+CHANGING = {"Seen(2)": Seen(2), "Exits(2, 2, 'drawn')": Exits(2, 2, "drawn")}
 
 
 @pytest.fixture(scope="module")
@@ -138,6 +142,7 @@ import weightops
 from weightops.recipes.floor import trainer
 from weightops.algebra.loading import load
 from weightops.recipes.floor.settings import Training
+from weightops.recipes.objectives.exits import Exits
 from weightops.recipes.updates.full import Full
 from weightops.recipes.updates.lora import Lora
 base, out, lora, kill = sys.argv[1:]
@@ -155,11 +160,12 @@ SUPPORT = {"PYTHONPATH": str(Path(sys.modules[Seen.__module__].__file__).parent)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("lora", [False, True])
-def test_a_killed_run_goes_on_from_its_checkpoint_to_the_same_bytes(chat_model, tmp_path, lora):
+@pytest.mark.parametrize(("lora", "written"), [(False, "Seen(2)"), (True, "Seen(2)"), (False, [*CHANGING][1])])
+def test_a_killed_run_goes_on_from_its_checkpoint_to_the_same_bytes(chat_model, tmp_path, lora, written):
     training = Training(lr=1e-2, epochs=3, checkpoint_every=2, update=Lora(rank=2, dropout=0.2) if lora else Full())
-    whole = trained(chat_model, tmp_path / "whole", training, objective=Seen(2))
-    command = [sys.executable, "-c", KILLED, str(chat_model), str(tmp_path / "out"), str(lora)]
+    whole = trained(chat_model, tmp_path / "whole", training, objective=CHANGING[written])
+    script = KILLED.replace("Seen(2)", written)
+    command = [sys.executable, "-c", script, str(chat_model), str(tmp_path / "out"), str(lora)]
     environment = {**os.environ, **SUPPORT}
     killed = subprocess.run([*command, "5"], input=json.dumps(ROWS), text=True, capture_output=True, env=environment)
     assert killed.returncode == -signal.SIGKILL, killed.stderr
@@ -168,7 +174,7 @@ def test_a_killed_run_goes_on_from_its_checkpoint_to_the_same_bytes(chat_model, 
     assert [folder.name for folder in left.glob("checkpoint-*")] == ["checkpoint-4"]
     (left / "checkpoint-6").mkdir()  # one that was being written when the power went
     (left / "checkpoint-6" / "trainer_state.json").write_text('{"epoch"')
-    again = trained(chat_model, tmp_path / "out", training, objective=Seen(2))
+    again = trained(chat_model, tmp_path / "out", training, objective=CHANGING[written])
     file = "adapter_model.safetensors" if lora else "model.safetensors"
     assert (tmp_path / "out" / file).read_bytes() == (tmp_path / "whole" / file).read_bytes()
     assert again.losses == whole.losses
@@ -176,12 +182,13 @@ def test_a_killed_run_goes_on_from_its_checkpoint_to_the_same_bytes(chat_model, 
 
 
 @pytest.mark.slow
-def test_two_processes_give_the_losses_of_one(chat_model, tmp_path):
+@pytest.mark.parametrize("written", CHANGING)
+def test_two_processes_give_the_losses_of_one(chat_model, tmp_path, written):
     script = tmp_path / "script.py"
     there = (
         f"assert os.environ['WORLD_SIZE'] == '2'\nrows = json.loads(Path({str(tmp_path / 'rows.json')!r}).read_text())"
     )
-    text = KILLED.replace("rows = json.loads(sys.stdin.read())", there)
+    text = KILLED.replace("Seen(2)", written).replace("rows = json.loads(sys.stdin.read())", there)
     script.write_text(text.replace("checkpoint_every=2", "checkpoint_every=0, precision='fp32'"))
     rows = ROWS[:17]  # of the last step's single row, one process gets nothing
     (tmp_path / "rows.json").write_text(json.dumps(rows))
@@ -195,7 +202,7 @@ def test_two_processes_give_the_losses_of_one(chat_model, tmp_path):
         env={**os.environ, **SUPPORT, "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"},
     )
     assert done.returncode == 0, done.stderr[-3000:]
-    one = trained(chat_model, tmp_path / "one", replace(SHORT, epochs=3), rows, objective=Seen(2))
+    one = trained(chat_model, tmp_path / "one", replace(SHORT, epochs=3), rows, objective=CHANGING[written])
     two = json.loads((tmp_path / "two" / "training.json").read_text())
     assert two["losses"] == pytest.approx(one.losses, rel=1e-3)
     assert two["losses"][0] == pytest.approx(one.losses[0], abs=1e-5)
