@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from ..io.adapter import Adapter
+from ..io.opened import Source
 from ..io.weights import Weights
 from ..output.modelcard import Card, code, hub_name
 
 
-def cut_card(source: Weights, sources: Sequence[Weights | Adapter]) -> Card:
+def cut_card(source: Weights, sources: Sequence[Source]) -> Card:
     """What was cut from what.
 
     Args:
