@@ -110,9 +110,9 @@ def command(
     click.echo(f"{report['rows']} rows; duplicates kept together: {kept['rows']}, in groups: {kept['groups']}")
     click.echo("nothing was written (--dry-run)" if dry_run else f"wrote {out}")
     if not dry_run:
-        sets = [f"data.files={out / 'part-0.jsonl'}", *(f"data.rename.{pair}" for pair in rename)]
-        sets += [f"base={base}"] if base else []
-        print_next(["train", "sft-lora", *(f"--set={each}" for each in sets), "--out", f"{out}-model-0"])
+        keys = [f"data.files={out / 'part-0.jsonl'}", *(f"data.rename.{pair}" for pair in rename)]
+        keys += [f"base={base}"] if base else []
+        print_next(["train", "sft-lora", *(f"--set={each}" for each in keys), "--out", f"{out}-model-0"])
 
 
 def _pair(option: str, text: str) -> tuple[str, str]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,7 +16,7 @@ if TYPE_CHECKING:
     from weightops.sorted.generate import Generated, Method
 
 
-class ExitsType(click.ParamType):
+class ExitsType(click.ParamType):  # type: ignore[type-arg]
     """Layers separated by commas, such as ``12,18,24``."""
 
     name = "layers"
@@ -32,7 +31,7 @@ class ExitsType(click.ParamType):
             self.fail(f"{value!r} is not a list of layers such as 12,18,24", param, ctx)
 
 
-class ThresholdsType(click.ParamType):
+class ThresholdsType(click.ParamType):  # type: ignore[type-arg]
     """Layers with their thresholds, such as ``12=0.95,18=0.9``."""
 
     name = "layer=threshold,..."
@@ -134,4 +133,14 @@ def _print(done: Generated) -> None:
 
 
 def _as_json(done: Generated) -> dict[str, Any]:
-    return asdict(done) | {"tokens_per_second": done.tokens_per_second}
+    counts = done.counts
+    return {
+        "texts": done.texts,
+        "tokens": done.tokens,
+        "seconds": done.seconds,
+        "tokens_per_second": done.tokens_per_second,
+        "passes": counts.passes,
+        "drafted": counts.drafted,
+        "accepted": counts.accepted,
+        "exits": dict(sorted(counts.exits.items())),
+    }

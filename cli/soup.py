@@ -30,6 +30,7 @@ from weightops.soup.metric import Metric, metric_class, metrics
 from weightops.soup.strategy import Strategy, strategies, strategy_class
 
 if TYPE_CHECKING:
+    from weightops.soup.bench import Precision
     from weightops.soup.candidate import Scored
     from weightops.soup.chosen import Soup
     from weightops.soup.making import SoupPlan
@@ -71,7 +72,7 @@ def _command(name: str) -> click.Command:
 
 def _decorated(function: Callable[..., Any], strategy: type[Strategy]) -> Callable[..., Any]:
     """A command's arguments and options."""
-    options = [
+    options: list[Callable[[Callable[..., Any]], Callable[..., Any]]] = [
         click.argument("models", nargs=-1, type=SourceType()),
         *_options({"": strategy}),
         click.option("--base", type=SourceType(), help="What the models were tuned from."),
@@ -119,7 +120,7 @@ def _made(strategy: type[Strategy]) -> Callable[..., None]:
 
     def run(
         models: tuple[str, ...], base: str | None, metric: str, data: tuple[str, ...], report: tuple[str, ...],
-        scores: Path | None, precision: str, seed: int, trust_remote_code: bool, dtype: str, shard_size: int,
+        scores: Path | None, precision: Precision, seed: int, trust_remote_code: bool, dtype: str, shard_size: int,
         allow_nonfinite: bool, output: Output, **given: Any,
     ) -> None:  # fmt: skip
         from weightops.soup.making import plan_soup
@@ -209,7 +210,8 @@ def _print_soup(soup: Soup) -> None:
     ]
     click.echo(table(["", soup.plan.metric.words, *(["on --report"] if soup.reported else [])], rows))
     if (ahead := soup.beaten_by) is not None:
-        _tell(f"{ahead.candidate.label} scores better than the choice of this strategy")
+        where = " on --report" if soup.reported else ""
+        _tell(f"{ahead.candidate.label} scores better than the choice{where}")
 
 
 def _score(one: Scored) -> str:

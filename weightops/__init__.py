@@ -30,6 +30,8 @@ if TYPE_CHECKING:
     from .guard.compose import compose_guard
     from .ops import Draw, PerModel, Place, Range, operator
     from .soup.making import make_soup
+    from .sparse.sparse_merge import merge_sparse
+    from .sparse.top_entries import extract_sparse
 
 __all__ = [
     "Checkpoint",
@@ -44,8 +46,10 @@ __all__ = [
     "compose_guard",
     "extract",
     "extract_adapter",
+    "extract_sparse",
     "make_soup",
     "merge_adapters",
+    "merge_sparse",
     "merge_with_data",
     "open",
     "open_adapter",
@@ -63,8 +67,10 @@ _HOMES = {
     "compose_guard": ("guard.compose", "compose_guard"),
     "extract": ("algebra.cutting", "extract"),
     "extract_adapter": ("adapters.extraction", "extract_adapter"),
+    "extract_sparse": ("sparse.top_entries", "extract_sparse"),
     "make_soup": ("soup.making", "make_soup"),
     "merge_adapters": ("adapters.adapter_merge", "merge_adapters"),
+    "merge_sparse": ("sparse.sparse_merge", "merge_sparse"),
     "merge_with_data": ("data_merging.data_merge", "merge_with_data"),
     "open": ("algebra.opening", "open_checkpoint"),
     "open_adapter": ("algebra.opening", "open_adapter"),

@@ -65,6 +65,6 @@ class _Chunked(torch.autograd.Function):
         return total
 
     @staticmethod
-    def backward(context: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+    def backward(context: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
         gradients = (None if each is None else each * upstream for each in context.saved_tensors)
         return (None, None, None, *gradients)

@@ -57,7 +57,8 @@ class ExitLayers:
         Returns:
             [..., vocabulary], fp32.
         """
-        config, logits = self.model.config.get_text_config(decoder=True), self.head(hidden).float()
+        config = self.model.config.get_text_config(decoder=True)
+        logits: Tensor = self.head(hidden).float()
         if scale := getattr(config, "logit_scale", None):
             logits = logits * scale
         if divisor := getattr(config, "logits_scaling", None):

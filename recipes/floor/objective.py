@@ -53,6 +53,7 @@ class Objective(Protocol):
 
         A run that is resumed goes on with the number after the last step that was saved.
         """
+        return None
 
     def length(self, row: Row) -> int:
         """How long a row is, in tokens: rows of like length share a batch."""

@@ -62,6 +62,8 @@ class Training:
         freeze: What training must not change: parts of the model (embedding, head, norm, attention, mlp), or regular
             expressions that match names of parameters. By default the routine decides; sft freezes nothing.
         checkpoint_every: Steps between checkpoints; 0 for none. An interrupted run resumes from the last one.
+        keep_checkpoints: Keep every checkpoint in the output, as ``checkpoint-200`` and so on, to average them;
+            otherwise only the last one is kept, until training ends.
         save_dtype: What the weights are rounded to at the end.
         arguments: Any other ``transformers.TrainingArguments`` by name, ``gradient_checkpointing: true`` for instance.
     """
@@ -79,6 +81,7 @@ class Training:
     update: Annotated[Update, Component("updates")] = field(default_factory=lambda: component("updates", "full")())
     freeze: tuple[str, ...] | None = None
     checkpoint_every: NotNegative = 200
+    keep_checkpoints: bool = False
     save_dtype: Literal["bfloat16", "float32"] = "bfloat16"
     arguments: Mapping[str, Any] = field(default_factory=dict)
 

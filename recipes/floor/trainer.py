@@ -111,7 +111,7 @@ def fit(
     with only_training(out), quiet_transformers():
         unfinished = Unfinished.of(out, overwrite, model, rows, objective, training)
         objective = objective.ready(model, tokenizer, rows)
-        trainer = _Trainer(prepare(model, training), rows, objective, training, unfinished.folder, title)
+        trainer = _Trainer(prepare(model, training), tokenizer, rows, objective, training, unfinished.folder, title)
         processes = trainer.accelerator
         if processes.is_main_process:
             unfinished.begin()
@@ -176,8 +176,9 @@ class _Trainer(transformers.Trainer):
     order: Order
 
     def __init__(
-        self, model: Any, rows: Sequence[Row], objective: Objective, training: Training, folder: Path, title: str
-    ) -> None:
+        self, model: Any, tokenizer: Any, rows: Sequence[Row], objective: Objective, training: Training,
+        folder: Path, title: str,
+    ) -> None:  # fmt: skip
         self.objective, self.training = objective, training
         args = arguments(training, folder)
         multiple = args.per_device_train_batch_size * args.world_size if args.world_size > 1 else 1
@@ -186,6 +187,7 @@ class _Trainer(transformers.Trainer):
         super().__init__(
             model=model,
             args=args,
+            processing_class=tokenizer if training.keep_checkpoints else None,  # each checkpoint is then a whole model
             train_dataset=_Rows(rows),
             data_collator=self._collate,
             callbacks=[self.watch, _Steps(objective)],
@@ -241,7 +243,7 @@ class _Trainer(transformers.Trainer):
 
     def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
         if self.training.update.state_in_optimizer:
-            Path(output_dir or self.args.output_dir).mkdir(parents=True, exist_ok=True)
+            Path(output_dir or str(self.args.output_dir)).mkdir(parents=True, exist_ok=True)
         else:
             super()._save(output_dir, state_dict)
 
@@ -343,7 +345,7 @@ def arguments(training: Training, folder: Path) -> Any:
     chosen: dict[str, Any] = {
         "report_to": "none",
         "logging_steps": 1,
-        "save_total_limit": 1,
+        "save_total_limit": None if training.keep_checkpoints else 1,
         "use_cpu": not torch.accelerator.is_available() or os.environ.get("ACCELERATE_USE_CPU", "").lower() == "true",
         "dataloader_pin_memory": torch.cuda.is_available(),
         **training.arguments,

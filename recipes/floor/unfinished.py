@@ -64,11 +64,13 @@ class Unfinished:
         out: Where the finished model goes.
         stamp: A digest of everything that decides the weights.
         overwrite: Whether to replace an output, or another training's checkpoints, in its place.
+        keeps: Whether the checkpoints are put into the output.
     """
 
     out: Path
     stamp: str
     overwrite: bool
+    keeps: bool = False
 
     @classmethod
     def of(cls, out: Path, overwrite: bool, model: Any, rows: Any, objective: Any, training: Any) -> Unfinished:
@@ -78,7 +80,7 @@ class Unfinished:
             WeightopsError: the output exists, or an unfinished run of another training is in the way.
         """
         check_place(out, overwrite=overwrite)
-        unfinished = cls(out, _stamp(model, rows, objective, training), overwrite)
+        unfinished = cls(out, _stamp(model, rows, objective, training), overwrite, training.keep_checkpoints)
         if unfinished.checkpoint() is not None and not unfinished._same() and not overwrite:
             what = f"{unfinished.folder}: an unfinished run of another training"
             remedies = Remedy("finish that one"), Remedy("discard it with {}", "overwrite", True)
@@ -99,12 +101,11 @@ class Unfinished:
 
     def checkpoint(self) -> Path | None:
         """The last complete checkpoint: transformers writes ``trainer_state.json`` last."""
-        checkpoints = [folder for folder in self.folder.glob("checkpoint-*") if _whole(folder)]
-        return max(checkpoints, key=lambda folder: int(folder.name.rpartition("-")[2]), default=None)
+        return max(self._checkpoints(), key=lambda folder: int(folder.name.rpartition("-")[2]), default=None)
 
     @contextmanager
     def finish(self) -> Iterator[Path]:
-        """A folder to fill, which is then renamed to ``out``; the checkpoints are deleted."""
+        """A folder to fill, which is then renamed to ``out``; the checkpoints are deleted, or put into it."""
         model = self.folder / "model"
         shutil.rmtree(model, ignore_errors=True)
         model.mkdir()
@@ -113,8 +114,14 @@ class Unfinished:
             file.chmod(model.stat().st_mode & 0o666)  # safetensors makes files private; the umask should decide
             with file.open("rb") as stream:
                 os.fsync(stream.fileno())
+        if self.keeps:
+            for checkpoint in self._checkpoints():
+                shutil.copytree(checkpoint, model / checkpoint.name, copy_function=os.link)
         put_in_place(model, self.out, self.folder / "replaced", overwrite=self.overwrite)
         _lock(self.out).sweep()
+
+    def _checkpoints(self) -> list[Path]:
+        return [folder for folder in self.folder.glob("checkpoint-*") if _whole(folder)]
 
     def _same(self) -> bool:
         try:

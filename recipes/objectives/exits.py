@@ -100,15 +100,15 @@ class Exits(TokenObjective):
     def metrics(self, model: Any, batch: Batch) -> dict[str, float]:
         """``loss_at_18``: the cross entropy at each exit."""
         targets, hidden = self._hidden(model, batch, self._depths)
+        import torch
+
         from weightops.recipes.floor.log_probabilities import log_probabilities
 
-        return {
-            f"loss_at_{depth}": -float(sum(
-                log_probabilities(self.parts.logits(some), tokens).sum()
-                for some, tokens in zip(states.split(CHUNK), targets.split(CHUNK), strict=True)
-            ))
-            for depth, states in zip(self._depths, hidden, strict=True)
-        }  # fmt: skip
+        def loss(states: Tensor) -> float:
+            chunks = zip(torch.split(states, CHUNK), torch.split(targets, CHUNK), strict=True)
+            return -sum(float(log_probabilities(self.parts.logits(some), tokens).sum()) for some, tokens in chunks)
+
+        return {f"loss_at_{depth}": loss(states) for depth, states in zip(self._depths, hidden, strict=True)}
 
     @property
     def _depths(self) -> tuple[int, ...]:

@@ -60,7 +60,7 @@ class PartsMerge:
         settings = {name.rstrip("_"): value for name, value in keys.items() if name not in _OURS}
         space = "core" if space is None and rank is not None else space
         if space is not None and not adapters:
-            raise WeightopsError("space and rank are for adapters, and these parts are whole models; remove them")
+            raise WeightopsError("space and rank are for LoRA adapters, which these parts are not; remove them")
         if "weight" in settings:
             raise WeightopsError("weight follows from the key weigh; remove it here")
         if weighed and not _takes_weights(method):

@@ -10,7 +10,7 @@ from weightops.extras import needed
 from weightops.recipes.parts.disperse import Dispersed
 
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#F0E442")
-"""Told apart by every eye (Okabe and Ito)."""
+"""A palette that colour-blind people can tell apart too (Okabe and Ito)."""
 MARKS = ("o", "s", "^", "D", "v", "P", "X", "*")
 _POINTS = 20_000
 

@@ -49,10 +49,9 @@ class TrainedPart:
 
     def change(self, base: Checkpoint) -> Delta:
         """What it adds to the base."""
-        from weightops.algebra.opening import open_adapter, open_checkpoint
-        from weightops.io.adapter import is_adapter
+        from weightops.algebra.opening import is_added, open_adapter, open_checkpoint
 
-        if is_adapter(self.folder):
+        if is_added(self.folder):
             return open_adapter(self.folder)
         change: Delta = open_checkpoint(self.folder) - base
         return change

@@ -95,10 +95,10 @@ class DisperseThenMergeRecipe(SftRecipe):
 
     @relation("merge")
     def _merges(self) -> Iterator[str]:
-        whole, parts, weigh = self.training.update.whole, self.disperse.parts, self.weigh
+        update, parts, weigh = kind_of(self.training.update), self.disperse.parts, self.weigh
         if self.merge != MEAN:
             try:
-                PartsMerge.of(self.merge, parts, adapters=not whole, weighed=weigh != "equal")
+                PartsMerge.of(self.merge, parts, adapters=update == "lora", weighed=weigh != "equal")
             except WeightopsError as error:
                 yield from error.problems
 
@@ -229,17 +229,16 @@ def _merge(
     new: Path,
 ) -> None:
     """Write the sub-models merged, as a folder."""
-    whole, weighed = recipe.training.update.whole, recipe.weigh != "equal"
-    merge = PartsMerge.of(recipe.merge, recipe.disperse.parts, adapters=not whole, weighed=weighed)
+    adapters, weighed = kind_of(recipe.training.update) == "lora", recipe.weigh != "equal"
+    merge = PartsMerge.of(recipe.merge, recipe.disperse.parts, adapters=adapters, weighed=weighed)
     merge.merged(base, parts, shares).save(new, overwrite=True)
 
 
 def _opened(base: Checkpoint, folder: Path) -> Checkpoint:
     """A model's folder, or the base with an adapter's."""
-    from weightops.algebra.opening import open_adapter, open_checkpoint
-    from weightops.io.adapter import is_adapter
+    from weightops.algebra.opening import is_added, open_adapter, open_checkpoint
 
-    return base + open_adapter(folder) if is_adapter(folder) else open_checkpoint(folder)
+    return base + open_adapter(folder) if is_added(folder) else open_checkpoint(folder)
 
 
 def _measurer(recipe: DisperseThenMergeRecipe, held_out: Sequence[Row], trust_remote_code: bool) -> Measure:

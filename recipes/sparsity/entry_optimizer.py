@@ -201,7 +201,7 @@ class EntryOptimizer(torch.optim.Optimizer):
             "layers": {site.name: site.state_dict() for site in self.sites},
         }
 
-    def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:  # type: ignore[override]
+    def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
         """Take over a state, and bring the weights up to date with it."""
         self.steps = state_dict["steps"]
         for group, saved in zip(self.param_groups, state_dict["groups"], strict=True):
@@ -219,7 +219,7 @@ class EntryOptimizer(torch.optim.Optimizer):
         if not phases:
             return
         within = averaged(torch.cat([phase.within for phase in phases]))
-        for phase, part in zip(phases, within.split([len(phase.within) for phase in phases]), strict=True):
+        for phase, part in zip(phases, torch.split(within, [len(phase.within) for phase in phases]), strict=True):
             phase.end_step(part)
 
     def _exchange(self) -> None:

@@ -132,7 +132,8 @@ class _OuterProduct:
         def passes(index: Tensor) -> Tensor:
             inside = index.clamp(0, len(self.values) - 1)
             score = self.rows * self.values[inside]
-            return (index >= 0) & (index < len(self.values)) & (score > least if strictly else score >= least)
+            enough: Tensor = score > least if strictly else score >= least
+            return (index >= 0) & (index < len(self.values)) & enough
 
         quotient = torch.where(self.rows > 0, least / self.rows, torch.inf if least > 0 else 0.0)
         number = len(self.values) - torch.searchsorted(self.ascending, quotient)

@@ -54,7 +54,7 @@ class SparseLinear(torch.nn.Linear):
         """The layer's outputs: [..., columns] to [..., rows]."""
         if not torch.is_grad_enabled() or self.positions is None:
             return functional.linear(input, self.weight, self.bias)
-        outputs: Tensor = _SparseProduct.apply(input, self.learned, self)
+        outputs: Tensor = _SparseProduct.apply(input, self.learned, self)  # type: ignore[no-untyped-call]
         return outputs
 
     @torch.no_grad()
@@ -102,7 +102,7 @@ class _SparseProduct(torch.autograd.Function):
         return functional.linear(inputs, layer.weight, layer.bias)
 
     @staticmethod
-    @once_differentiable  # type: ignore[untyped-decorator]
+    @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, Tensor, None]:
         (inputs,), layer = ctx.saved_tensors, ctx.layer
         of_inputs = None

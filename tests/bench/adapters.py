@@ -13,7 +13,7 @@ from tempfile import TemporaryDirectory
 import numpy as np
 from safetensors.numpy import save_file
 
-from .compose import after_imports, onto, walls
+from .compose import after_imports, cpu, onto, walls
 from .measure import Run, conditions, interleaved, ratios, run
 from .models import SHAPES, Shape, trio
 from .report import Section, Table, Target, megabytes, seconds, times
@@ -22,6 +22,7 @@ NAME = "adapters"
 SIZES = ("0.5B",)
 
 _OURS = Path(sys.executable).with_name("weightops")
+_CANDIDATES = Path(__file__).with_name("candidate_child.py")
 _OFFLINE = {"HF_HUB_OFFLINE": "1"}
 _ADAPTERS, _DENSE, _RANK = 8, 4, 16
 _TUNED_RANK = 64
@@ -64,10 +65,17 @@ class Inputs:
 
 @dataclass(frozen=True)
 class Timed:
-    """The runs of one size: merges after their imports, repeat by repeat; extractions once, whole processes."""
+    """The runs of one size: merges after their imports, repeat by repeat; extractions once, whole processes.
+
+    Attributes:
+        candidates: Seconds of a candidate ``in place`` and ``reloaded``, repeat by repeat.
+        kept: Share of the change that our extraction holds.
+        kept_by_theirs: And mergekit's.
+    """
 
     shape: Shape
     merges: Mapping[str, list[Run]]
+    candidates: Mapping[str, list[Run]]
     extract: Run
     theirs: Run
     kept: float
@@ -99,6 +107,7 @@ def _time(shape: Shape, repeats: int, place: Path, folder: Path) -> Timed:
     merges = _merges(inputs, tiny, folder)
     interleaved(merges, 1)
     timed = interleaved(merges, repeats)
+    candidates = _candidates(inputs, repeats, folder / "candidate")
     ours, theirs = folder / "ours", folder / "theirs"
     extract = [_OURS, "adapters", "extract", inputs.base, inputs.tuned, "--rank", str(_RANK), "--out", ours]
     mergekit = [
@@ -106,8 +115,15 @@ def _time(shape: Shape, repeats: int, place: Path, folder: Path) -> Timed:
         *("--out-path", theirs, "--max-rank", str(_RANK), "--skip-undecomposable", "-i", "proj"),
     ]
     return Timed(
-        shape, timed, run(extract), run(mergekit, env=_OFFLINE), _kept(inputs, ours), _kept(inputs, theirs)
+        shape, timed, candidates, run(extract), run(mergekit, env=_OFFLINE), _kept(inputs, ours), _kept(inputs, theirs)
     )  # fmt: skip
+
+
+def _candidates(inputs: Inputs, repeats: int, out: Path) -> dict[str, list[Run]]:
+    """A candidate of a search in place, and written and loaded again; both in one process, which is loaded once."""
+    done = run([sys.executable, "-P", _CANDIDATES, str(repeats), inputs.base, *inputs.dense[:2], out])
+    times = json.loads(done.output.splitlines()[-1])
+    return {name: [Run(wall, 0, done.anonymous) for wall in walls_] for name, walls_ in times.items()}
 
 
 def _merges(inputs: Inputs, tiny: Inputs, folder: Path) -> dict[str, Callable[[], Run]]:
@@ -156,6 +172,9 @@ def _targets(timed: Timed) -> Iterator[Target]:
     )
     yield Target(f"{size}: the same, peak anonymous memory", megabytes(_MEMORY), megabytes(peak), peak <= _MEMORY)
     yield Target(f"{size}: TIES of {_ADAPTERS} adapters, of {_DENSE} models", "0.1 x", times(one), one.median <= 0.1)
+    cheaper = ratios(timed.candidates["reloaded"], timed.candidates["in place"])
+    what = f"{size}: a candidate in place cheaper than written and reloaded, at least"
+    yield Target(what, "10 x", times(cheaper), cheaper.median >= 10)
     yield Target(f"{size}: extraction faster than mergekit's, at least", "5 x", f"{faster:.1f} x", faster >= 5)
     yield Target(f"{size}: energy it keeps, of mergekit's, at least", "0.99 x", f"{kept:.4f} x", kept >= 0.99)
 
@@ -167,28 +186,22 @@ def _table(timed: Sequence[Timed]) -> Table:
                        f"mergekit's extraction, keeps {one.kept_by_theirs:.2%}": [one.theirs]}  # fmt: skip
         for name, runs in {**one.merges, **extractions}.items():
             peak = megabytes(max(each.anonymous for each in runs))
-            rows.append(
-                (
-                    f"{one.shape.name}: {name}",
-                    seconds(walls(runs)),
-                    f"{walls([_cpu(r) for r in runs]).median:.1f} s",
-                    peak,
-                )
-            )
+            rows.append((f"{one.shape.name}: {name}", seconds(walls(runs)), f"{cpu(runs):.1f} s", peak))
+        for name, runs in one.candidates.items():
+            peak = megabytes(runs[0].anonymous)
+            rows.append((f"{one.shape.name}: a candidate, {name}", seconds(walls(runs)), "", peak))
     note = (
         f"Merges after their imports; extractions of rank {_RANK}, from every matrix of the layers, whole processes. "
-        "Adapters have rank 16. Kept: share of the change's squared norm, over one in eight of those matrices."
+        "Adapters have rank 16. Kept: share of the change's squared norm, over one in eight of those matrices. A "
+        "candidate: the base with two models' changes, without the forward pass; both ways in one process."
     )
     return Table("Time and memory", ("", "wall", "CPU, median", "anonymous"), tuple(rows), note)
-
-
-def _cpu(timed: Run) -> Run:
-    return Run(timed.cpu, timed.cpu)
 
 
 def _figures(timed: Timed) -> dict[str, object]:
     runs = {**timed.merges, "extraction": [timed.extract], "mergekit's extraction": [timed.theirs]}
     figures = {n: [{"wall": r.wall, "cpu": r.cpu, "anonymous": r.anonymous} for r in each] for n, each in runs.items()}
+    figures |= {f"candidate, {name}": [{"wall": r.wall} for r in each] for name, each in timed.candidates.items()}
     return {**figures, "kept": timed.kept, "kept by mergekit": timed.kept_by_theirs}
 
 

@@ -5,8 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-
-from tests.support.tiny_architectures import FAMILIES
+from tiny_architectures import FAMILIES
 
 #: Decoder-only models with attention in every layer.
 PLAIN_STACKS = [

@@ -176,7 +176,7 @@ class AdapterMerge:
         """Write the adapter as a PEFT folder.
 
         Raises:
-            WeightopsError: what stands in the way, or went wrong; ``out`` is then as it was.
+            WeightopsError: the place cannot be written, or writing failed; ``out`` is then as it was.
         """
         self.coefficients  # noqa: B018  # a pass over all adapters for some methods, before threads want it
         return write_adapter(

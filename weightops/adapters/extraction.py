@@ -194,7 +194,7 @@ class Extraction:
         """Write the adapter as a PEFT folder, one matrix a thread at a time in memory.
 
         Raises:
-            WeightopsError: what stands in the way, or went wrong, nothing changed between the models for instance;
+            WeightopsError: the place cannot be written, writing failed, or nothing changed between the models;
                 ``out`` is then as it was.
         """
         measured: dict[str, tuple[float, float, int]] = {}
@@ -203,9 +203,9 @@ class Extraction:
         def compute(target: AdapterTarget) -> Factors | None:
             change = self._change(target.name)
             size = squared_norm(change)
-            found = self._leading(change, target.name) if size and target.name in held else None
-            measured[target.name] = size, found.energy if found else 0.0, len(found.values) if found else 0
-            return None if found is None else _factors(found, target)
+            vectors = self._leading(change, target.name) if size and target.name in held else None
+            measured[target.name] = size, vectors.energy if vectors else 0.0, len(vectors.values) if vectors else 0
+            return None if vectors is None else _factors(vectors, target)
 
         others = [AdapterTarget(name) for name in self._compared if name not in held]
         folder = write_adapter(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -66,7 +67,13 @@ def read_tensor(tensor: StoredTensor) -> Tensor:
     return values
 
 
-def split(left: Tensor, core: Tensor, right: Tensor, rank: int | None = None) -> Factors:
+class Columns(Protocol):
+    """Columns that can be combined: a matrix, or :class:`~.core_space.Basis`."""
+
+    def __matmul__(self, matrix: Tensor, /) -> Tensor: ...
+
+
+def split(left: Columns, core: Tensor, right: Columns, rank: int | None = None) -> Factors:
     """left @ core @ right.T as balanced factors of the least rank, or of at most ``rank``.
 
     The core is split by its SVD, and each factor gets the root of the singular values, so that both have one size.
@@ -81,4 +88,4 @@ def split(left: Tensor, core: Tensor, right: Tensor, rank: int | None = None) ->
     kept = max(1, int((values > ROUNDING * values[0]).sum()))
     kept = kept if rank is None else min(kept, rank)
     roots = values[:kept].sqrt()
-    return Factors(left @ (u[:, :kept] * roots), (roots[:, None] * vt[:kept]) @ right.T)
+    return Factors(left @ (u[:, :kept] * roots), (right @ (vt[:kept].T * roots)).T)

@@ -17,6 +17,7 @@ from pathlib import Path
 from ..anatomy.layer_cut import cut_layers
 from ..errors import WeightopsError, at
 from ..io.adapter import Adapter
+from ..io.opened import AddOn
 from ..io.sparse_delta import SparseDelta
 from ..io.weights import KeptLayers, Weights
 from .changes import Change, Difference
@@ -66,7 +67,7 @@ def _cut_weights(weights: Weights, names: Mapping[str, str], kept: KeptLayers) -
 
 def _cut_change(change: Change, names: Mapping[str, str], kept: KeptLayers) -> Change | None:
     """A change of the tensors that are kept; ``None`` if it changed only others."""
-    of: Difference | Adapter | SparseDelta
+    of: Difference | AddOn
     if isinstance(change.of, Adapter):
         updates, replaced = change.of.updates, change.of.replaced
         of = replace(
@@ -75,12 +76,9 @@ def _cut_change(change: Change, names: Mapping[str, str], kept: KeptLayers) -> C
             replaced={new: replaced[old] for new, old in names.items() if old in replaced},
         )
     elif isinstance(change.of, SparseDelta):
-        tensors, base = change.of.tensors, change.of.base
-        of = replace(
-            change.of,
-            tensors={new: tensors[old] for new, old in names.items() if old in tensors},
-            base=_cut_weights(base, names, kept) if base is not None else None,
-        )
+        entries, base = change.of.tensors, change.of.base
+        kept_entries = {new: entries[old] for new, old in names.items() if old in entries}
+        of = replace(change.of, tensors=kept_entries, base=base and _cut_weights(base, names, kept))
     else:
         of = Difference(_cut_weights(change.of.minuend, names, kept), _cut_weights(change.of.subtrahend, names, kept))
     cut = replace(change, of=of, rules=tuple(_renamed(rule, names) for rule in change.rules))

@@ -136,7 +136,7 @@ def open_added(spec: str | Path) -> AddOn:
         if (file := delta_file(place)) is not None:
             return read_sparse_delta(file, text, place if place.is_dir() else None)
     raise WeightopsError(
-        f"{text}: no {ADAPTER_CONFIG} and no {DELTA_FILE}; name a PEFT adapter or a sparse delta after the +"
+        f"{text}: no {ADAPTER_CONFIG} and no {DELTA_FILE} there; name a PEFT adapter or a sparse delta"
     )
 
 

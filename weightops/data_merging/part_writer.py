@@ -13,10 +13,9 @@ from ..engine.execute import allocate, compute
 from ..engine.jobs import BLOCK, Job
 from ..engine.plan import Plan, stored
 from ..engine.slices import Bytes, write_all
-from ..engine.tally import Tally, block_digest, combined_digest
+from ..engine.tally import Tally, block_digest, combined_digest, tensor_digest
 from ..errors import WeightopsError
 from ..io.staging import Staging
-from ..output.provenance import tensor_digest
 from .sampled_model import MergedParts
 
 

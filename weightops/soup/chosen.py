@@ -54,10 +54,11 @@ class Soup:
 
     @property
     def beaten_by(self) -> Scored | None:
-        """The control that is better than the chosen candidate, if there is one."""
+        """The control that scores best, if it is better than the choice: on the data to report, where there are any."""
         metric = self.plan.metric
         sign = -1 if metric is None or metric.higher_is_better else 1
-        ahead = [one for one in self.controls if sign * one.score < sign * self.score]
+        controls, choice = (self.reported[:-1], self.reported[-1]) if self.reported else (self.controls, self.chosen)
+        ahead = [one for one in controls if sign * one.score < sign * choice.score]
         return min(ahead, key=lambda one: sign * one.score, default=None)
 
     def to_json(self) -> dict[str, Any]:

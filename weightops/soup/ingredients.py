@@ -15,16 +15,16 @@ from ..algebra.checkpoint import Checkpoint, sources
 from ..algebra.opening import open_all
 from ..engine.execute import default_threads
 from ..engine.plan import canonical
+from ..engine.tally import tensor_digest
 from ..errors import Message, Remedy, WeightopsError
-from ..io.adapter import Adapter
 from ..io.folder import read_json
+from ..io.opened import Source
 from ..io.progress import Progress
 from ..io.safetensors import StoredTensor
 from ..io.tokenizer import SETTINGS, TEMPLATE, TOKENIZER, tokenizer_files
-from ..io.weights import Weights
 from ..merge.build import Built, Options, build
 from ..merge.config.reading import parse
-from ..output.provenance import content, stored_in, tensor_digest
+from ..output.provenance import content, stored_in
 from ..output.save import carried_files
 from .candidate import Candidate
 
@@ -97,7 +97,7 @@ class Ingredients:
                 notes.append(f"{name}: the same model as {first}")
         return notes
 
-    def _digests(self) -> dict[Weights | Adapter, str]:
+    def _digests(self) -> dict[Source, str]:
         """The content digest of each source, computed by several threads."""
         all_sources = list(dict.fromkeys(one for model in self.opened.values() for one in sources(model)))
         tensors = list(dict.fromkeys(tensor for one in all_sources for tensor in stored_in(one)))

@@ -16,7 +16,7 @@ from . import runs
 PAGE = Path(__file__).parents[2] / "docs" / "guard.md"
 NAMES = ("training", "composing", "verdicts", "streaming")
 COLOURS = {"full": "#D55E00", "prefix": "#0072B2", "streaming": "#CC79A7", "offline": "#009E73", "ink": "#444444"}
-"""Told apart by every eye (Okabe and Ito)."""
+"""A palette that colour-blind people can tell apart too (Okabe and Ito)."""
 
 
 def write(work: Path, seeds: Sequence[int], page: Path = PAGE) -> None:

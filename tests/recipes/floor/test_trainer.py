@@ -17,6 +17,7 @@ from stateful_objective import Seen
 from tiny_chat import write_chat_model
 from transformers import AutoModelForCausalLM
 
+import weightops as wo
 from weightops.algebra.loading import load
 from weightops.errors import WeightopsError
 from weightops.recipes.data.packing import pack
@@ -44,6 +45,7 @@ def ragged(number):
 
 
 ROWS = ragged(24)
+NAME = "model.layers.0.mlp.up_proj.weight"
 SHORT = Training(lr=1e-2, epochs=1, precision="fp32", save_dtype="float32", checkpoint_every=0)
 
 
@@ -76,6 +78,20 @@ def test_training_lowers_the_loss_and_moves_only_what_is_not_frozen(chat_model, 
     moved = {name for name in before if not torch.equal(before[name].float(), after[name])}
     assert moved == {name for name in before if name.endswith("_proj.weight")}
     assert sorted(path.name for path in tmp_path.iterdir()) == ["out"]  # no checkpoints left behind
+
+
+@pytest.mark.parametrize("update", [Full(), Lora(rank=2)])
+def test_kept_checkpoints_can_be_averaged_and_the_last_is_the_output(chat_model, tmp_path, update):
+    keeping = replace(SHORT, update=update, checkpoint_every=1, keep_checkpoints=True)
+    trained(chat_model, tmp_path / "out", keeping)
+    kept = sorted((tmp_path / "out").glob("checkpoint-*"))
+    assert [each.name for each in kept] == ["checkpoint-1", "checkpoint-2", "checkpoint-3"]
+    models = [wo.open(each) if update.whole else wo.open(chat_model) + wo.open_adapter(each) for each in kept]
+    out = wo.open(tmp_path / "out") if update.whole else wo.open(chat_model) + wo.open_adapter(tmp_path / "out")
+    average, expected = wo.average(models), sum(model.tensor(NAME).float() for model in models) / 3
+    assert torch.equal(models[-1].tensor(NAME), out.tensor(NAME))
+    torch.testing.assert_close(average.tensor(NAME).float(), expected, rtol=0.01, atol=0.001)
+    assert (kept[-1] / "tokenizer_config.json").exists()  # so an average has it, too
 
 
 def test_the_same_seed_gives_the_same_bytes_and_another_seed_others(chat_model, tmp_path):

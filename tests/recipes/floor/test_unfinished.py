@@ -50,6 +50,19 @@ def test_a_training_replaces_a_training_and_leaves_nothing_beside_it(tmp_path):
     assert tiny.files_of(tmp_path) == {"out/training.json": b"{}"}
 
 
+def test_complete_checkpoints_are_kept_in_the_output_where_that_is_wanted(tmp_path):
+    unfinished = Unfinished(tmp_path / "out", "stamp", True, keeps=True)
+    with only_training(tmp_path / "out"):
+        unfinished.begin()
+        for step, state in ((2, "{}"), (4, "{}"), (6, '{"epoch"')):  # the last was being written
+            (unfinished.folder / f"checkpoint-{step}").mkdir()
+            (unfinished.folder / f"checkpoint-{step}" / "trainer_state.json").write_text(state)
+        with unfinished.finish() as folder:
+            (folder / "training.json").write_text("{}")
+    states = {f"out/checkpoint-{step}/trainer_state.json" for step in (2, 4)}
+    assert tiny.files_of(tmp_path).keys() == {"out/training.json", *states}
+
+
 def test_an_output_that_appeared_meanwhile_is_kept_without_overwrite(tmp_path):
     finish(tmp_path / "out")
     with pytest.raises(WeightopsError, match="exists already"):

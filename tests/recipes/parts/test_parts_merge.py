@@ -106,7 +106,10 @@ def test_a_merge_that_fails_leaves_the_output_that_was_there(again, monkeypatch)
         ({"merge": {"method": "ties", "space": "product"}}, "ties is not a linear combination of the updates"),
         ({"merge": {"method": "linear", "space": "factors", "rank": 2}}, "averaged at their own rank"),
         ({"merge": {"method": "linear", "rank": 0}}, "rank must be a whole number of at least 1, not 0"),
-        ({"merge": {"method": "linear", "rank": 4}, "whole": True}, "space and rank are for adapters, and these parts"),
+        (
+            {"merge": {"method": "linear", "rank": 4}, "whole": True},
+            "space and rank are for LoRA adapters, which these",
+        ),
         ({"merge": "ties"}, "merge: must be keys and values; found 'ties'"),
     ],
 )

@@ -29,6 +29,7 @@ from weightops.recipes.parts.disperse import Dispersal
 from weightops.recipes.routines.disperse_then_merge import DisperseThenMergeRecipe, run
 from weightops.recipes.updates.full import Full
 from weightops.recipes.updates.lora import Lora
+from weightops.recipes.updates.sparse import Sparse
 from weightops.rows.encode import encode
 
 
@@ -100,6 +101,19 @@ def test_the_merged_model_is_the_base_plus_the_mean_of_the_sub_models_changes(re
     assert set(done.measured) == {"base", "part 0", "part 1", "part 2", "merged"}
     assert done.measured["merged"] < done.measured["base"]
     assert not [path for path in tmp_path.iterdir() if path.name.startswith(".")]
+
+
+def test_sparse_parts_merge_as_the_deltas_that_they_are(recipe, tmp_path):
+    update = Sparse(0.05, select="random")
+    run(replace(recipe, training=replace(recipe.training, update=update)), tmp_path / "out")
+    base, merged = open_checkpoint(recipe.base), open_checkpoint(tmp_path / "out")
+    parts = [open_checkpoint(f"{recipe.base}+{tmp_path}/out-parts/part-{number}") for number in range(3)]
+    expected = base
+    for part in parts:
+        expected = expected + (1 / 3) * (part - base)
+    changed = [name for name in base.names if not torch.equal(merged.tensor(name), base.tensor(name))]
+    assert changed
+    assert all(torch.equal(merged.tensor(name), expected.tensor(name)) for name in base.names)
 
 
 def test_what_is_measured_is_the_loss_of_the_models_that_are_written(recipe, tmp_path):

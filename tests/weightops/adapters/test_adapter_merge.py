@@ -17,7 +17,7 @@ from safetensors.torch import load_file, save_file
 from tiny_adapters import assert_same_products, peft_adapter, products
 
 import weightops as wo
-from weightops.adapters.core_space import compressed, core_space, inner_products
+from weightops.adapters.core_space import CoreSpace, compressed, core_space, inner_products
 from weightops.adapters.factors import Factors, split
 from weightops.errors import WeightopsError
 from weightops.ops import methods
@@ -115,12 +115,31 @@ def dense(update: Factors | None, like: Factors) -> torch.Tensor:
     return torch.zeros_like(like.left @ like.right) if update is None else update.left @ update.right
 
 
+def in_full(space: CoreSpace, core: torch.Tensor) -> torch.Tensor:
+    """Core matrices as updates of the weight."""
+    return space.left @ core @ (space.right @ torch.eye(core.shape[-1], dtype=core.dtype)).T
+
+
+@given(st.integers(0, 2**32 - 1), st.floats(0, 7))
+@settings(deadline=None)
+def test_a_basis_is_orthonormal_however_dependent_the_factors_are(seed, digits):
+    """From the Gram matrix where it can be, from QR where columns are nearly dependent; the same subspace."""
+    draw = torch.Generator().manual_seed(seed)
+    vectors = torch.randn(40, 6, generator=draw, dtype=torch.float64)
+    vectors[:, 5] = vectors[:, 4] + 10**-digits * vectors[:, 5]
+    space = core_space([Factors(vectors, torch.eye(6, dtype=torch.float64))])
+    for basis in (space.left, space.right):
+        columns = basis @ torch.eye(6, dtype=torch.float64)
+        torch.testing.assert_close(columns.T @ columns, torch.eye(6, dtype=torch.float64), rtol=0, atol=1e-9)
+    torch.testing.assert_close(in_full(space, space.cores[0]), vectors, rtol=1e-12, atol=1e-12)
+
+
 @given(st.composite(updates)())
 @settings(deadline=None)
 def test_core_space_loses_nothing_and_keeps_inner_products(parts):
     space, one = core_space(parts), next(part for part in parts if part is not None)
     whole = torch.stack([dense(part, one) for part in parts])
-    torch.testing.assert_close(space.left @ space.cores @ space.right.T, whole, rtol=1e-9, atol=1e-9)
+    torch.testing.assert_close(in_full(space, space.cores), whole, rtol=1e-9, atol=1e-9)
     gram = torch.einsum("aij,bij->ab", whole, whole)
     torch.testing.assert_close(inner_products(parts), gram, rtol=1e-9, atol=1e-9)
     torch.testing.assert_close(torch.einsum("aij,bij->ab", space.cores, space.cores), gram, rtol=1e-9, atol=1e-9)
@@ -144,7 +163,7 @@ def test_a_cut_sum_is_the_best_approximation_and_its_factors_are_balanced(parts,
 def test_compression_does_not_see_how_an_update_is_split_into_factors(parts, rank, factor):
     moved = [None if part is None else Factors(part.left * factor, part.right / factor) for part in parts]
     one, two = (compressed(core_space(each), rank) for each in (parts, moved))
-    first, second = (each.left @ each.cores @ each.right.T for each in (one, two))
+    first, second = (in_full(each, each.cores) for each in (one, two))
     gaps = [torch.linalg.svdvals(core_space(parts).cores.transpose(0, 1).flatten(1)),
             torch.linalg.svdvals(core_space(parts).cores.flatten(0, 1))]  # fmt: skip
     for values in gaps:  # a subspace is only defined where the singular values at its edge differ
@@ -183,7 +202,7 @@ def test_ties_runs_on_the_core_matrices(make):
     merge = wo.merge_adapters([make("plain", 1), make("plain", 2)], method="ties", settings={"density": 0.4})
     target = merge.targets[0]
     space = core_space(merge._read(target))
-    wanted = space.left @ ties(space.cores, density=0.4) @ space.right.T
+    wanted = in_full(space, ties(space.cores, density=0.4))
     result = merge.update(target)
     torch.testing.assert_close(result.left @ result.right, wanted, rtol=1e-9, atol=1e-9)
 

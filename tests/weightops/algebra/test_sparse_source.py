@@ -138,6 +138,17 @@ def test_in_memory_as_on_disk(tmp_path):
     assert torch.equal(dict(loaded.named_parameters())[UP].data, wo.open(f"{model}+{delta}").tensor(UP))
 
 
+def test_a_model_with_a_delta_is_cut_as_the_model_that_it_makes(tmp_path):
+    model = tiny.transformer(tmp_path / "base", "llama", tied=False)
+    second = UP.replace("layers.0", "layers.1")
+    delta = delta_of(
+        tmp_path / "d.safetensors", model, {n: drawn(tiny.read(model)[n].shape, 0.1, 0) for n in (UP, second)}
+    )
+    tuned = wo.open(f"{model}+{delta}").save(tmp_path / "tuned", progress=False)
+    one, two = (wo.extract(spec, [1]) for spec in (f"{model}+{delta}", tuned))
+    assert torch.equal(one.tensor(UP), two.tensor(UP))
+
+
 def test_ties_of_a_delta_equals_ties_of_the_model_that_it_makes(base, tmp_path):
     shape = tiny.read(base)[UP].shape
     replaced = {UP: (drawn(shape, 0.3, 1)[0], drawn(shape, 0.3, 1)[1].bfloat16())}

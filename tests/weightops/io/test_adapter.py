@@ -291,7 +291,7 @@ def test_the_base_of_an_adapter_is_no_adapter(base, tmp_path):
 
 def test_after_the_plus_stands_an_adapter(base, tmp_path):
     folder, _ = adapter(base, tmp_path / "lora", r=2, target_modules=["q_proj"])
-    with pytest.raises(WeightopsError, match="name a PEFT adapter or a sparse delta after the \\+"):
+    with pytest.raises(WeightopsError, match="name a PEFT adapter or a sparse delta"):
         wo.open(f"{base}+{base}")
     (folder / "adapter_model.safetensors").unlink()
     with pytest.raises(WeightopsError, match="adapter_model.safetensors is missing"):

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import pytest
 import torch
+from early_exits import PLAIN_STACKS, PROMPTS, Numbers, model_of
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tests.support.early_exits import PLAIN_STACKS, PROMPTS, Numbers, model_of
 from weightops.errors import WeightopsError
 from weightops.sorted.generate import ConfidentExits, Plain, SelfSpeculative, generate, head_in_layers
 from weightops.sorted.sampling import Sampling

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 import torch
+from early_exits import PLAIN_STACKS, model_of
 
-from tests.support.early_exits import PLAIN_STACKS, model_of
 from weightops.errors import WeightopsError
 from weightops.sorted.layer_ranges import LayerRanges, RangeCache
 

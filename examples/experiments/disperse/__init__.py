@@ -1,0 +1,1 @@
+"""Disperse, then merge: what ``docs/disperse-then-merge.md`` shows."""
