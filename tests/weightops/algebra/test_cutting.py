@@ -7,6 +7,7 @@ import json
 import pytest
 import tiny_models as tiny
 import torch
+from sparse_files import delta_of, drawn
 
 import weightops as wo
 from weightops.algebra.loading import load
@@ -68,6 +69,17 @@ def test_a_cut_of_a_base_with_an_adapter_is_the_cut_of_their_sum(folders, tmp_pa
     assert all(tiny.same_bytes(cut.tensor(name), expected[name]) for name in expected)
     out = cut.save(tmp_path / "cut", progress=False)
     assert "`" + str(adapter) + "`" in (out / "README.md").read_text()
+
+
+@pytest.mark.parametrize("semantics", ["add", "replace"])
+def test_a_cut_of_a_base_with_a_sparse_delta_is_the_cut_of_their_sum(folders, tmp_path, semantics):
+    draws = {f"model.layers.{layer}.mlp.up_proj.weight": drawn((32, 16), 0.1, layer) for layer in range(LAYERS)}
+    changed = {name: (at, new.bfloat16() if semantics == "replace" else new) for name, (at, new) in draws.items()}
+    both = f"{folders[0]}+{delta_of(tmp_path / 'delta.safetensors', folders[0], changed, semantics=semantics)}"
+    cut, whole = wo.extract(both, KEPT), wo.open(both)
+    expected = named({name: whole.tensor(name) for name in whole.names})
+    assert all(tiny.same_bytes(cut.tensor(name), expected[name]) for name in expected)
+    assert cut.plan().problems == ()
 
 
 @pytest.mark.parametrize("kept", [[0, 1, 2], KEPT])
