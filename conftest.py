@@ -13,7 +13,9 @@ def _models_of_examples(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
     folder = tmp_path_factory.mktemp("examples")
     for seed, name in enumerate(("base", "guard", "target")):
-        tiny_models.write(folder / name, tiny_models.llama(seed))
+        tiny_models.write(
+            folder / name, tiny_models.llama(seed), config={"model_type": "llama", "num_hidden_layers": 2}
+        )
     return folder
 
 

@@ -25,7 +25,8 @@ if TYPE_CHECKING:
 
 @click.command("merge-with-data")
 @click.argument("models", nargs=-1, metavar="MODEL=DATA...")
-@click.option("--method", type=click.Choice(["regmean", "fisher"]), default="regmean", show_default=True)
+@click.option("--method", type=click.Choice(["regmean", "fisher"]), default="regmean", show_default=True,
+              help="regmean: by the inputs of each layer; fisher: by squared gradients.")  # fmt: skip
 @click.option("--weights", metavar="N,N,...", help="How much each model counts.  [default: equally]")
 @click.option("--rows", type=click.IntRange(min=1), default=64, show_default=True, help="Most rows of each DATA.")
 @click.option(

@@ -26,7 +26,7 @@ def command() -> None:
     """
 
 
-@command.command("bench")
+@command.command("bench", short_help="Compare ways to decode, and name the fastest.")
 @click.argument("model", type=SourceType())
 @click.option("--prompts", "files", type=click.Path(path_type=Path), multiple=True, required=True,
               help="Rows with prompt, messages or text: JSON Lines (.gz too) or Parquet; - is stdin.")  # fmt: skip

@@ -43,7 +43,7 @@ def command() -> None:
     """
 
 
-@command.command("extract")
+@command.command("extract", short_help="Keep the largest entries of TUNED - BASE as a file.")
 @click.argument("base", type=SourceType())
 @click.argument("tuned", type=SourceType())
 @click.option("--density", type=click.FloatRange(0, 1, min_open=True), help="Share of the entries to keep.")
@@ -105,7 +105,7 @@ def apply(base: str, delta: str, output: Output) -> None:
     _write(made, package(made), output)
 
 
-@command.command("revert")
+@command.command("revert", short_help="Take DELTA off a model again: its base.")
 @click.argument("model", type=SourceType())
 @click.argument("delta", type=click.Path())
 @output_options
@@ -123,7 +123,7 @@ def revert(model: str, delta: str, output: Output) -> None:
     _write(*reverted(model, delta), output)
 
 
-@command.command("info")
+@command.command("info", short_help="Show what DELTA holds.")
 @click.argument("delta", type=click.Path())
 @json_option
 def info(delta: str, as_json: bool) -> None:
@@ -155,7 +155,7 @@ def info(delta: str, as_json: bool) -> None:
     click.echo(f"{can} be reverted{'' if opened.revertible else ': it does not hold the entries of its base'}")
 
 
-@command.command("merge")
+@command.command("merge", short_help="Merge DELTAS of one base into one.")
 @click.argument("deltas", nargs=-1, type=click.Path())
 @click.option(
     "--method",
@@ -203,7 +203,7 @@ def merge(
     _print_delta(out, merged.operands[0].about.base or "BASE", as_json=as_json)
 
 
-@command.command("export")
+@command.command("export", short_help="Write DELTA as an adapter that PEFT loads.")
 @click.argument("delta", type=click.Path())
 @click.option("--to", type=click.Choice(["peft"]), default="peft", show_default=True, help="Another program's format.")
 @click.option("--out", type=click.Path(path_type=Path), required=True, help="Folder to write.")
@@ -229,7 +229,7 @@ def export(delta: str, to: str, out: Path, overwrite: bool, as_json: bool) -> No
     print_next(["sparse", "import", str(out), "--out", "DELTA.safetensors"])
 
 
-@command.command("import")
+@command.command("import", short_help="Read a sparse PEFT adapter as a delta.")
 @click.argument("adapter", type=click.Path(path_type=Path))
 @click.option("--base", type=SourceType(), help="The model that it is for.  [default: the one that it names]")
 @delta_out

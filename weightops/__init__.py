@@ -81,7 +81,8 @@ _HOMES = {
 def __dir__() -> list[str]:
     """The public names, and every merge method of task vectors."""
     registry = importlib.import_module(".ops", __name__)
-    return sorted({*__all__, *(method.name for method in registry.methods() if method.takes == "deltas")})
+    # Not sorted(): once weightops.sorted is imported, that name is a module here. dir() sorts.
+    return list({*__all__, *(method.name for method in registry.methods() if method.takes == "deltas")})
 
 
 def __getattr__(name: str) -> Any:

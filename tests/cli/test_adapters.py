@@ -73,7 +73,7 @@ def test_a_dry_run_writes_nothing_and_says_what_is_in_the_way(parts, tmp_path):
     [
         (["--method", "ties", "--space", "product"], "--space core"),
         (["--method", "karcher"], "choose another --method"),
-        (["--weights", "tokens"], "give the counts themselves as --weights"),
+        (["--weights", "tokens"], "give the --weights yourself"),
         (["--set", "density"], "'density' is not KEY=VALUE"),
         (["--set", "densty=1", "--method", "ties"], "did you mean 'density'?"),
         (["--weights", "1,x"], "weights '1,x'"),

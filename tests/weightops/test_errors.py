@@ -76,11 +76,19 @@ def test_no_message_below_the_command_line_names_an_option():
 
 
 #: Options of other programs that weightops runs or names.
-_FOREIGN = ("--random-seed", "pip install --no-deps", "--trust-remote-code")
+_FOREIGN = (
+    *("--random-seed", "pip install --no-deps", "--trust-remote-code", "ray start --head"),
+    *("--main_process_port", "--config_file", "--num_machines", "--num_processes", "--multi_gpu"),  # accelerate launch
+)
 
 
 def _spoken(tree):
-    """Every string constant but docstrings, and but those that name another program's options."""
+    """Every string constant but docstrings, examples of commands, and those that name another program's options."""
+    examples = {
+        id(node.value)
+        for node in ast.walk(tree)
+        if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name) and node.target.id == "example"
+    }
     docstrings = {
         id(node.body[0].value)
         for node in ast.walk(tree)
@@ -89,6 +97,8 @@ def _spoken(tree):
         and isinstance(node.body[0], ast.Expr)
     }
     for node in ast.walk(tree):
-        spoken = isinstance(node, ast.Constant) and isinstance(node.value, str) and id(node) not in docstrings
+        spoken = (
+            isinstance(node, ast.Constant) and isinstance(node.value, str) and id(node) not in docstrings | examples
+        )
         if spoken and not any(option in node.value for option in _FOREIGN):
             yield node

@@ -76,7 +76,7 @@ def test_faults_of_an_adapter_are_said_by_line_in_either_spelling(tmp_path):
     both = GUARD + "training:\n  update: full\n  lora: {rank: 1}\n"
     assert "keep one of them" in problems(tmp_path, both)[0]
     text = GUARD + "training: {update: lore}\n"
-    assert problems(tmp_path, text) == ["5: training.update: no update 'lore'; available: full, lora"]
+    assert problems(tmp_path, text) == ["5: training.update: no update 'lore'; available: full, lora, sparse"]
     assert "5: training.update: must be a name or keys and values; found None" in problems(
         tmp_path, GUARD + "training: {update: null}\n"
     )
