@@ -22,6 +22,7 @@ from ..io.safetensors import StoredTensor
 from . import kernels
 from .exact_reads import read_exactly
 from .jobs import BLOCK, Input, Job, LowRank, Scattered
+from .low_rank_kernel import low_rank
 from .scatter import add_entries
 from .slices import factor, nonfinite
 
@@ -206,7 +207,7 @@ class Blocks:
         out = np.empty(end - begin, np.float32)
         if isinstance(operand, LowRank):
             left, right = factor(operand.left, self._files), factor(operand.right, self._files)
-            kernels.low_rank(left, right, operand.scale, operand.transposed, begin, out)
+            low_rank(left, right, operand.scale, operand.transposed, begin, out)
         else:
             out[:] = self._read_rows(operand, 0, operand.shape[0]).reshape(-1)[begin:end]
         return out

@@ -227,37 +227,6 @@ def squared_norm(
 
 
 @jit
-def low_rank(left: Any, right: Any, scale: float, transposed: bool, lo: int, out: Any) -> None:
-    """Elements lo.. (flat) of scale * left @ right, or of its transpose, in fp32.
-
-    The sum over the rank runs in order for every element, so that the result does not depend on the slice.
-
-    Args:
-        left: [rows, rank], fp32. right: [rank, columns], fp32.
-        out: [count], fp32; filled.
-    """
-    rank = left.shape[1]
-    width = left.shape[0] if transposed else right.shape[1]
-    j = 0
-    while j < len(out):
-        row, column = (lo + j) // width, (lo + j) % width
-        n = min(width - column, len(out) - j)
-        out[j : j + n] = 0.0
-        for r in range(rank):
-            if transposed:
-                factor = right[r, row]
-                for i in range(n):
-                    out[j + i] += factor * left[column + i, r]
-            else:
-                factor = left[row, r]
-                for i in range(n):
-                    out[j + i] += factor * right[r, column + i]
-        for i in range(n):
-            out[j + i] *= scale
-        j += n
-
-
-@jit
 def _widen_row(code: int, raw: Any, values: Any) -> None:
     for lo in range(0, len(values), _TILE):
         part = values[lo : lo + _TILE]

@@ -16,6 +16,7 @@ from ..io.safetensors import StoredTensor
 from . import kernels
 from .exact_reads import read_exactly
 from .jobs import Job, JobSlice, LowRank, Measure, Operand, Patch, Scattered, Term, dtype_of
+from .low_rank_kernel import low_rank
 from .scatter import overwrite, scattered_row
 
 Bytes = npt.NDArray[np.uint8]
@@ -234,7 +235,7 @@ def _read_operand(operand: StoredTensor | LowRank, piece: JobSlice, row: Bytes, 
     if isinstance(operand, LowRank):
         left, right = (factor(stored, files) for stored in (operand.left, operand.right))
         out = row.view(np.float32)[: piece.end - piece.begin]
-        kernels.low_rank(left, right, operand.scale, operand.transposed, piece.begin, out)
+        low_rank(left, right, operand.scale, operand.transposed, piece.begin, out)
         return
     size = dtypes.itemsize(operand.dtype)
     begin, end = min(piece.begin, operand.count), min(piece.end, operand.count)
