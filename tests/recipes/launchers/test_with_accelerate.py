@@ -48,7 +48,9 @@ def test_each_part_is_trained_by_two_processes_and_one_that_is_killed_is_named_w
     assert max(most) == 2
     first, second = json.loads((parts / "report.json").read_text())["parts"]
     log = re.escape(str(parts / ".part-1.run" / "log"))
-    assert re.match(rf"part 1 of 0 to 1: its processes ended with exit code 1; {log} ends: .+", second["problem"])
+    # Which comes first is chance: the end of the killed process, or what the other one says of its lost connection.
+    ended = rf"its processes ended with exit code 1; {log} ends: .+|RuntimeError: .*"
+    assert re.match(f"part 1 of 0 to 1: ({ended})", second["problem"])
     assert (first["share_of_merge"], second["share_of_merge"]) == (1.0, 0.0)
     assert not workers_of(parts / ".part-1.run" / "job.json")
     run(replace(recipe, launch=InThisProcess()), tmp_path / "alone")
