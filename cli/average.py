@@ -27,7 +27,7 @@ from weightops.errors import Message, Remedy, WeightopsError
     type=click.Choice(["linear", "cosine", "1-sqrt", "uniform"]),
     default="linear",
     show_default=True,
-    help="The learning-rate decay that the average stands for; uniform is the plain mean, the same as linear.",
+    help="The learning-rate decay that the average replaces; uniform is the plain mean, the same as linear.",
 )
 @dtype_option
 @shard_size_option

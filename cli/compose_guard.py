@@ -46,8 +46,8 @@ if TYPE_CHECKING:
 @click.option(
     "--labels",
     metavar="SAFE,UNSAFE",
-    help="Label words whose rows in the embedding and the head are copied from the guard; one word of its "
-    "guard.json stands for both.",
+    help="Label words whose rows in the embedding and the head are copied from the guard; "
+    "one word of its guard.json selects both.",
 )
 @click.option(
     "--sparse",

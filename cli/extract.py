@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from weightops.cli.options import (
+    MOST_LAYERS,
+    LayersType,
     Output,
     SourceType,
     command_line,
@@ -33,22 +35,6 @@ if TYPE_CHECKING:
 
 _PLACE = "{layers}"
 """In ``--out``: replaced by the number of layers."""
-_MOST = 10_000
-"""Highest number of a layer."""
-
-
-class CountsType(click.ParamType):  # type: ignore[type-arg]
-    """Numbers of layers to keep: ``18`` or ``12,18,24``."""
-
-    name = "layers"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[int, ...]:
-        if isinstance(value, tuple) or (ctx is not None and ctx.resilient_parsing):
-            return value  # type: ignore[no-any-return]
-        words = value.split(",")
-        if not all(word.strip().isdecimal() and len(word) <= len(str(_MOST)) for word in words):
-            self.fail(f"{value!r} is not a number of layers, or several with commas between them: 12,18,24", param, ctx)
-        return tuple(dict.fromkeys(int(word) for word in words))
 
 
 class NumbersType(click.ParamType):  # type: ignore[type-arg]
@@ -63,7 +49,7 @@ class NumbersType(click.ParamType):  # type: ignore[type-arg]
         for run in value.split(","):
             first, dash, last = run.strip().partition("-")
             ends = [first, last if dash else first]
-            if not all(end.isdecimal() and int(end[:6]) <= _MOST for end in ends) or int(ends[0]) > int(ends[1]):
+            if not all(end.isdecimal() and int(end[:6]) <= MOST_LAYERS for end in ends) or int(ends[0]) > int(ends[1]):
                 self.fail(f"{run!r} is not a layer or a run of layers; write for example 0-11,20-29", param, ctx)
             numbers += range(int(ends[0]), int(ends[1]) + 1)
         return tuple(numbers)
@@ -89,7 +75,11 @@ class _Child:
 
 @click.command("extract")
 @click.argument("model", type=SourceType())
-@click.option("--layers", type=CountsType(), help="Keep this many layers; several models: 12,18,24.")
+@click.option(
+    "--layers",
+    type=LayersType("a number of layers, or several with commas between them: 12,18,24"),
+    help="Keep this many layers; several models: 12,18,24.",
+)
 @click.option("--keep", type=NumbersType(), help="Keep these layers, counted from 0: 0-11,20-29.")
 @click.option(
     "--select",

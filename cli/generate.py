@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from weightops.cli.options import SourceType, json_option, trust_option
+from weightops.cli.options import LayersType, SourceType, json_option, trust_option
 from weightops.cli.printing import print_json
 from weightops.errors import Message, Remedy, WeightopsError
 
@@ -16,19 +16,7 @@ if TYPE_CHECKING:
     from weightops.sorted.generate import Generated, Method
 
 
-class ExitsType(click.ParamType):  # type: ignore[type-arg]
-    """Layers separated by commas, such as ``12,18,24``."""
-
-    name = "layers"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[int, ...]:
-        """The layers as numbers."""
-        if isinstance(value, tuple):
-            return value
-        try:
-            return tuple(int(layer) for layer in value.split(","))
-        except ValueError:
-            self.fail(f"{value!r} is not a list of layers such as 12,18,24", param, ctx)
+EXITS = LayersType("a list of layers such as 12,18,24")
 
 
 class ThresholdsType(click.ParamType):  # type: ignore[type-arg]
@@ -52,7 +40,7 @@ class ThresholdsType(click.ParamType):  # type: ignore[type-arg]
 @click.option("--prompts", "files", type=click.Path(path_type=Path), multiple=True,
               help="Rows with prompt, messages or text: JSON Lines (.gz too) or Parquet; - is stdin.")  # fmt: skip
 @click.option("--max-tokens", type=click.IntRange(min=1), default=128, show_default=True, help="Most tokens to write.")
-@click.option("--exits", type=ExitsType(), default=(),
+@click.option("--exits", type=EXITS, default=(),
               help="Layers to draft from, such as 12 or 9,12,18.  [default: eight, evenly spaced]")  # fmt: skip
 @click.option("--draft", type=click.IntRange(min=1),
               help="Tokens in a draft; needs one exit.  [default: chosen while decoding]")  # fmt: skip

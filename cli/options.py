@@ -52,6 +52,28 @@ class SizeType(click.ParamType):  # type: ignore[type-arg]
             self.fail(str(error), param, ctx)
 
 
+#: Highest number of a layer.
+MOST_LAYERS = 10_000
+
+
+class LayersType(click.ParamType):  # type: ignore[type-arg]
+    """Numbers of layers with commas between them, each once, in the order given: ``12,18,24``."""
+
+    name = "layers"
+
+    def __init__(self, described: str) -> None:
+        """``described``: what another text is not, for the error."""
+        self.described = described
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[int, ...]:
+        if isinstance(value, tuple) or (ctx is not None and ctx.resilient_parsing):
+            return value  # type: ignore[no-any-return]
+        words = value.split(",")
+        if not all(word.strip().isdecimal() and len(word) <= len(str(MOST_LAYERS)) for word in words):
+            self.fail(f"{value!r} is not {self.described}", param, ctx)
+        return tuple(dict.fromkeys(int(word) for word in words))
+
+
 @dataclass(frozen=True)
 class Output:
     """Where and how a command writes."""

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from weightops.cli.generate import ExitsType
+from weightops.cli.generate import EXITS
 from weightops.cli.groups import SuggestingGroup
 from weightops.cli.options import SourceType, json_option, trust_option
 from weightops.cli.printing import print_json, print_next, table
@@ -30,7 +30,7 @@ def command() -> None:
 @click.argument("model", type=SourceType())
 @click.option("--prompts", "files", type=click.Path(path_type=Path), multiple=True, required=True,
               help="Rows with prompt, messages or text: JSON Lines (.gz too) or Parquet; - is stdin.")  # fmt: skip
-@click.option("--exits", type=ExitsType(), default=(),
+@click.option("--exits", type=EXITS, default=(),
               help="Exits to try, such as 9,12,18.  [default: four, evenly spaced]")  # fmt: skip
 @click.option("--max-prompts", type=click.IntRange(min=1), default=8, show_default=True, help="Prompts to decode.")
 @click.option("--max-tokens", type=click.IntRange(min=1), default=64, show_default=True, help="Tokens for each.")

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from weightops.anatomy.groups import before_layers, group_of
-from weightops.anatomy.layers import main_stack
+from weightops.anatomy.layers import layer_list
 from weightops.errors import WeightopsError
 
 _PROBE = 8
@@ -101,12 +101,10 @@ def find_exits(model: Any) -> ExitLayers:
     Raises:
         WeightopsError: no single stack of layers, no norm behind it, or a head that does more than is known here.
     """
-    config = model.config.get_text_config(decoder=True)
-    stack = main_stack(model.state_dict().keys(), getattr(config, "num_hidden_layers", None))
-    kind = type(model).__name__
-    if stack is None:
+    place, kind = layer_list(model), type(model).__name__
+    if place is None:
         raise WeightopsError(f"{kind}: has no single stack of layers to leave early; train it with another objective")
-    path, _, attribute = stack.rstrip(".").rpartition(".")
+    path, _, attribute = place.rpartition(".")
     decoder = model.get_submodule(path)
     norms = [name for name, _ in decoder.named_children() if _is_final_norm(f"{path}.{name}.weight")]
     if len(norms) != 1:

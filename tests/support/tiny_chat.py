@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,12 @@ def write_chat_model(folder: Path) -> Path:
     LlamaForCausalLM(config).to(torch.bfloat16).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return folder
+
+
+def ragged_rows(number: int) -> list[dict[str, list[int]]]:
+    """Rows of very unlike length: where a mean of means is taken, short ones weigh too much."""
+    draw = random.Random(0)
+    return [{"input_ids": draw.choices(range(3, 250), k=draw.choice([3, 4, 30]))} for _ in range(number)]
 
 
 def tiny_tokenizer() -> Any:

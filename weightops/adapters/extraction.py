@@ -16,7 +16,7 @@ from torch import Tensor
 
 from .. import dtypes
 from ..algebra.checkpoint import Checkpoint, Delta, sources
-from ..algebra.opening import open_all
+from ..algebra.opening import not_plain, open_all
 from ..anatomy.config_keys import ties_embeddings
 from ..anatomy.groups import GROUPS, group_of
 from ..errors import Message, Remedy, WeightopsError, short
@@ -144,10 +144,8 @@ class Extraction:
 
     def misfits(self) -> list[str]:
         """What makes an extraction impossible."""
-        if self.base.delta.changes:
-            return [
-                f"{self.base.spec}: an adapter needs a plain model as its base; save this one first and name its folder"
-            ]
+        if problem := not_plain(self.base, "an adapter"):
+            return [problem]
         if not set(self.base.names) & set(self.tuned.names):
             return [
                 f"{self.base.spec} and {self.tuned.spec} have no tensor name in common; is one tuned from the other?"

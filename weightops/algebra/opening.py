@@ -197,6 +197,13 @@ def base_of_adapter(folder: Path, spec: str) -> str:
     raise WeightopsError(f"{spec}: a {kind}, not a model, and its {where} {names}; write BASE+{spec}")
 
 
+def not_plain(base: Checkpoint, what: str) -> str | None:
+    """Why a checkpoint cannot be the base of ``what`` ("an adapter"): it is a sum; ``None`` if it is a model."""
+    if not base.delta.changes:
+        return None
+    return f"{base.spec}: {what} needs a plain model as its base; save this one first and name its folder"
+
+
 def is_added(place: Path) -> bool:
     """Whether a path holds an adapter or a sparse delta, and no model."""
     if place.is_dir() and is_adapter(place):

@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Any
 
 _LAYER = re.compile(
     r"(?:^|\.)(?:layers|h|blocks|block|blk|layer|encoders|encoder_layers|self_attends|albert_layer_groups"
@@ -87,6 +88,17 @@ def main_stack(names: Iterable[str], layers: int | None = None) -> str | None:
     fitting = {stack: length for stack, length in text.items() if length == layers} or text
     longest = [stack for stack, length in fitting.items() if length == max(fitting.values())]
     return longest[0] if len(longest) == 1 else None
+
+
+def layer_list(model: Any) -> str | None:
+    """The name of the list of layers among the modules of a model that transformers has loaded: ``model.layers``.
+
+    Returns:
+        ``None`` if there is no single stack of text layers.
+    """
+    config = model.config.get_text_config(decoder=True)
+    stack = main_stack(model.state_dict().keys(), getattr(config, "num_hidden_layers", None))
+    return stack and stack.rstrip(".")
 
 
 def module_names(keys: Iterable[str], names: Iterable[str]) -> dict[str, list[str]]:

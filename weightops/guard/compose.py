@@ -124,7 +124,7 @@ def compose_guard(
         include: Regular expressions that replace the default choice (all tensors but embeddings, norms and head).
         exclude: Regular expressions of names to leave out.
         labels: Label words whose embedding and head rows are copied from the guard, as a list or with commas between.
-            One word of the guard's ``guard.json`` stands for both.
+            One word of the guard's ``guard.json`` selects both.
         command: The command line, for the model card.
 
     Raises:

@@ -10,11 +10,10 @@ from tempfile import TemporaryDirectory
 
 from ..algebra.changes import Change
 from ..algebra.checkpoint import Checkpoint, Delta
-from ..io.output_lock import OutputLock
-from ..io.replacing import check_place, put_in_place, recover
-from ..io.sparse_delta import FILE, read_sparse_delta
+from ..io.output_lock import new_output
+from ..io.replacing import check_place
+from ..io.sparse_delta import FILE, made_by, read_sparse_delta
 from ..sparse.top_entries import SparseExtraction, sparse_part
-from ..version import __version__
 from .card import NAME as GUARD_CARD
 from .card import card_folder
 from .compose import scope_of
@@ -44,16 +43,9 @@ def save_sparse_vector(
     out = Path(out)
     vector = _vector(guard, base, density, include, exclude, command)
     check_place(out, overwrite=overwrite)
-    with OutputLock(out) as lock:
-        new, aside = lock.folder / "model", lock.folder / "displaced"
-        recover(lock.out, aside)
-        lock.sweep()
-        try:
-            new.mkdir()
-            _write(vector, guard, new)
-            put_in_place(new, lock.out, aside, overwrite=overwrite)
-        finally:
-            lock.sweep()
+    with new_output(out, "model", overwrite=overwrite) as folder:
+        folder.mkdir()
+        _write(vector, guard, folder)
     return out
 
 
@@ -93,7 +85,7 @@ def _vector(
         "kind": "guard vector", "guard": guard.spec, "base": base.spec, "density": density, "include": list(include),
         "exclude": list(exclude),
     }  # fmt: skip
-    made = {"weightops": __version__, "recipe": recipe, **({"command": command} if command else {})}
+    made = made_by(recipe, command)
     return sparse_part(base, (guard - base).only(scope.applies), density, "per-tensor", made=made)
 
 

@@ -6,11 +6,12 @@ import errno
 import fcntl
 import os
 import shutil
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from ..errors import Message, Remedy, WeightopsError
-from .replacing import private_folder
+from .replacing import private_folder, put_in_place, recover, refusal
 
 _LOCK = "lock"
 
@@ -78,6 +79,32 @@ def remove(path: Path) -> None:
         shutil.rmtree(path, ignore_errors=True)
     else:
         path.unlink()
+
+
+@contextmanager
+def new_output(
+    out: Path, name: str, *, overwrite: bool, why_not: Callable[[Path], str | None] = refusal
+) -> Iterator[Path]:
+    """A path to write an output to, which takes the output's place when the block ends well; else nothing is left.
+
+    Args:
+        out: The output.
+        name: Of the path, in the hidden folder beside the output. Nothing is there yet.
+        overwrite: Whether to replace what is there.
+        why_not: See :func:`.replacing.check_place`.
+
+    Raises:
+        WeightopsError: another process writes the output, or it exists and is not replaced.
+    """
+    with OutputLock(out) as lock:
+        aside = lock.folder / "displaced"
+        recover(lock.out, aside)
+        lock.sweep()
+        try:
+            yield lock.folder / name
+            put_in_place(lock.folder / name, lock.out, aside, overwrite=overwrite, why_not=why_not)
+        finally:
+            lock.sweep()
 
 
 def open_private(path: Path, flags: int) -> int:

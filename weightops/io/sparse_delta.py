@@ -20,6 +20,7 @@ import numpy.typing as npt
 
 from .. import dtypes
 from ..errors import Message, Remedy, WeightopsError, attempt_all, short
+from ..version import __version__
 from .folder import parse_json
 from .replacing import DELTA
 from .safetensors import MOST_DIMENSIONS, Header, StoredTensor, read_header
@@ -57,6 +58,16 @@ class DeltaMetadata:
     semantics: Semantics
     base: str | None = None
     made: Mapping[str, Any] = field(default_factory=dict)
+
+
+def made_by(recipe: Mapping[str, Any], command: str | None = None) -> dict[str, Any]:
+    """How a delta file was made, for :attr:`DeltaMetadata.made`.
+
+    Args:
+        recipe: The settings, as JSON values.
+        command: The command line, if there was one.
+    """
+    return {"weightops": __version__, "recipe": recipe, **({"command": command} if command else {})}
 
 
 @dataclass(frozen=True)
@@ -105,7 +116,7 @@ class SparseDelta:
         tensors: The changed tensors, by name.
         folder: The folder whose small files belong to it; ``None`` for a file that is named alone.
         base: The model that it was opened with, as in ``BASE+FILE``; only there do its digests have to fit.
-        reverts: It was turned round (:func:`reverting`): it goes on what it made, and gives the base back.
+        reverts: It was inverted (:func:`reverting`): added to the model that it made, it gives the base.
     """
 
     spec: str

@@ -51,7 +51,6 @@ def decode_by_confidence(
     counts = DecodingCounts()
     cache, mask = RangeCache(), prompt.mask
     out = ranges.run(prompt.tokens, cache, mask=mask)
-    assert out.logits is not None
     newest, _ = chooser.choose(out.logits[:, -1])
     counts.exits[ranges.depth] += written.add_column(newest)
     levels = [0, *sorted(thresholds), ranges.depth]
@@ -64,7 +63,6 @@ def decode_by_confidence(
             entering = torch.cat(waiting[first], 1) if first else None
             run = tokens if entering is None else tokens.expand(-1, entering.shape[1])
             out = ranges.run(run, cache, first=first, last=last, entering=entering, mask=mask)
-            assert out.logits is not None
             waiting[first].clear()
             waiting[last].append(out.states[last])
             logits = out.logits[:, -1]

@@ -12,7 +12,7 @@ from ..algebra.checkpoint import Checkpoint
 from ..algebra.loading import load_model
 from ..algebra.opening import open_checkpoint
 from ..anatomy.config_keys import max_positions
-from ..anatomy.layers import main_stack
+from ..anatomy.layers import layer_list
 from ..errors import WeightopsError
 
 if TYPE_CHECKING:
@@ -98,11 +98,10 @@ def refuse_different(folder: Path, *, out: Path, expected: Tensor, trust_remote_
 
 def _layers(loaded: Any, spec: str) -> Any:
     """The text model's list of layers, as a module."""
-    config = loaded.config.get_text_config(decoder=True)
-    stack = main_stack(loaded.state_dict().keys(), getattr(config, "num_hidden_layers", None))
-    if stack is None:
+    place = layer_list(loaded)
+    if place is None:
         raise WeightopsError(f"{spec}: transformers' modules for it have no single stack of layers")
-    return loaded.get_submodule(stack.rstrip("."))
+    return loaded.get_submodule(place)
 
 
 def _handed_on(layer: Any, arguments: tuple[Any, ...], named: dict[str, Any], output: Any) -> Any:

@@ -165,7 +165,6 @@ def _decode(ranges: LayerRanges, prompt: Prompt, written: WrittenRows, chooser: 
     counts, cache, mask, newest = DecodingCounts(), RangeCache(), prompt.mask, prompt.tokens
     while not written.done:
         out = ranges.run(newest, cache, mask=mask)
-        assert out.logits is not None
         chosen, _ = chooser.choose(out.logits[:, -1])
         counts.exits[ranges.depth] += written.add_column(chosen)
         counts.passes += newest is not prompt.tokens

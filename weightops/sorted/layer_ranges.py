@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from transformers import DynamicCache
 
-from ..anatomy.layers import main_stack
+from ..anatomy.layers import layer_list
 from ..errors import WeightopsError
 
 
@@ -99,10 +99,22 @@ class _StandIn(nn.Module):
 
 @dataclass(frozen=True)
 class Pass:
-    """What came out of some layers."""
+    """What came out of some layers.
 
-    logits: Tensor | None  # [rows, kept tokens, vocabulary], through the model's own norm and head
-    states: dict[int, Tensor]  # hidden states [rows, tokens, width] after as many layers: the last one, those watched
+    Attributes:
+        states: Hidden states by the number of layers that they passed, of the last one and of those watched:
+            [rows, tokens, width].
+        scores: Through the model's own norm and head, [rows, kept tokens, vocabulary]; ``None`` if not asked for.
+    """
+
+    states: dict[int, Tensor]
+    scores: Tensor | None = None
+
+    @property
+    def logits(self) -> Tensor:
+        """The scores of a pass that was asked for them."""
+        assert self.scores is not None
+        return self.scores
 
 
 class LayerRanges:
@@ -170,16 +182,14 @@ class LayerRanges:
         }
         if logits is None:
             self.model.get_decoder()(**inputs)
-            return Pass(None, running.states)
-        return Pass(self.model(**inputs, logits_to_keep=logits).logits, running.states)
+            return Pass(running.states)
+        return Pass(running.states, self.model(**inputs, logits_to_keep=logits).logits)
 
     def read_out(self, hidden: Tensor) -> Tensor:
         """The logits of hidden states as if the model ended there, [rows, tokens, vocabulary]."""
         width = hidden.shape[:2]
         tokens = torch.zeros(width, dtype=torch.long, device=hidden.device)
-        found = self.run(tokens, RangeCache(), first=self.depth, entering=hidden, logits=0)
-        assert found.logits is not None
-        return found.logits
+        return self.run(tokens, RangeCache(), first=self.depth, entering=hidden, logits=0).logits
 
 
 def _positions(tokens: Tensor, cache: RangeCache, mask: Tensor | None) -> Tensor:
@@ -193,15 +203,13 @@ def _positions(tokens: Tensor, cache: RangeCache, mask: Tensor | None) -> Tensor
 
 def _layer_list(model: Any) -> tuple[nn.Module, str]:
     """The module that holds the list of the text model's layers, and the list's name there."""
-    names = [name for name, _ in model.named_parameters(remove_duplicate=False)]
-    count = getattr(model.config.get_text_config(), "num_hidden_layers", None)
-    stack = main_stack(names, count)
-    if stack is None:
+    place = layer_list(model)
+    if place is None:
         raise WeightopsError(
             f"{model.name_or_path}: no single stack of layers (looked for names such as model.layers.0. or "
             "transformer.h.0.); decoding by layers needs a decoder-only model"
         )
-    holder, _, name = stack.rstrip(".").rpartition(".")
+    holder, _, name = place.rpartition(".")
     return model.get_submodule(holder), name
 
 

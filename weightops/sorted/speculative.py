@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from .drafting import DraftPolicy
-from .layer_ranges import LayerRanges, Pass, RangeCache
+from .layer_ranges import LayerRanges, RangeCache
 from .sampling import Chooser
 from .written_rows import DecodingCounts, Prompt, WrittenRows, grown
 
@@ -49,7 +49,7 @@ class SelfSpeculativeRun:
         if watched:
             ends = {layer: states[:, -_PROMPT_END:] for layer, states in out.states.items()}
             self._policy.compare(self._agreement(ends, watched))
-        newest, _ = self._chooser.choose(_logits(out)[:, -1])
+        newest, _ = self._chooser.choose(out.logits[:, -1])
         self.counts.exits[whole] += self._written.add_column(newest)
         while not self._written.done:
             exit_layer, length = self._policy.choose()
@@ -63,7 +63,7 @@ class SelfSpeculativeRun:
         out = self._ranges.run(newest[:, None], self._cache, mask=self._mask, watched=watched)
         if watched:
             self._policy.compare(self._agreement(out.states, watched))
-        chosen, _ = self._chooser.choose(_logits(out)[:, -1])
+        chosen, _ = self._chooser.choose(out.logits[:, -1])
         self.counts.passes += 1
         self.counts.exits[self._ranges.depth] += self._written.add_column(chosen)
         return chosen
@@ -78,7 +78,7 @@ class SelfSpeculativeRun:
             watched=watched,
         )  # fmt: skip
         draft = tokens[:, 1:]
-        accepted, following = self._chooser.accept(draft, chances, _logits(out))
+        accepted, following = self._chooser.accept(draft, chances, out.logits)
         if watched:
             states = {layer: torch.cat([each[layer] for each in lower], 1) for layer in lower[0]} | out.states
             self._policy.compare(self._agreement(states, watched))
@@ -97,7 +97,7 @@ class SelfSpeculativeRun:
                 tokens[-1][:, None], self._cache, last=exit_layer, mask=grown(self._mask, place), watched=watched
             )
             lower.append(out.states)
-            logits = _logits(out)[:, -1]
+            logits = out.logits[:, -1]
             drafted, drawn_from = self._chooser.choose(logits)
             tokens.append(drafted)
             if drawn_from is not None:
@@ -149,8 +149,3 @@ class SelfSpeculativeRun:
         by_layer = best.view(len(best), len(layers), -1)
         same = (by_layer[:, :-1] == by_layer[:, -1:]).float().mean((0, 2))
         return dict(zip(exits, same.tolist(), strict=True))
-
-
-def _logits(out: Pass) -> Tensor:
-    assert out.logits is not None
-    return out.logits

@@ -120,8 +120,26 @@ class Bench:
 
     def best(self) -> Scored | None:
         """The best so far; of equal ones the first. ``None`` where none could be judged."""
+        return self._first_best(self.scored)
+
+    def best_of(self, judged: Sequence[Scored], kind: str) -> Scored:
+        """The best of some candidates; of equal ones the first.
+
+        Args:
+            judged: At least one.
+            kind: What one of them is called: ``trial``.
+
+        Raises:
+            WeightopsError: all of them were dropped, with the reasons.
+        """
+        best = self._first_best(judged)
+        if best is None:
+            raise WeightopsError(f"no {kind} could be judged", *(str(one.problem) for one in judged))
+        return best
+
+    def _first_best(self, judged: Sequence[Scored]) -> Scored | None:
         best: Scored | None = None
-        for one in self.scored:
+        for one in judged:
             if not one.dropped and (best is None or self.better(one, best)):
                 best = one
         return best

@@ -116,7 +116,7 @@ class Soup:
         all scores, and ``soup.png``.
 
         Raises:
-            WeightopsError: what stands in the way, or went wrong; ``out`` is then as it was.
+            WeightopsError: what prevents the merge, or went wrong; ``out`` is then unchanged.
         """
         built, package = self.built(shard_size=shard_size, allow_nonfinite=allow_nonfinite, command=command)
         prepared = prepare(built.plan, package, Path(out), overwrite=overwrite)

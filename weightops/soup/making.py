@@ -79,7 +79,7 @@ class SoupPlan:
         return found
 
     def place_problems(self, out: Path, overwrite: bool) -> list[str]:
-        """What stands in the way of writing to a path."""
+        """What prevents writing to a path."""
         prepared = prepare(
             replace(self.everything.plan, problems=()), self.everything.package, out, overwrite=overwrite
         )
@@ -89,7 +89,7 @@ class SoupPlan:
         """Check the output's path, before hours are spent on judging.
 
         Raises:
-            WeightopsError: what stands in the way.
+            WeightopsError: what prevents writing there.
         """
         if problems := self.place_problems(out, overwrite):
             raise WeightopsError(*problems)

@@ -19,8 +19,8 @@ from ..engine.exact_reads import read_tensor
 from ..engine.jobs import BLOCK
 from ..engine.tally import tensor_digest
 from ..errors import WeightopsError, short
-from ..io.output_lock import OutputLock
-from ..io.replacing import exists_already, put_in_place, recover
+from ..io.output_lock import new_output
+from ..io.replacing import exists_already
 from ..io.safetensors import StoredTensor, build_header
 from ..io.sparse_delta import (
     KEY,
@@ -131,18 +131,14 @@ def write_delta(out: Path, entries: Iterable[Entries], about: DeltaMetadata, *, 
     """
     if problem := place_problem(out, overwrite=overwrite):
         raise WeightopsError(problem)
-    with OutputLock(out) as lock:
-        part, aside = lock.folder / _PART, lock.folder / "displaced"
-        recover(lock.out, aside)
-        lock.sweep()
-        try:
-            with tempfile.TemporaryFile(dir=lock.folder) as waiting, open(part, "xb") as file:
-                _write(file, *_spooled(entries, waiting), about)
-                file.flush()
-                os.fsync(file.fileno())
-            put_in_place(part, lock.out, aside, overwrite=overwrite, why_not=_refusal)
-        finally:
-            lock.sweep()
+    with (
+        new_output(out, _PART, overwrite=overwrite, why_not=_refusal) as part,
+        tempfile.TemporaryFile(dir=part.parent) as waiting,
+        open(part, "xb") as file,
+    ):
+        _write(file, *_spooled(entries, waiting), about)
+        file.flush()
+        os.fsync(file.fileno())
     return out
 
 

@@ -18,7 +18,7 @@ import numpy as np
 
 from .. import dtypes
 from ..algebra.checkpoint import Checkpoint
-from ..algebra.opening import base_of_adapter, open_checkpoint
+from ..algebra.opening import base_of_adapter, not_plain, open_checkpoint
 from ..anatomy.groups import group_of
 from ..engine import kernels
 from ..engine.exact_reads import read_tensor
@@ -29,12 +29,11 @@ from ..io.adapter import CONFIG, WEIGHTS
 from ..io.folder import plain_file, read_json, tensors_of_file
 from ..io.gguf import ALIASES
 from ..io.safetensors import StoredTensor, build_header
-from ..io.sparse_delta import DeltaMetadata, SparseDelta, SparseTensor
+from ..io.sparse_delta import DeltaMetadata, SparseDelta, SparseTensor, made_by
 from ..io.spool import TensorSpool
 from ..io.staging import Staging
-from ..version import __version__
 from .delta_file import Entries, load_entries, write_delta
-from .sparse_merge import differences
+from .sparse_merge import differences, not_additive
 
 PREFIX: Final = "base_model.model."
 #: By PEFT's type: the names of values and positions after the module's.
@@ -51,7 +50,7 @@ def export_peft(delta: SparseDelta, out: str | Path, *, overwrite: bool = False)
         WeightopsError: a tensor is no linear layer's weight, the delta's values are no differences, or ``out`` is in
             use or exists.
     """
-    if problems := [*_not_linear(delta), *_no_differences(delta)]:
+    if problems := [*_not_linear(delta), *not_additive([delta])]:
         raise WeightopsError(*problems)
     sparsity = _sparsity(list(delta.tensors.values()))
     config = {
@@ -98,9 +97,9 @@ def import_peft(
         if config.get(key) and not (key == "r" and kind == "SHIRA"):
             raise WeightopsError(f"{folder / CONFIG}: {key} is set, which a sparse delta cannot hold; merge it in PEFT")
     opened = base if isinstance(base, Checkpoint) else open_checkpoint(base or base_of_adapter(folder, str(folder)))
-    if opened.delta.changes:
-        raise WeightopsError(f"{opened.spec}: a sparse delta needs a plain model as its base; save this one first")
-    made = {"weightops": __version__, "recipe": {"kind": "import", "adapter": str(folder), "type": kind}}
+    if problem := not_plain(opened, "a sparse delta"):
+        raise WeightopsError(problem)
+    made = made_by({"kind": "import", "adapter": str(folder), "type": kind})
     stored = tensors_of_file(plain_file(folder, WEIGHTS, CONFIG))
     entries = _imported(folder / WEIGHTS, stored, _PARTS[kind], opened)
     return write_delta(Path(out), entries, DeltaMetadata("add", opened.spec, made), overwrite=overwrite)
@@ -186,13 +185,6 @@ def _is_linear(name: str, tensor: SparseTensor) -> bool:
 
 def _replaces(delta: SparseDelta) -> bool:
     return delta.about.semantics == "replace"
-
-
-def _no_differences(delta: SparseDelta) -> list[str]:
-    if not _replaces(delta) or delta.revertible:
-        return []
-    what = f"{delta.spec}: its values replace the base's and it does not hold those"
-    return [f"{what}; extract it with the base's entries (originals), or extract differences"]
 
 
 def _hub(base: str | None) -> Any:

@@ -19,10 +19,9 @@ from torch import Tensor
 from .. import dtypes
 from ..engine import kernels
 from ..errors import Message, Remedy, WeightopsError, short
-from ..io.sparse_delta import DeltaMetadata, SparseDelta
+from ..io.sparse_delta import DeltaMetadata, SparseDelta, made_by
 from ..ops.sparsify import kept_count, largest, numbers
 from ..ops.ties import agreeing_sum
-from ..version import __version__
 from .delta_file import Entries, load_entries, write_delta
 from .reverting import open_delta
 
@@ -154,7 +153,7 @@ def merge_sparse(
     if method == "mean" and weights is not None and not sum(weights):
         raise WeightopsError("the weights of a mean must not sum to 0")
     operands = tuple(open_delta(delta) for delta in deltas)
-    if problems := [*_other_bases(operands), *_not_additive(operands)]:
+    if problems := [*_other_bases(operands), *not_additive(operands)]:
         raise WeightopsError(*problems)
     stored = {t.values.dtype for operand in operands for t in operand.tensors.values()}
     name = (stored.pop() if len(stored) == 1 else "F32") if dtype == "auto" else dtypes.FROM_TORCH.get(dtype)
@@ -168,7 +167,7 @@ def merge_sparse(
         "weights": given,
         "density": density,
     }
-    made = {"weightops": __version__, "recipe": recipe, **({"command": command} if command else {})}
+    made = made_by(recipe, command)
     return MergedEntries(operands, method, given, density, name, made)
 
 
@@ -204,7 +203,7 @@ def _other_bases(operands: Sequence[SparseDelta]) -> list[str]:
     return []
 
 
-def _not_additive(operands: Sequence[SparseDelta]) -> list[str]:
+def not_additive(operands: Sequence[SparseDelta]) -> list[str]:
     """A line for each delta whose values are no differences and cannot be turned into them."""
     return [
         f"{operand.spec}: its values replace the base's and it does not hold those; extract it with the base's entries "

@@ -18,7 +18,7 @@ import numpy.typing as npt
 
 from .. import dtypes
 from ..algebra.checkpoint import Checkpoint, Delta, lower
-from ..algebra.opening import Opener
+from ..algebra.opening import Opener, not_plain
 from ..engine import kernels
 from ..engine.exact_reads import read_tensor
 from ..engine.execute import streamed
@@ -29,8 +29,7 @@ from ..engine.tally import tensor_digest
 from ..errors import Message, Remedy, WeightopsError, short
 from ..io.progress import Progress
 from ..io.safetensors import StoredTensor
-from ..io.sparse_delta import DeltaMetadata
-from ..version import __version__
+from ..io.sparse_delta import DeltaMetadata, made_by
 from .delta_file import Entries, place_problem, write_delta
 
 Floats = npt.NDArray[np.float32]
@@ -230,7 +229,7 @@ def extract_sparse(
         "kind": "exact" if exact else "largest", "base": one.spec, "tuned": other.spec, "density": density,
         "scope": scope, "exclude": list(exclude), "dtype": dtype,
     }  # fmt: skip
-    made = {"weightops": __version__, "recipe": recipe, **({"command": command} if command else {})}
+    made = made_by(recipe, command)
     change: Delta = other - one
     for pattern in exclude:
         change = change.without(pattern)
@@ -261,10 +260,8 @@ def sparse_part(
     Raises:
         WeightopsError: the base is no plain model.
     """
-    if base.delta.changes:
-        raise WeightopsError(
-            f"{base.spec}: a sparse delta needs a plain model as its base; save this one first and name its folder"
-        )
+    if problem := not_plain(base, "a sparse delta"):
+        raise WeightopsError(problem)
     return SparseExtraction(base, change, density, scope, None, originals, dtype, made)
 
 

@@ -1,6 +1,5 @@
 import json
 import os
-import random
 import re
 import signal
 import subprocess
@@ -14,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import load_file
 from stateful_objective import Seen
-from tiny_chat import write_chat_model
+from tiny_chat import ragged_rows, write_chat_model
 from transformers import AutoModelForCausalLM
 
 import weightops as wo
@@ -38,13 +37,7 @@ def chat_model(tmp_path_factory):
     return write_chat_model(tmp_path_factory.mktemp("chat"))
 
 
-def ragged(number):
-    """Rows of very unlike length: where a mean of means is taken, short ones weigh too much."""
-    draw = random.Random(0)
-    return [{"input_ids": draw.choices(range(3, 250), k=draw.choice([3, 4, 30]))} for _ in range(number)]
-
-
-ROWS = ragged(24)
+ROWS = ragged_rows(24)
 NAME = "model.layers.0.mlp.up_proj.weight"
 SHORT = Training(lr=1e-2, epochs=1, precision="fp32", save_dtype="float32", checkpoint_every=0)
 

@@ -1,13 +1,12 @@
 import json
 import os
-import random
 import subprocess
 import sys
 from dataclasses import replace
 
 import pytest
 import torch
-from tiny_chat import write_chat_model
+from tiny_chat import ragged_rows, write_chat_model
 
 from weightops.algebra.loading import load
 from weightops.algebra.opening import open_checkpoint
@@ -30,12 +29,7 @@ def chat_model(tmp_path_factory):
     return write_chat_model(tmp_path_factory.mktemp("chat"))
 
 
-def ragged(number):
-    draw = random.Random(0)
-    return [{"input_ids": draw.choices(range(3, 250), k=draw.choice([3, 4, 30]))} for _ in range(number)]
-
-
-ROWS = ragged(24)
+ROWS = ragged_rows(24)
 
 
 def trained(chat_model, out, training=SHORT, **more):

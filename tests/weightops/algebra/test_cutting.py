@@ -1,4 +1,4 @@
-"""A cut model is a checkpoint: the kept layers' bytes under new names, and arithmetic goes on with it."""
+"""A cut model is a checkpoint: the kept layers' bytes under new names, and takes part in arithmetic."""
 
 from __future__ import annotations
 

@@ -72,7 +72,7 @@ def test_half_a_replacement_is_half_the_way(base, tmp_path):
 
 
 def test_the_difference_to_its_base_is_added_to_any_model(base, other, tmp_path):
-    """So a guard's sparse delta goes on a target: the base cancels, and nothing of it is needed."""
+    """So a guard's sparse delta can be added to a target: the base cancels, and nothing of it is needed."""
     where, what = drawn(tiny.read(base)[UP].shape, 0.1, 0)
     delta = delta_of(tmp_path / "d.safetensors", base, {UP: (where, what)})
     expected = tiny.read(other)[UP].float().flatten()

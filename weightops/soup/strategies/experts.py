@@ -91,12 +91,7 @@ class Experts(Strategy):
         if bench.metric is None:
             return bench.mean(tuple(experts), "experts")
         judged = [bench.score(self._weighting(bench, parts)) for parts in self._weightings(tuple(experts))]
-        best = judged[0]
-        for one in judged[1:]:
-            best = one if bench.better(one, best) else best
-        if best.dropped:
-            raise WeightopsError("no weighting could be judged", *dict.fromkeys(str(one.problem) for one in judged))
-        return best.candidate
+        return bench.best_of(judged, "weighting").candidate
 
     def _weighting(self, bench: Bench, weights: Mapping[str, float]) -> Candidate:
         shown = ", ".join(f"{weight:g} {bench.ingredients.short[name]}" for name, weight in weights.items())

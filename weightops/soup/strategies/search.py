@@ -31,7 +31,7 @@ class Search(Strategy):
     Each model gets a weight between low and high, in each of several groups of layers if wanted; with tune, settings of
     the merge method are searched too. Optuna's TPE proposes (Bergstra et al. 2011). The first proposal is the plain
     mean. A search is a study in search.db, in the folder of the scores, which optuna-dashboard opens; one that was
-    killed goes on as if it had not been.
+    killed is resumed, and proposes what it would have proposed.
 
     Attributes:
         trials: Candidates to judge, all runs together.
@@ -97,12 +97,7 @@ class Search(Strategy):
         done = study.get_trials(deepcopy=False, states=(states.COMPLETE, states.PRUNED))[: self.trials]
         judged = [bench.score(self._candidate(bench, one.params, f"trial {n}")) for n, one in enumerate(done)]
         judged += [self._trial(bench, study, optuna, number) for number in range(len(done), self.trials)]
-        best = judged[0]
-        for one in judged[1:]:
-            best = one if bench.better(one, best) else best
-        if best.dropped:
-            raise WeightopsError("no trial could be judged", *dict.fromkeys(str(one.problem) for one in judged))
-        return best.candidate
+        return bench.best_of(judged, "trial").candidate
 
     def _trial(self, bench: Bench, study: Any, optuna: Any, number: int) -> Scored:
         """Propose a candidate, judge it, and tell the study; one that was dropped counts as tried, without a value."""

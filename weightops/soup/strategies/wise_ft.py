@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
-from ...errors import Message, Remedy, WeightopsError
+from ...errors import Message, Remedy
 from ..strategy import Strategy
 
 if TYPE_CHECKING:
@@ -55,10 +55,7 @@ class WiseFt(Strategy):
         for alpha in self._grid():
             weights = {base: 1 - alpha, tuned: alpha}
             bench.score(bench.combined(weights, f"alpha {alpha:g}", at=("alpha, the share of the tuned model", alpha)))
-        best = bench.best()
-        if best is None:
-            raise WeightopsError("no alpha could be judged", *(str(one.problem) for one in bench.scored))
-        return best.candidate
+        return bench.best_of(bench.scored, "alpha").candidate
 
     def _grid(self) -> list[float]:
         """The alphas, each once."""
