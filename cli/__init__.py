@@ -23,6 +23,7 @@ from weightops.version import __version__
 COMMANDS = {
     "compose-guard": ("compose_guard", "Make a guard for TARGET: target + scale * (guard - base)."),
     "merge": ("merge", "Merge models as a mergekit file says."),
+    "moe": ("moe", "Combine dense models to a mixture of experts."),
     "merge-with-data": ("merge_with_data", "Merge models by what each computes on its own data."),
     "adapters": ("adapters", "Merge LoRA adapters into one, or extract one from a model."),
     "sparse": ("sparse", "Extract, apply, revert and merge sparse deltas."),
@@ -44,7 +45,7 @@ COMMANDS = {
 
 #: Commands by what they are for, in the order of ``weightops --help``.
 SECTIONS = {
-    "Make models": ("compose-guard", "merge", "merge-with-data", "average", "soup", "extract", "methods"),
+    "Make models": ("compose-guard", "merge", "moe", "merge-with-data", "average", "soup", "extract", "methods"),
     "Make deltas": ("adapters", "sparse"),
     "Train": ("train", "recipes", "disperse", "disperse-merge"),
     "Use guards": ("guard",),
@@ -53,7 +54,10 @@ SECTIONS = {
 }
 
 #: Commands that resume where they were interrupted.
-RESUMABLE = ("compose-guard", "merge", "merge-with-data", "average", "soup", "extract", "train", "disperse-merge")
+RESUMABLE = (
+    *("compose-guard", "merge", "moe", "merge-with-data", "average", "soup", "extract"),
+    *("train", "disperse-merge"),
+)
 
 EPILOG = """\b
 Exit codes:

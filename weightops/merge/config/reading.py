@@ -55,6 +55,9 @@ ELSEWHERE = {
     "layer_slices": "bakllama",
 }
 
+#: The command of ours that reads files for a tool.
+COMMANDS = {"mergekit-moe": "weightops moe"}
+
 MOST_DOCUMENTS = 100
 MOST_MODULES = 100
 #: Most layers of one document's output, all slices together. The deepest models in use have about 200.
@@ -129,8 +132,9 @@ def _document(node: Node, faults: Faults) -> MergeConfig | None:
         return None
     for key, tool in ELSEWHERE.items():
         if key in entries:
-            problem = Message(f"{key!r} belongs to a file for {tool}", Remedy("run it with {}", "engine", "mergekit"))
-            faults.add(entries[key].line, problem)
+            ours = COMMANDS.get(tool)
+            remedy = Remedy(f"run it with {ours}") if ours else Remedy("run it with {}", "engine", "mergekit")
+            faults.add(entries[key].line, Message(f"{key!r} belongs to a file for {tool}", remedy))
             return None
     refuse_unknown(entries, _TOP, faults)
     lines = {key: entry.line for key, entry in entries.items()}
