@@ -51,8 +51,19 @@ def read(path: Path) -> Recipe:
     Raises:
         WeightopsError: all problems of the file.
     """
-    text = read_text(path)
-    return Recipe(in_order(parse(text, str(path))), text)
+    return from_text(read_text(path), str(path))
+
+
+def from_text(text: str, where: str) -> Recipe:
+    """A merge file from its text.
+
+    Args:
+        where: The file's name in messages.
+
+    Raises:
+        WeightopsError: all problems of the text.
+    """
+    return Recipe(in_order(parse(text, where)), text)
 
 
 def plan(recipe: Recipe, options: Options, results: Mapping[str, Path] | None = None) -> Built:

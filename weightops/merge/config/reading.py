@@ -10,7 +10,7 @@ import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
-from ...errors import Message, Remedy, WeightopsError, short
+from ...errors import WeightopsError, short
 from ...io.faults import Faults
 from ...io.small_files import read_small
 from ...io.yaml_lines import Entry, Node, documents
@@ -55,8 +55,12 @@ ELSEWHERE = {
     "layer_slices": "bakllama",
 }
 
-#: The command of ours that reads files for a tool.
-COMMANDS = {"mergekit-moe": "weightops moe"}
+#: What to do with such a file.
+_REMEDIES = {
+    "mergekit-moe": "run it with weightops moe",
+    "mergekit-evolve": "search with weightops soup search, whose options say the same",
+    "bakllama": "write its layers as slices",
+}
 
 MOST_DOCUMENTS = 100
 MOST_MODULES = 100
@@ -132,9 +136,7 @@ def _document(node: Node, faults: Faults) -> MergeConfig | None:
         return None
     for key, tool in ELSEWHERE.items():
         if key in entries:
-            ours = COMMANDS.get(tool)
-            remedy = Remedy(f"run it with {ours}") if ours else Remedy("run it with {}", "engine", "mergekit")
-            faults.add(entries[key].line, Message(f"{key!r} belongs to a file for {tool}", remedy))
+            faults.add(entries[key].line, f"{key!r} belongs to a file for {tool}; {_REMEDIES[tool]}")
             return None
     refuse_unknown(entries, _TOP, faults)
     lines = {key: entry.line for key, entry in entries.items()}

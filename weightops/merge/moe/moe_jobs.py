@@ -10,10 +10,10 @@ import numpy as np
 from ...algebra.checkpoint import lower
 from ...anatomy.groups import is_buffer
 from ...anatomy.place import Place
-from ...engine.jobs import Input, Job, Merge, RowReader, Term
-from ...engine.merging import workspace
+from ...engine.jobs import Input, Job, RowReader, Term
 from ...io.safetensors import StoredTensor
 from ...ops.draw import Draw
+from ..row_jobs import row_job
 from .dense_models import OUTPUT_PART, PARTS, DenseModel, in_block
 from .gates import Floats, normal
 from .moe_file import MoeExpert, MoeFile
@@ -161,6 +161,4 @@ class MoeJobs:
 
     def _computed(self, name: str, shape: tuple[int, ...], layer: int, source: Input, scale: float = 1.0) -> Job:
         """A job that writes rows which no file holds, times a factor."""
-        place = Place(name, layer, self.base.layers)
-        merge = Merge("passthrough", (source,), None, (("scale", scale),), place, self.seed)
-        return Job(name, self.dtype, shape, None, merge=replace(merge, workspace=workspace(shape, merge)))
+        return row_job(name, self.dtype, shape, source, place=Place(name, layer, self.base.layers), scale=scale)
