@@ -21,13 +21,13 @@ from weightops.version import __version__
 
 #: Name, module, and the line that ``weightops --help`` shows.
 COMMANDS = {
-    "compose-guard": ("compose_guard", "Make a guard for TARGET: target + scale * (guard - base)."),
+    "compose-guard": ("compose_guard", "Make a guard: target + scale * (guard - base)."),
     "merge": ("merge", "Merge models as a mergekit file says."),
     "moe": ("moe", "Combine dense models to a mixture of experts."),
     "transplant-tokenizer": ("transplant_tokenizer", "Give a model another model's tokenizer."),
     "layershuffle": ("layershuffle", "Draw each layer from one of several models."),
     "merge-with-data": ("merge_with_data", "Merge models by what each computes on its own data."),
-    "adapters": ("adapters", "Merge LoRA adapters into one, or extract one from a model."),
+    "adapters": ("adapters", "Merge LoRA adapters, or extract one from a model."),
     "sparse": ("sparse", "Extract, apply, revert and merge sparse deltas."),
     "average": ("average", "Average checkpoints of one run, in place of a decay."),
     "extract": ("extract", "Cut a model to some of its layers."),

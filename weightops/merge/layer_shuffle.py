@@ -100,8 +100,7 @@ def _check(models: Sequence[str], weights: Sequence[float], depths: Sequence[int
         listed = ", ".join(f"{model} {depth}" for model, depth in zip(models, depths, strict=True))
         what = f"the models differ in their number of layers ({listed})"
         raise WeightopsError(Message(what, Remedy("draw the layers' numbers too with {}", "full_random", True)))
-    layers = (
-        sum(int(weight * depth) for weight, depth in zip(weights, depths, strict=True)) if full_random else depths[0]
-    )
+    drawn = [int(weight * depth) for weight, depth in zip(weights, depths, strict=True)]
+    layers = sum(drawn) if full_random else depths[0]
     if not 1 <= layers <= MOST_LAYERS:
         raise WeightopsError(f"the output would have {layers} layers; it can have 1 to {MOST_LAYERS}")
