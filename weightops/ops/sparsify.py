@@ -16,7 +16,7 @@ from .draw import Draw
 from .signature import PerModel, Range, Switch
 
 #: Share of the entries of a task vector to keep.
-Density = Annotated[PerModel, Range(0, 1, above_low=True)]
+Density = Annotated[PerModel, Range(0, 1)]
 
 #: How entries that were kept by chance are scaled: each by its probability, or all to the task vector's L1 norm.
 Rescale = Literal["probability", "l1", "none"]
