@@ -192,7 +192,7 @@ BAD: dict[str, tuple[str, list[tuple[int, str]]]] = {
     ),
     "a tag of another maker": ("merge_method: linear\nmodels: !mine []\n", [(2, "tag !mine is not allowed")]),
     "what is not YAML": ("merge_method: [linear\nmodels: {\n", [(2, "")]),
-    "a file for another tool": ("experts: []\n", [(1, "run it with --engine mergekit")]),
+    "a file for another tool": ("experts: []\n", [(1, "run it with weightops moe")]),
     "nothing": ("", [(1, "the file is empty")]),
 }  # fmt: skip
 

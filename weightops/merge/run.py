@@ -54,8 +54,20 @@ def read(path: Path, *, strict: bool = False) -> Recipe:
     Raises:
         WeightopsError: all problems of the file.
     """
-    text = read_text(path)
-    return Recipe(in_order(parse(text, str(path), strict=strict)), text)
+    return from_text(read_text(path), str(path), strict=strict)
+
+
+def from_text(text: str, where: str, *, strict: bool = False) -> Recipe:
+    """A merge file from its text.
+
+    Args:
+        where: The file's name in messages.
+        strict: As for :func:`read`.
+
+    Raises:
+        WeightopsError: all problems of the text.
+    """
+    return Recipe(in_order(parse(text, where, strict=strict)), text)
 
 
 def plan(recipe: Recipe, options: Options, results: Mapping[str, Path] | None = None) -> Built:

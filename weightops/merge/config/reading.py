@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
 
-from ...errors import Message, Remedy, WeightopsError, short
+from ...errors import WeightopsError, short
 from ...io.faults import Faults
 from ...io.small_files import read_small
 from ...io.yaml_lines import Entry, Node, documents
@@ -55,6 +55,13 @@ ELSEWHERE = {
     "shared_experts": "mergekit-moe",
     "genome": "mergekit-evolve",
     "layer_slices": "bakllama",
+}
+
+#: What to do with such a file.
+_REMEDIES = {
+    "mergekit-moe": "run it with weightops moe",
+    "mergekit-evolve": "search with weightops soup search, whose options say the same",
+    "bakllama": "write its layers as slices",
 }
 
 MOST_DOCUMENTS = 100
@@ -135,8 +142,7 @@ def _document(node: Node, faults: Faults) -> MergeConfig | None:
         return None
     for key, tool in ELSEWHERE.items():
         if key in entries:
-            problem = Message(f"{key!r} belongs to a file for {tool}", Remedy("run it with {}", "engine", "mergekit"))
-            faults.add(entries[key].line, problem)
+            faults.add(entries[key].line, f"{key!r} belongs to a file for {tool}; {_REMEDIES[tool]}")
             return None
     ignore_unknown(entries, _TOP, faults)
     lines = {key: entry.line for key, entry in entries.items()}
