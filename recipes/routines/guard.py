@@ -17,6 +17,7 @@ from weightops.guard.card import GuardCard
 from weightops.guard.prompt import label_ids, prompts, system_text
 from weightops.recipes.data.source import load_rows, split
 from weightops.recipes.floor.checking import check, relation
+from weightops.recipes.floor.evidence import Evidence
 from weightops.recipes.floor.settings import (
     VOCABULARY_AND_NORMS,
     Data,
@@ -33,6 +34,8 @@ from weightops.rows.labelled import SAFE, UNSAFE, LabelledText, check_both_label
 
 if TYPE_CHECKING:
     from weightops.recipes.floor.trainer import Fitted
+
+EVIDENCE = Evidence("measured here", ("2509.23381",), "guard.md")
 
 
 @dataclass(frozen=True)

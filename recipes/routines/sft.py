@@ -15,18 +15,20 @@ from pydantic import Field
 
 from weightops.errors import WeightopsError
 from weightops.recipes.data.packing import pack
-from weightops.recipes.data.source import load_rows, split
+from weightops.recipes.data.source import rows_to_learn, split
 from weightops.recipes.floor.checking import check, relation
 from weightops.recipes.floor.components import Component, component, kind_of
-from weightops.recipes.floor.objective import Objective, columns_of
+from weightops.recipes.floor.evidence import Evidence
+from weightops.recipes.floor.objective import Objective
 from weightops.recipes.floor.settings import Data, ModelName, Training
 from weightops.recipes.floor.unfinished import check_free
-from weightops.rows.chat import unlearnable
-from weightops.rows.encode import check_columns, encode
+from weightops.rows.encode import encode
 from weightops.rows.row import Row
 
 if TYPE_CHECKING:
     from weightops.recipes.floor.trainer import Fitted
+
+EVIDENCE = Evidence("implemented and tested")
 
 
 @dataclass(frozen=True)
@@ -81,8 +83,7 @@ def run(recipe: SftRecipe, out: Path, overwrite: bool = False, *, trust_remote_c
     """
     check(recipe)
     check_free(out, overwrite)
-    data = load_rows(recipe.data, unlearnable)
-    check_columns(data, columns_of(recipe.objective), f"objective {kind_of(recipe.objective)}")
+    data = rows_to_learn(recipe.data, recipe.objective)
     learned, held_out = split(data, recipe.data.held_out, recipe.training.seed)
     return train(recipe, learned, held_out, out, overwrite, trust_remote_code=trust_remote_code)
 
@@ -99,12 +100,11 @@ def train(
     trust_remote_code: bool = False,
 ) -> Fitted:
     """Train on rows that are already read; ``title`` and ``beside`` as for :func:`~..floor.trainer.fit`."""
-    columns = columns_of(recipe.objective)
     from weightops.algebra.loading import load
     from weightops.recipes.floor.trainer import fit
 
     model, tokenizer = load(recipe.base, "float32", trust_remote_code=trust_remote_code)
-    rows = encode(tokenizer, learned, recipe.tokens, chat=recipe.chat, columns=columns)
+    rows = encode(tokenizer, learned, recipe.tokens, chat=recipe.chat, fields=recipe.objective.fields)
     if recipe.packing:
         _check_window(model, recipe.tokens)
         rows = pack(rows, recipe.tokens)
@@ -116,7 +116,7 @@ def train(
         recipe.training,
         out,
         title=title,
-        held_out=encode(tokenizer, held_out, recipe.tokens, chat=recipe.chat, columns=columns),
+        held_out=encode(tokenizer, held_out, recipe.tokens, chat=recipe.chat, fields=recipe.objective.fields),
         beside=beside,
         overwrite=overwrite,
     )
