@@ -31,6 +31,7 @@ COMMANDS = {
     "soup": ("soup", "Choose what to merge by a held-out score."),
     "methods": ("methods", "List the merge methods, or explain one."),
     "train": ("train", "Train a guard, or your own model, from a recipe."),
+    "data": ("data", "Rewrite rows by a pass, or show what is learned of them."),
     "disperse": ("disperse", "Disperse rows into parts, to train a sub-model on each."),
     "disperse-merge": ("disperse_merge", "Disperse rows, train on each part, and merge."),
     "recipes": ("recipes", "List, show, copy and check training recipes."),
@@ -46,7 +47,7 @@ COMMANDS = {
 SECTIONS = {
     "Make models": ("compose-guard", "merge", "merge-with-data", "average", "soup", "extract", "methods"),
     "Make deltas": ("adapters", "sparse"),
-    "Train": ("train", "recipes", "disperse", "disperse-merge"),
+    "Train": ("train", "recipes", "data", "disperse", "disperse-merge"),
     "Use guards": ("guard",),
     "Decode": ("generate", "sorted"),
     "Look at files": ("inspect", "verify", "cache"),
