@@ -38,7 +38,9 @@ def command() -> None:
 def run(
     recipe: str, sets: tuple[str, ...], out: Path, limit: int | None, overwrite: bool, dry_run: bool, as_json: bool
 ) -> None:
-    """Run the pass of RECIPE (its key `rewrite`) on its rows, and write what they become.
+    """Rewrite the rows of RECIPE by its pass.
+
+    The pass is the recipe's key `rewrite`; its rows are those of `data`.
 
     Answers of models are kept in OUT.answers.jsonl. An interrupted run resumes when the same command is run again, and
     a changed recipe asks only what it has not asked yet.
@@ -84,9 +86,10 @@ def run(
 @trust_option
 @json_option
 def show(rows: Path, model: str, first: int, count: int, plain: bool, trust_remote_code: bool, as_json: bool) -> None:
-    """Print rows as the model reads them, with the tokens that are learned in colour.
+    """Show which tokens of rows are learned.
 
-    Where colours do not show, in a file or a pipe, what is learned is put between [[ and ]].
+    Rows are printed as the model reads them, with what is learned in colour. Where colours do not show, in a file or a
+    pipe, it is put between [[ and ]].
 
     \b
     weightops data show rows.jsonl --model smollm2-135m-instruct --first 5 --count 1

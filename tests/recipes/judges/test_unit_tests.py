@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import pytest
+from sandboxes import needs_sandbox
+from scripted_writer import ScriptedWriter, run_pass
 
-from tests.recipes.sandbox.test_sandbox import needs_sandbox
-from tests.support.scripted_writer import ScriptedWriter, run_pass
 from weightops.recipes.judges.unit_tests import UnitTests, program_of
 from weightops.recipes.passes.s3ft import S3ft
 from weightops.rows.row import Row

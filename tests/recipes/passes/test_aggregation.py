@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import pytest
+from scripted_writer import ScriptedWriter, run_pass
+from tiny_chat import tiny_tokenizer
 
-from tests.support.scripted_writer import ScriptedWriter, run_pass
-from tests.support.tiny_chat import tiny_tokenizer
 from weightops.recipes.passes.aggregation import Aggregation
 from weightops.rows.chat import row_tokens
 from weightops.rows.row import Row

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from tests.support.scripted_writer import ScriptedWriter, run_pass
+from scripted_writer import ScriptedWriter, run_pass
+
 from weightops.recipes.judges.exact_match import ExactMatch
 from weightops.recipes.passes.autonomous_learning import AutonomousLearning
 

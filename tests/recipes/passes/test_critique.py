@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from tests.support.scripted_writer import ScriptedWriter, run_pass
-from tests.support.tiny_chat import tiny_tokenizer
+from scripted_writer import ScriptedWriter, run_pass
+from tiny_chat import tiny_tokenizer
+
 from weightops.recipes.passes.critique import Critique
 from weightops.recipes.writing.asks import Written
 from weightops.rows.chat import row_tokens
@@ -14,7 +15,7 @@ ROW = {"prompt": "What is 2 + 2?", "response": "5", "critique": "Wrong: it is 4.
 
 def test_question_and_answer_are_read_back_from_the_prompt_and_the_critique_is_learned(tmp_path):
     (record,), _ = run_pass(Critique(), [ROW], tmp_path)
-    before, question, solution = record["prompt"].replace("Solution:\n", "Question:\n").split("Question:\n")
+    _before, question, solution = record["prompt"].replace("Solution:\n", "Question:\n").split("Question:\n")
     assert (question.strip(), solution) == (ROW["prompt"], ROW["response"])
     assert record["completion"] == ROW["critique"]
 

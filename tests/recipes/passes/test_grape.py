@@ -6,8 +6,8 @@ import random
 
 from hypothesis import given
 from hypothesis import strategies as st
+from scripted_writer import ScriptedWriter, run_pass
 
-from tests.support.scripted_writer import ScriptedWriter, run_pass
 from weightops.recipes.passes.grape import Grape
 from weightops.rows.row import Row
 

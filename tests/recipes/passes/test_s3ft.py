@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from tests.support.scripted_writer import ScriptedWriter, run_pass
+from scripted_writer import ScriptedWriter, run_pass
+
 from weightops.recipes.judges.exact_match import ExactMatch
 from weightops.recipes.judges.numeric import Numeric
 from weightops.recipes.passes.s3ft import S3ft

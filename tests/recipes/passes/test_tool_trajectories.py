@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from tests.support.scripted_writer import run_pass
+from scripted_writer import run_pass
+
 from weightops.recipes.passes.tool_trajectories import ToolTrajectories
 
 TURNS = [

@@ -8,18 +8,11 @@ import sys
 import time
 
 import pytest
+from sandboxes import needs_sandbox
 
 from weightops.errors import WeightopsError
 from weightops.recipes.sandbox import sandbox
 from weightops.recipes.sandbox.sandbox import run_sandboxed
-
-try:
-    run_sandboxed("")
-    WORKS = ""
-except WeightopsError as error:
-    WORKS = str(error)
-
-needs_sandbox = pytest.mark.skipif(bool(WORKS), reason=WORKS)
 
 
 @needs_sandbox

@@ -79,7 +79,7 @@ def test_a_busy_server_is_asked_again(status):
 
 
 def test_half_an_answer_is_asked_for_again():
-    with server(lambda body, number: (200, b"{half") if number == 1 else completion("whole")) as (url, requests):
+    with server(lambda body, number: (200, b"{half") if number == 1 else completion("whole")) as (url, _requests):
         assert written(url, ["a"], timeout=1)[0][0].text == "whole"
 
 

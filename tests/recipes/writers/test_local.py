@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 import torch
+from tiny_chat import write_chat_model
 
-from tests.support.tiny_chat import write_chat_model
 from weightops.errors import WeightopsError
 from weightops.recipes.writers.local import Local
 from weightops.recipes.writing.asks import AskRefusedError, Rate, Write

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from typing import Any
 
 import pytest
+from scripted_writer import ScriptedWriter, run_pass
 
-from tests.support.scripted_writer import ScriptedWriter, run_pass
 from weightops.errors import WeightopsError
 from weightops.recipes.judges.numeric import Numeric
 from weightops.recipes.passes.s3ft import S3ft
