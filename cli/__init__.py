@@ -34,7 +34,7 @@ COMMANDS = {
     "soup": ("soup", "Choose what to merge by a held-out score."),
     "methods": ("methods", "List the merge methods, or explain one."),
     "train": ("train", "Train a guard, or your own model, from a recipe."),
-    "data": ("data", "Rewrite rows by a pass, or show what is learned of them."),
+    "data": ("data", "Rewrite rows, or show what is learned of them."),
     "disperse": ("disperse", "Disperse rows into parts, to train a model on each."),
     "disperse-merge": ("disperse_merge", "Disperse rows, train on each part, and merge."),
     "recipes": ("recipes", "List, show, copy and check training recipes."),
