@@ -181,7 +181,7 @@ def _merger(
     rooms = _each(threads, Room)
 
     def merge(job: Job, write: Callable[[int, slices.Bytes], None]) -> Record:
-        from . import merging  # imported here because it loads torch, which only merge methods need
+        from . import merging  # imported here because only merge methods need it
 
         with _lent(rooms) as room:
             return merging.run(

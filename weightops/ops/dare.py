@@ -6,14 +6,13 @@ so its expectation is unchanged. (mergekit scales to equal L1 norm instead, whic
 
 from __future__ import annotations
 
-from torch import Tensor
-
 from .draw import Draw
 from .registry import operator
 from .signature import PerModel
 from .sparsify import Density, keep_random, per_model
 from .task_arithmetic import weighted_sum
 from .ties import agreeing_sum
+from .torch_later import Tensor
 
 
 @operator(reads="elementwise", paper="2311.03099", breaks=("identical",))

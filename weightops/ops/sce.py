@@ -7,13 +7,11 @@ from __future__ import annotations
 
 from typing import Annotated
 
-import torch
-from torch import Tensor
-
 from .registry import operator
 from .signature import Range
 from .sparsify import flat, largest, per_model
 from .ties import agreement
+from .torch_later import Tensor, torch
 
 
 @operator(reads="tensor", paper="2408.07990")
