@@ -81,9 +81,16 @@ def test_a_merge_imports_torch_only_for_a_method_that_computes_with_it(tmp_path:
     for seed, name in enumerate(("base", "a", "b")):
         tiny.write(tmp_path / name, tiny.perturbed(base, seed), config={"model_type": "llama", "num_hidden_layers": 2})
     steps = [_document(tmp_path, name) | {"name": f"by-{name}"} for name in names]
-    last = {"merge_method": "linear", "models": [{"model": step["name"], "parameters": {"weight": 1}} for step in steps]}
+    last = {
+        "merge_method": "linear",
+        "models": [{"model": step["name"], "parameters": {"weight": 1}} for step in steps],
+    }
     (tmp_path / "all.yml").write_text("\n---\n".join(json.dumps(document) for document in (*steps, last)))
-    assert not imported("merge", str(tmp_path / "all.yml"), str(tmp_path / "out")) & {"torch", "transformers", "scipy.linalg"}
+    assert not imported("merge", str(tmp_path / "all.yml"), str(tmp_path / "out")) & {
+        "torch",
+        "transformers",
+        "scipy.linalg",
+    }
 
 
 def _document(folder: Path, name: str) -> dict[str, object]:
