@@ -38,6 +38,7 @@ Work = Callable[[JobSlice], list[Record]]
 Places = Mapping[str, tuple[int, int]]
 Done = Mapping[tuple[int, int], Record]
 Journal = Sequence[Mapping[str, Any]]
+_AHEAD = 256  # slices that may wait for an earlier one: one thread may have a whole embedding to merge
 
 
 def execute(
@@ -181,7 +182,7 @@ def _merger(
     rooms = _each(threads, Room)
 
     def merge(job: Job, write: Callable[[int, slices.Bytes], None]) -> Record:
-        from . import merging  # imported here because it loads torch, which only merge methods need
+        from . import merging  # imported here because only merge methods need it
 
         with _lent(rooms) as room:
             return merging.run(
@@ -365,7 +366,7 @@ def _in_order(
                 records = 1 if piece.job.whole else piece.blocks  # a job computed as a whole has one record
                 recorded = [done[key] for i in range(records) if (key := (piece.number, piece.block + i)) in done]
                 waiting.append((piece, pool.submit(finished, piece, recorded if len(recorded) == records else [])))
-                if len(waiting) > 2 * threads:
+                while waiting and (len(waiting) > _AHEAD or waiting[0][1].done()):
                     yield head()
             while waiting:
                 yield head()

@@ -5,13 +5,14 @@ from __future__ import annotations
 import os
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
 from ..algebra.checkpoint import Checkpoint, sources
 from ..algebra.opening import Opener
+from ..engine.merging import needs_torch
 from ..engine.plan import DEFAULT_MEMORY
 from ..engine.torch_threads import one_torch_thread
 from ..errors import Message, Remedy, WeightopsError, attempt_all
@@ -118,7 +119,7 @@ def merge(
             last = config is recipe.documents[-1]
             place = out if last else steps / str(config.name)
             if last or not _is_complete(place, built):
-                with one_torch_thread():
+                with one_torch_thread() if any(map(needs_torch, built.plan.jobs)) else nullcontext():
                     saved = save(
                         built.plan,
                         built.package,

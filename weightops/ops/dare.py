@@ -7,14 +7,13 @@ also tends to 1 / density as tensors grow.
 
 from __future__ import annotations
 
-from torch import Tensor
-
 from .draw import Draw
 from .registry import operator
 from .signature import PerModel
 from .sparsify import ByProbability, Density, keep_random, per_model
 from .task_arithmetic import weighted_sum
 from .ties import agreeing_sum
+from .torch_later import Tensor
 
 
 @operator(reads="tensor", paper="2311.03099", breaks=("identical",))

@@ -9,9 +9,6 @@ from __future__ import annotations
 
 from typing import Annotated, Any
 
-import torch
-from torch import Tensor
-
 from ..errors import WeightopsError
 from .draw import Draw
 from .registry import operator
@@ -19,6 +16,7 @@ from .signature import PerModel, Range
 from .sparsify import ByNorm, Density, keep_random, numbers
 from .task_arithmetic import weighted_sum
 from .ties import agreeing_sum
+from .torch_later import Tensor, torch
 
 
 @operator(reads="tensor", paper="2406.11617")
@@ -110,7 +108,7 @@ def row_probabilities(deltas: Tensor, density: Any, epsilon: Any) -> Tensor:
     >>> row_probabilities(torch.tensor([[3.0, -1.0, 2.0]]), 0.5, 0.25)
     tensor([[0.7500, 0.2500, 0.5000]])
     """
-    shares = zip(numbers(density, len(deltas)).tolist(), numbers(epsilon, len(deltas)).tolist(), strict=True)
+    shares = zip(numbers(density, len(deltas)), numbers(epsilon, len(deltas)), strict=True)
     return torch.stack([_probability(delta, d, e) for delta, (d, e) in zip(deltas, shares, strict=True)])
 
 

@@ -6,14 +6,13 @@ order). It does not depend on how a tensor is sliced or on the sorting routine.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Annotated, Any, Literal
-
-import torch
-from torch import Tensor
 
 from ..errors import WeightopsError
 from .draw import Draw
 from .signature import PerModel, Range, Switch
+from .torch_later import Tensor, torch
 
 #: Share of the entries of a task vector to keep.
 Density = Annotated[PerModel, Range(0, 1)]
@@ -40,18 +39,25 @@ def per_model(value: Any, stack: Tensor) -> Tensor:
     >>> per_model([0.5, 2.0], torch.ones(2, 3)).shape
     torch.Size([2, 1])
     """
-    vector = numbers(value, len(stack)).to(stack.dtype).to(stack.device)
+    vector = torch.tensor(numbers(value, len(stack)), dtype=torch.float64).to(stack.dtype).to(stack.device)
     return vector.reshape(-1, *[1] * (stack.dim() - 1))
 
 
-def numbers(value: Any, count: int) -> Tensor:
-    """A number for each model, as a vector: [count], fp64."""
-    vector = torch.as_tensor(value, dtype=torch.float64)
-    if vector.dim() == 0:
-        return vector.repeat(count)
-    if vector.shape != (count,):
-        raise WeightopsError(f"{vector.numel()} values for {count} models; give one number, or one for each")
-    return vector
+def numbers(value: Any, count: int) -> list[float]:
+    """A number for each of ``count`` models, in double precision.
+
+    Raises:
+        WeightopsError: a sequence of another length.
+
+    >>> numbers(0.5, 2), numbers((1, 2), 2)
+    ([0.5, 0.5], [1.0, 2.0])
+    """
+    values = value.tolist() if hasattr(value, "tolist") else value
+    if not isinstance(values, Sequence):
+        return [float(values)] * count
+    if len(values) != count:
+        raise WeightopsError(f"{len(values)} values for {count} models; give one number, or one for each")
+    return [float(number) for number in values]
 
 
 def flat(stack: Tensor) -> Tensor:
@@ -102,7 +108,7 @@ def keep_largest(deltas: Tensor, density: Any) -> Tensor:
     >>> keep_largest(torch.tensor([[1.0, -3.0, 2.0, 3.0]]), 0.5)
     tensor([[ 0., -3.,  0.,  3.]])
     """
-    shares = numbers(density, len(deltas)).tolist()
+    shares = numbers(density, len(deltas))
     return torch.stack([_keep(delta, share) for delta, share in zip(deltas, shares, strict=True)])
 
 
