@@ -83,7 +83,7 @@ def read_tensor(tensor: StoredTensor, begin: int = 0, count: int | None = None) 
     """
     elements = tensor.count - begin if count is None else count
     raw = np.empty(elements * dtypes.BITS[tensor.dtype] // 8, np.uint8)
-    with _opened(tensor) as files:
+    with opened_files(tensor) as files:
         read_elements(tensor, begin, raw, files)
     return raw
 
@@ -94,7 +94,7 @@ def blocks_of(tensor: StoredTensor, size: int) -> Iterator[Bytes]:
     Raises:
         WeightopsError: a file is too short.
     """
-    with _opened(tensor) as files:
+    with opened_files(tensor) as files:
         for begin in range(0, tensor.count, size):
             raw = np.empty(min(size, tensor.count - begin) * dtypes.BITS[tensor.dtype] // 8, np.uint8)
             read_elements(tensor, begin, raw, files)
@@ -102,7 +102,7 @@ def blocks_of(tensor: StoredTensor, size: int) -> Iterator[Bytes]:
 
 
 @contextmanager
-def _opened(tensor: StoredTensor) -> Iterator[Mapping[Path, int]]:
+def opened_files(tensor: StoredTensor) -> Iterator[Mapping[Path, int]]:
     """The files of one tensor."""
     with ExitStack() as stack:
         files: dict[Path, int] = {}
