@@ -211,10 +211,10 @@ def source_options(**described: str) -> Callable[[Callable[..., Any]], Callable[
 
 dtype_option = click.option(
     "--dtype",
-    type=click.Choice(["auto", "float32", "bfloat16", "float16"]),
+    type=click.Choice(["auto", "float32", "bfloat16", "float16", "fp8-block"]),
     default="auto",
     show_default=True,
-    help="Dtype of the output; auto keeps that of each tensor.",
+    help="Dtype of the output; auto keeps that of each tensor, and writes FP8 as bfloat16; fp8-block keeps FP8 blocks.",
 )
 shard_size_option = click.option(
     "--shard-size", type=ShardSizeType(), default="5GB", show_default=True, help="Largest file of the output, in bytes."

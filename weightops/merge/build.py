@@ -140,6 +140,7 @@ def build(config: MergeConfig, models: Mapping[str, Checkpoint], options: Option
     plan = make_plan(
         jobs,
         {"kind": "merge", "config": options.text, "document": config.name, "seed": options.seed},
+        dtype=config.out_dtype or "auto",
         problems=list(dict.fromkeys(problems)),
         notes=notes,
         shard_size=options.shard_size,
@@ -210,8 +211,8 @@ class _Lowering:
 
     def _dtype(self, stored: Sequence[StoredTensor]) -> str:
         """``out_dtype``, else ``dtype``, else the first input's dtype. Arithmetic is always fp32."""
-        named = self.config.out_dtype or self.config.dtype
-        first = stored[0].dtype
+        out_dtype = None if self.config.out_dtype == dtypes.FP8_BLOCK else self.config.out_dtype
+        named, first = out_dtype or self.config.dtype, stored[0].dtype
         return dtypes.FROM_TORCH[named] if named and first in dtypes.FLOATS else first
 
     def _lines(self, tensor: OutputTensor, method: Operator) -> float:

@@ -25,13 +25,13 @@ from ..version import __version__
 
 def record(plan: Plan, tally: Tally, sources: Iterable[Source]) -> dict[str, Any]:
     """The record of a finished run, as JSON values: recipe, sources with revision and content, outputs with digests."""
-    jobs = {job.name: job for job in plan.jobs if job.written}
+    outputs = {name: output for job in plan.jobs for name, output in job.outputs.items()}
     digests = {_place(tensor): digest for tensor, digest in tally.inputs.items()}
     return {
         "weightops": __version__,
         "recipe": dict(plan.recipe),
         "sources": [_source(source, digests) for source in sources],
-        "outputs": {name: _as_written(job.dtype, job.shape, tally.outputs[name]) for name, job in sorted(jobs.items())},
+        "outputs": {name: _as_written(*output, tally.outputs[name]) for name, output in sorted(outputs.items())},
     }
 
 
@@ -124,7 +124,8 @@ def _place(tensor: StoredTensor) -> tuple[str, int, int]:
 
 def _source(source: Source, digests: Mapping[tuple[str, int, int], str]) -> dict[str, Any]:
     if isinstance(source, Weights):
-        used = {tensor: digests[place] for tensor in source.tensors.values() if (place := _place(tensor)) in digests}
+        read = (part for tensor in source.tensors.values() for part in (tensor, *tensor.parts))
+        used = {tensor: digests[place] for tensor in read if (place := _place(tensor)) in digests}
     else:  # what is added to a model is small, and writing may have read it many times
         used = {tensor: digests.get(_place(tensor)) or tensor_digest(tensor) for tensor in stored_in(source)}
     entry: dict[str, Any] = {"name": source.spec, "content": content(used), "tensors": len(used)}

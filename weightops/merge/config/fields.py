@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import TypeVar
 
-from ...dtypes import FROM_TORCH
+from ...dtypes import FP8_BLOCK, FROM_TORCH
 from ...errors import WeightopsError, short
 from ...io.faults import Faults
 from ...io.yaml_lines import Entry, Node
@@ -148,6 +148,11 @@ def dtype_name(node: Node, faults: Faults) -> str | None:
     hint = nearest(name, FROM_TORCH) or f"; it is one of {', '.join(FROM_TORCH)}"
     faults.add(node.line, f"unknown dtype {node.value!r}{hint}")
     return None
+
+
+def out_dtype_name(node: Node, faults: Faults) -> str | None:
+    """The dtype of what is written, which may be a layout in 8 bits."""
+    return FP8_BLOCK if node.value == FP8_BLOCK else dtype_name(node, faults)
 
 
 def chat_template(node: Node, faults: Faults) -> str | None:

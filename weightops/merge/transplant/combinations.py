@@ -10,7 +10,6 @@ threads.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -23,9 +22,8 @@ from torch import Tensor
 
 from ... import dtypes
 from ...engine import kernels
-from ...engine.exact_reads import read_exactly
+from ...engine.exact_reads import opened_files, read_elements
 from ...io.safetensors import StoredTensor
-from ...io.small_files import open_file
 from ..tokens.row_alignment import Floats, Ints, scattered_rows
 
 #: New tokens computed together, and atoms read at a time.
@@ -80,18 +78,15 @@ def combined(size: int, pairs: Mapping[int, tuple[Ints, Floats]], filled: Ints) 
 def rows_of(table: StoredTensor, rows: Ints) -> Floats:
     """Some rows of a stored matrix: [len(rows), width], fp32."""
     width, size = table.shape[1], dtypes.itemsize(table.dtype)
-    descriptor = open_file(table.file)
+    with opened_files(table) as files:
 
-    def read(_: str, span: range) -> Floats:
-        raw = np.empty(len(span) * width * size, np.uint8)
-        read_exactly(descriptor, raw, table.offset + span.start * width * size, table.file)
-        widened: Floats = kernels.widen(raw, table.dtype).astype(np.float32).reshape(len(span), width)
-        return widened
+        def read(_: str, span: range) -> Floats:
+            raw = np.empty(len(span) * width * size, np.uint8)
+            read_elements(table, span.start * width, raw, files)
+            widened: Floats = kernels.widen(raw, table.dtype).astype(np.float32).reshape(len(span), width)
+            return widened
 
-    try:
         return scattered_rows(read, "", rows, (width,))
-    finally:
-        os.close(descriptor)
 
 
 def mean_of(table: StoredTensor) -> Floats:
