@@ -141,15 +141,15 @@ def test_a_tensor_that_takes_long_keeps_no_other_thread_from_working(sum_of_thre
     ]
     later = threading.Semaphore(0)
 
-    def work(piece):
+    def work(piece, recorded):
         if piece.number:
             later.release()
         else:
             assert all(later.acquire(timeout=20) for _ in range(20))
-        return [{}]
+        return [{}], True
 
-    in_order = execution._in_order(iter(pieces), {}, work, {}, threads=2)
-    assert [piece.number for piece, _, _ in in_order] == list(range(25))
+    todo = ((piece, []) for piece in pieces)
+    assert [done.piece for done in execution._by_threads(todo, work, threads=2)] == pieces
 
 
 def test_a_run_may_be_interrupted_and_resumed_with_other_threads_and_memory(sum_of_three, tmp_path):
