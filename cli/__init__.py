@@ -39,6 +39,7 @@ COMMANDS = {
     "sorted": ("sorted", "Measure decoding with early exits."),
     "inspect": ("inspect", "List a model's tensors by part."),
     "verify": ("verify", "Check that an output is still as weightops wrote it."),
+    "push": ("push", "Upload an output to the Hugging Face hub."),
     "cache": ("cache", "List and clear converted models."),
 }
 
@@ -50,10 +51,14 @@ SECTIONS = {
     "Use guards": ("guard",),
     "Decode": ("generate", "sorted"),
     "Look at files": ("inspect", "verify", "cache"),
+    "Publish": ("push",),
 }
 
 #: Commands that resume where they were interrupted.
-RESUMABLE = ("compose-guard", "merge", "merge-with-data", "average", "soup", "extract", "train", "disperse-merge")
+RESUMABLE = (
+    *("compose-guard", "merge", "merge-with-data", "average", "soup", "extract"),
+    *("train", "disperse-merge", "push"),
+)
 
 EPILOG = """\b
 Exit codes:

@@ -8,6 +8,7 @@ import click
 
 from weightops.cli.options import (
     Output,
+    OutType,
     command_line,
     load_plugins,
     nonfinite_option,
@@ -23,7 +24,7 @@ from weightops.cli.words import in_options
 
 @click.command("merge")
 @click.argument("config", type=click.Path(path_type=Path, dir_okay=False))
-@click.argument("out", type=click.Path(path_type=Path))
+@click.argument("out", type=OutType())
 @plugin_option
 @click.option(
     "--device",
