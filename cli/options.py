@@ -87,6 +87,16 @@ class LayersType(click.ParamType):  # type: ignore[type-arg]
         return tuple(dict.fromkeys(int(word) for word in words))
 
 
+class ShardSizeType(SizeType):
+    """The size of a file in bytes; ``5B`` is a mistake for 5GB, because mergekit writes sizes so."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        size = super().convert(value, param, ctx)
+        if isinstance(value, str) and value.strip()[-1:] in ("B", "b") and value.strip()[:-1].isdecimal():
+            self.fail(f"{value!r} would be {size} bytes; write {value.strip()[:-1]}GB", param, ctx)
+        return size
+
+
 @dataclass(frozen=True)
 class Output:
     """Where and how a command writes."""
@@ -220,7 +230,7 @@ dtype_option = click.option(
     help="Dtype of the output; auto keeps that of each tensor.",
 )
 shard_size_option = click.option(
-    "--shard-size", type=SizeType(), default="5GB", show_default=True, help="Largest file of the output."
+    "--shard-size", type=ShardSizeType(), default="5GB", show_default=True, help="Largest file of the output, in bytes."
 )
 plugin_option = click.option(
     "--plugin", type=click.Path(path_type=Path), multiple=True, help="Python file with merge methods of your own."

@@ -1,8 +1,8 @@
 """Pages of the site that are written from the code while it is built, so that they cannot be out of date.
 
 mkdocs calls :func:`on_files`, and :func:`on_page_markdown` for each page. ``methods.md`` comes from the registry of
-merge methods, ``training.md`` from the settings classes and the recipes that ship, ``changelog.md`` and
-``contributing.md`` from the files of the repository.
+merge methods, ``training.md`` from the settings classes and the recipes that ship, ``recipes.md`` from what routines,
+objectives and passes say of themselves, ``changelog.md`` and ``contributing.md`` from the files of the repository.
 """
 
 from __future__ import annotations
@@ -31,6 +31,7 @@ def on_files(files: Any, config: Any) -> Any:
     pages = {
         "methods.md": methods_page(),
         "training.md": training_page(),
+        "recipes.md": recipes_page(),
         "contributing.md": repository_page("CONTRIBUTING.md"),
         "changelog.md": repository_page("CHANGELOG.md"),
     }
@@ -236,6 +237,42 @@ def _bounds(mark: Any) -> Iterator[str]:
             bound = getattr(one, name, None)
             if isinstance(bound, int | float):
                 yield f"{words} {bound:g}"
+
+
+# --- recipes ---------------------------------------------------------------------------------------------------------
+
+
+def recipes_page() -> str:
+    """Every routine, objective and pass: what it does, its papers, how far it is backed, and the page about it."""
+    from weightops.recipes.catalog import BACKED, backing
+    from weightops.recipes.floor.components import kinds
+
+    def row(room: str, name: str) -> tuple[str, ...]:
+        line, evidence = backing(room, name)
+        papers = ", ".join(_source(paper) for paper in evidence.papers) or "common practice"
+        return (f"[{name}]({evidence.page})" if evidence.page else f"`{name}`", line, papers, evidence.status)
+
+    parts = [(ROOT / "docs" / "recipes-head.txt").read_text("utf-8").strip()]
+    for room in BACKED:
+        rows = [row(room, name) for name in kinds(room)]
+        parts.append(f"## {room.capitalize()}\n\n" + table(("name", "what it does", "paper", "status"), rows))
+    parts.append("## Recipes that ship\n\n" + table(("recipe", "what it makes", "routine", "objective"), _shipped()))
+    return "\n\n".join(parts) + "\n"
+
+
+def _shipped() -> list[tuple[str, ...]]:
+    """Each recipe file that comes with weightops, with the routine and the objective that it names."""
+    import yaml
+
+    from weightops.recipes.catalog import read_file, shipped, summary
+
+    rows = []
+    for name, file in shipped().items():
+        keys = yaml.safe_load(read_file(file))
+        objective = keys.get("objective", "")
+        kind = objective["kind"] if isinstance(objective, dict) else objective
+        rows.append((f"`{name}`", summary(file), f"`{keys['recipe']}`", f"`{kind}`" if kind else ""))
+    return rows
 
 
 # --- words -----------------------------------------------------------------------------------------------------------

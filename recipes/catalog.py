@@ -6,10 +6,13 @@
   A routine that trains parts also holds ``train_part(training)``; see ``parts/part_training.py``.
 * An objective is a module of ``objectives/``, an update one of ``updates/``: one class each, named after its file; see
   ``floor/components.py``, ``floor/objective.py``, ``floor/update.py``.
-* A pass is a module of ``passes/``: functions from rows to rows.
+* A pass is a module of ``passes/``, a judge one of ``judges/``, a writer one of ``writers/``: one class each, named
+  after its file; see ``writing/asks.py``.
 * A way to disperse rows is a module of ``dispersing/``: one class, named after its file; see ``parts/dispersion.py``.
 * A place where parts are trained is a module of ``launchers/``: one class, named after its file; see
   ``parts/part_training.py``.
+* Modules of ``routines/``, ``objectives/`` and ``passes/`` have a constant ``EVIDENCE``, see ``floor/evidence.py``: how
+  far what they do is backed. The first line of their docstring says what they do.
 * A shipped recipe is a file ``configs/FAMILY/NAME.yaml``; its first line is a comment that says what it makes.
 
 Listing names imports no module. Names are unique: of modules in the whole repository, of recipes over all families.
@@ -26,8 +29,11 @@ from weightops.discovery import class_name
 from weightops.errors import WeightopsError
 from weightops.io.small_files import read_small
 from weightops.recipes.floor.components import PACKAGE, kinds
+from weightops.recipes.floor.evidence import Evidence
 
-ROOMS = ("routines", "objectives", "updates", "passes", "dispersing", "launchers")
+ROOMS = ("routines", "objectives", "updates", "passes", "judges", "writers", "dispersing", "launchers")
+BACKED = ("routines", "objectives", "passes")
+"""Rooms whose modules say how far they are backed."""
 FOLDER = Path(__file__).parent / "configs"
 
 
@@ -126,6 +132,17 @@ def run(recipe: Any, out: Path, overwrite: bool = False, *, trust_remote_code: b
     """
     routine = importlib.import_module(type(recipe).__module__)
     return routine.run(recipe, out, overwrite, trust_remote_code=trust_remote_code)
+
+
+def backing(room: str, name: str) -> tuple[str, Evidence]:
+    """What a module does, in one line, and how far that is backed.
+
+    Args:
+        room: One of ``BACKED``.
+        name: Of the module.
+    """
+    module = importlib.import_module(f"{PACKAGE}.{room}.{name}")
+    return (module.__doc__ or "").partition("\n")[0], module.EVIDENCE
 
 
 def _module(routine: str) -> Any:

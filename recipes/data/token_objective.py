@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from itertools import chain
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 from weightops.recipes.data.packing import packed_batch
@@ -28,11 +29,13 @@ class TokenObjective(Objective):
 
     Attributes:
         pad: Token to fill shorter rows with.
+        per_token: Fields of rows that have a number for each token; they become tensors beside ``targets``.
     """
 
     pad: int = field(default=0, metadata=RUNTIME)
 
     packs: ClassVar[bool] = True
+    per_token: ClassVar[tuple[str, ...]] = ()
 
     def ready(self, model: Any, tokenizer: Any, rows: Sequence[Row]) -> Self:
         """With the tokenizer's padding token."""
@@ -42,7 +45,8 @@ class TokenObjective(Objective):
         """The model's inputs and the tokens to predict.
 
         ``input_ids`` and ``attention_mask``, [rows, longest - 1], without the last column (for packed rows, what
-        :func:`packed_batch` gives), and ``targets``, [rows, longest - 1], -100 where there is nothing to predict.
+        :func:`packed_batch` gives), and ``targets``, [rows, longest - 1], -100 where there is nothing to predict. The
+        fields of ``per_token`` have that shape too, fp32, the number of a token where it is to be predicted.
         """
         import torch
 
@@ -56,7 +60,15 @@ class TokenObjective(Objective):
         shorter = {
             name: tensor[..., :-1, :-1] if tensor.ndim == 4 else tensor[:, :-1] for name, tensor in inputs.items()
         }
-        return {**shorter, "targets": targets[:, 1:]}
+        others = {name: self._numbers(rows, name, inputs["input_ids"].shape[1])[:, 1:] for name in self.per_token}
+        return {**shorter, "targets": targets[:, 1:], **others}
+
+    def _numbers(self, rows: Sequence[Row], name: str, width: int) -> Tensor:
+        """A field of ``per_token``, [rows, width], fp32; 0 where a row has no token."""
+        import torch
+
+        each = [list(chain(*row[name])) if "segments" in row else list(row[name]) for row in rows]
+        return torch.tensor([numbers + [0.0] * (width - len(numbers)) for numbers in each], dtype=torch.float32)
 
     def items(self, batch: Batch) -> float:
         """Tokens to predict."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import os
 import re
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
@@ -66,3 +67,13 @@ def rounded(state: dict[str, torch.Tensor], model: Any, dtype: str) -> dict[str,
         for name, tensor in state.items()
         if name not in tied
     }
+
+
+def device_of_process() -> torch.device:
+    """Where this process trains: the CPU if ``accelerate launch`` says so or there is nothing else."""
+    import torch
+
+    accelerator = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
+    if accelerator is None or os.environ.get("ACCELERATE_USE_CPU", "").lower() == "true":
+        return torch.device("cpu")
+    return torch.device(accelerator.type, int(os.environ.get("LOCAL_RANK", "0")))

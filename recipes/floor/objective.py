@@ -11,11 +11,17 @@ field with ``metadata=RUNTIME``, which ``ready`` fills in.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol
+
+from weightops.rows.row import Row as DataRow
+from weightops.rows.row import is_number, short
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+    from weightops.rows.chat import Tokens
+    from weightops.rows.encode import TokensOf
 
 Row = Mapping[str, Any]
 """One example: the fields that the objective reads, token ids in the first."""
@@ -29,12 +35,34 @@ class Objective(Protocol):
     """How rows become a batch, and what of it is minimised and measured.
 
     Attributes:
-        reads: Fields that every row must have. A routine passes on the columns of the data that are named here.
+        reads: Fields that every row must have.
+        columns: Columns of the data that fields of ``reads`` are made from; without any, those of ``reads`` themselves,
+            besides tokens.
         packs: Whether it keeps apart the examples of a packed row, which the row's ``segments`` tell.
     """
 
     reads: ClassVar[tuple[str, ...]] = ("input_ids",)
+    columns: ClassVar[tuple[str, ...]] = ()
     packs: ClassVar[bool] = False
+
+    def problems(self, row: DataRow) -> Iterator[str]:
+        """What keeps a row of the data from being learned by this objective: by default, columns without a number."""
+        for name in columns_of(self):
+            if not is_number(row.columns.get(name)):
+                yield f"{name}: must be a number; found {short(row.columns.get(name))}"
+
+    def fields(self, row: DataRow, tokens: Tokens, tokens_of: TokensOf) -> Mapping[str, Any]:
+        """What the row to train on holds besides tokens: by default, the columns as they are.
+
+        Args:
+            row: As the data holds it, without problems.
+            tokens: Its tokens, cut to the length that is trained.
+            tokens_of: Makes tokens of another row, in the same way.
+
+        Raises:
+            WeightopsError: the row and its tokens do not fit together.
+        """
+        return {name: row.columns[name] for name in columns_of(self)}
 
     def ready(self, model: Any, tokenizer: Any, rows: Sequence[Row]) -> Objective:
         """The objective with what it takes from the untrained model, its tokenizer and the rows to train on."""
@@ -73,6 +101,14 @@ class Objective(Protocol):
     def loss(self, model: Any, batch: Batch) -> Tensor:
         """The loss summed over the items of a batch: a scalar with a gradient."""
 
+    def loss_and_items(self, model: Any, batch: Batch) -> tuple[Tensor, Tensor | None]:
+        """The loss, and how many items it sums over where only the model can tell: a scalar; else ``None``.
+
+        Where it is not ``None``, the loss is first divided by ``items``, which must then be an upper bound, and at the
+        end of the step by the number itself.
+        """
+        return self.loss(model, batch), None
+
     def metrics(self, model: Any, batch: Batch) -> dict[str, float]:
         """Other measures by name, each summed over the items of a batch; none unless an objective has some."""
         return {}
@@ -80,4 +116,4 @@ class Objective(Protocol):
 
 def columns_of(objective: Objective) -> list[str]:
     """The columns of the data that an objective reads besides tokens."""
-    return [name for name in objective.reads if name not in ("input_ids", "trained")]
+    return list(objective.columns or (name for name in objective.reads if name not in ("input_ids", "trained")))

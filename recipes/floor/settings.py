@@ -23,6 +23,7 @@ Count = Annotated[int, Field(ge=1)]
 NotNegative = Annotated[int, Field(ge=0)]
 NotNegativeNumber = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Share = Annotated[float, Field(ge=0, lt=1)]
+Probability = Annotated[float, Field(ge=0, le=1)]
 MODEL = object()
 """Marks the type of a field that names a model."""
 ModelName = Annotated[str, Field(min_length=1), MODEL]

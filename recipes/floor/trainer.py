@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -26,7 +25,8 @@ from weightops.io.quiet import quiet_transformers
 from weightops.io.replacing import TRAINING
 from weightops.recipes.floor.checking import check
 from weightops.recipes.floor.components import kind_of
-from weightops.recipes.floor.model import prepare, rounded
+from weightops.recipes.floor.kept_items import KeptItems
+from weightops.recipes.floor.model import device_of_process, prepare, rounded
 from weightops.recipes.floor.objective import ROW_INDEX, Objective, Row
 from weightops.recipes.floor.order import FILLER, Order
 from weightops.recipes.floor.settings import Training
@@ -147,9 +147,10 @@ def measure(model: Any, rows: Sequence[Row], objective: Objective, batch: int) -
     with torch.no_grad():
         for start in range(0, len(rows), batch):
             tensors = {k: v.to(device) for k, v in objective.batch(rows[start : start + batch]).items()}
-            sums = {"loss": objective.loss(model, tensors).item(), **objective.metrics(model, tensors)}
+            loss, kept = objective.loss_and_items(model, tensors)
+            sums = {"loss": loss.item(), **objective.metrics(model, tensors)}
             totals = {name: totals.get(name, 0.0) + value for name, value in sums.items()}
-            items += objective.items(tensors)
+            items += objective.items(tensors) if kept is None else kept.item()
     return {name: value / (items or 1) for name, value in totals.items()}
 
 
@@ -184,6 +185,7 @@ class _Trainer(transformers.Trainer):
         multiple = args.per_device_train_batch_size * args.world_size if args.world_size > 1 else 1
         self.order = Order([objective.length(row) for row in rows], training.batch, training.seed, multiple)
         self.watch = _Watch(self.order, title)
+        self.kept_items = KeptItems()
         super().__init__(
             model=model,
             args=args,
@@ -223,17 +225,22 @@ class _Trainer(transformers.Trainer):
         items = self.objective.items(inputs) if num_items_in_batch is None else num_items_in_batch
         before = {name: tensor.clone() for name, tensor in self.objective.state().items()}
         empty = EMPTY in inputs
-        loss: torch.Tensor = self.objective.loss(
-            model, {name: tensor for name, tensor in inputs.items() if name != EMPTY}
-        )
+        batch = {name: tensor for name, tensor in inputs.items() if name != EMPTY}
+        loss, kept = self.objective.loss_and_items(model, batch)
         if empty:
-            loss = loss * 0
+            loss, kept = loss * 0, None if kept is None else kept * 0
             for name, tensor in self.objective.state().items():
                 tensor.copy_(before[name])
         if self.args.world_size > 1:
             self._add_up(before)
         share: torch.Tensor = loss * (self.args.world_size / (float(items) or 1.0))
+        self.kept_items.add(kept, float(items) or 1.0)
         return share
+
+    def training_step(self, model: Any, inputs: Any, num_items_in_batch: Any = None) -> torch.Tensor:
+        """A micro-batch: its gradient, and its share of the loss of the step."""
+        share = super().training_step(model, inputs, num_items_in_batch)
+        return self.kept_items.divide(share, model, self.accelerator)
 
     def _add_up(self, before: Mapping[str, torch.Tensor]) -> None:
         """Give every process what all of them added to the objective's state in this micro-batch."""
@@ -346,7 +353,7 @@ def arguments(training: Training, folder: Path) -> Any:
         "report_to": "none",
         "logging_steps": 1,
         "save_total_limit": None if training.keep_checkpoints else 1,
-        "use_cpu": not torch.accelerator.is_available() or os.environ.get("ACCELERATE_USE_CPU", "").lower() == "true",
+        "use_cpu": device_of_process().type == "cpu",
         "dataloader_pin_memory": torch.cuda.is_available(),
         **training.arguments,
         "output_dir": str(folder),

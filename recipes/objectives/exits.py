@@ -18,11 +18,14 @@ from weightops.errors import WeightopsError
 from weightops.recipes.data.token_objective import MODEL_INPUTS, TokenObjective
 from weightops.recipes.floor.checking import relation
 from weightops.recipes.floor.components import RUNTIME
+from weightops.recipes.floor.evidence import Evidence
 from weightops.recipes.floor.objective import Batch, Row
 from weightops.recipes.floor.settings import Count, NotNegative, Share
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+EVIDENCE = Evidence("implemented and tested", ("2309.08968", "2309.00255", "2404.16710"), "sorted.md")
 
 CHUNK = 512
 """Rows of logits, over all exits, that are in memory at one time."""

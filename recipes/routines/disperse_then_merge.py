@@ -20,10 +20,10 @@ from typing import TYPE_CHECKING, Annotated, Any, Final, Literal
 from weightops.errors import WeightopsError
 from weightops.io.replacing import private_folder, put_in_place, recover
 from weightops.io.training_log import trained_count
-from weightops.recipes.data.source import load_rows, split
+from weightops.recipes.data.source import rows_to_learn, split
 from weightops.recipes.floor.checking import check, plain, relation
 from weightops.recipes.floor.components import Component, component, kind_of
-from weightops.recipes.floor.objective import columns_of
+from weightops.recipes.floor.evidence import Evidence
 from weightops.recipes.floor.settings import Training
 from weightops.recipes.floor.unfinished import check_free
 from weightops.recipes.parts.disperse import Dispersal, Dispersed, disperse
@@ -39,13 +39,14 @@ from weightops.recipes.parts.trained_parts import (
     stamp_of,
 )
 from weightops.recipes.routines.sft import SftRecipe, train
-from weightops.rows.chat import unlearnable
-from weightops.rows.encode import check_columns, encode, say
+from weightops.rows.encode import encode, say
 from weightops.rows.row import Row
 
 if TYPE_CHECKING:
     from weightops.algebra.checkpoint import Checkpoint
     from weightops.recipes.floor.trainer import Fitted
+
+EVIDENCE = Evidence("measured here", ("2405.13432",), "disperse-then-merge.md")
 
 KIND: Final = "weightops disperse-then-merge"
 _AROUND_TRAINING: Final = ("data", "disperse", "weigh", "merge", "launch")
@@ -125,8 +126,7 @@ def run(
             "launch to with_accelerate"
         )
     check_free(out, overwrite)
-    data = load_rows(recipe.data, unlearnable)
-    check_columns(data, columns_of(recipe.objective), f"objective {kind_of(recipe.objective)}")
+    data = rows_to_learn(recipe.data, recipe.objective)
     learned, held_out = split(data, recipe.data.held_out, recipe.training.seed)
     base = open_checkpoint(recipe.base)
     place = out.absolute().with_name(f"{out.absolute().name}-parts")
@@ -254,8 +254,8 @@ def _measurer(recipe: DisperseThenMergeRecipe, held_out: Sequence[Row], trust_re
             return math.nan
         model, tokenizer = load(checkpoint, trust_remote_code=trust_remote_code)
         device = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else torch.device("cpu")
-        columns = columns_of(recipe.objective)
-        rows = encode(tokenizer, held_out, recipe.tokens, chat=recipe.chat, columns=columns, report=lambda note: None)
+        fields = recipe.objective.fields
+        rows = encode(tokenizer, held_out, recipe.tokens, chat=recipe.chat, fields=fields, report=lambda note: None)
         objective = recipe.objective.ready(model, tokenizer, rows)
         return measure(model.float().to(device), rows, objective, recipe.training.batch)["loss"]
 

@@ -18,6 +18,7 @@ from pydantic import Field
 from weightops.errors import WeightopsError
 from weightops.recipes.data.source import load_rows
 from weightops.recipes.floor.checking import check, relation
+from weightops.recipes.floor.evidence import Evidence
 from weightops.recipes.floor.settings import VOCABULARY_AND_NORMS, Count, Data, ModelName, Training, freezing
 from weightops.recipes.floor.unfinished import check_free
 from weightops.recipes.objectives.next_token import NextToken
@@ -26,6 +27,8 @@ from weightops.rows.row import Row, raise_faults
 
 if TYPE_CHECKING:
     from weightops.recipes.floor.trainer import Fitted
+
+EVIDENCE = Evidence("measured here", ("2509.23381",), "guard.md")
 
 MODULES = (
     "argparse", "ast", "asyncio.tasks", "csv", "dataclasses", "datetime", "difflib", "functools", "heapq",

@@ -13,11 +13,11 @@ import click
 
 from weightops.errors import WeightopsError
 
-from . import adapters, compose, exits, merge, sparse
+from . import adapters, compose, exits, merge, sparse, token_objectives
 from .models import SHAPES, workplace
 from .report import PAGE, write
 
-BENCHES = {module.NAME: module for module in (compose, merge, adapters, exits, sparse)}
+BENCHES = {module.NAME: module for module in (compose, merge, adapters, exits, sparse, token_objectives)}
 
 
 @click.command()

@@ -12,7 +12,8 @@ import pytest
 
 from weightops.discovery import described_fields
 from weightops.ops import methods
-from weightops.recipes.catalog import shipped
+from weightops.recipes.catalog import BACKED, backing, shipped
+from weightops.recipes.floor.components import kinds
 
 ROOT = Path(__file__).parents[2]
 
@@ -50,6 +51,20 @@ def test_every_field_of_every_routine_and_of_its_parts_is_on_the_training_page(h
             assert f"| `{name}` |" in section(page, cls.__name__)
     for name in shipped():
         assert f"| `{name}` |" in page
+
+
+def test_every_routine_objective_pass_and_shipped_recipe_has_its_status_on_the_recipes_page(hooks):
+    page = hooks.recipes_page()
+    for room in BACKED:
+        rows = section(page, room.capitalize()).splitlines()
+        for name in kinds(room):
+            line, evidence = backing(room, name)
+            (row,) = [row for row in rows if row.startswith((f"| `{name}` |", f"| [{name}]("))]
+            assert row.endswith(f"| {evidence.status} |")
+            assert hooks.plain(line) in row
+            assert all(paper in row for paper in evidence.papers)
+    for name in shipped():
+        assert f"| `{name}` |" in section(page, "Recipes that ship")
 
 
 def test_every_field_is_described(hooks):

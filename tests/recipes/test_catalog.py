@@ -1,17 +1,31 @@
 """The catalogue finds what is there by itself, and everything in it keeps the conventions it states."""
 
+import re
 import subprocess
 import sys
 from dataclasses import MISSING, fields, is_dataclass
 from inspect import signature
 from pathlib import Path
+from typing import get_args
 
 import pytest
 
 from weightops.discovery import class_name
 from weightops.errors import WeightopsError
-from weightops.recipes.catalog import FOLDER, ROOMS, find, read_file, routines, settings_of, shipped, summary
+from weightops.recipes.catalog import (
+    BACKED,
+    FOLDER,
+    ROOMS,
+    backing,
+    find,
+    read_file,
+    routines,
+    settings_of,
+    shipped,
+    summary,
+)
 from weightops.recipes.floor.components import component, kind_of, kinds
+from weightops.recipes.floor.evidence import Status
 from weightops.recipes.floor.objective import Objective
 
 COMPONENTS = [(room, kind) for room in ("objectives", "updates") for kind in kinds(room)]
@@ -48,6 +62,15 @@ def test_an_objective_says_what_the_trainer_asks_of_it(kind):
     assert made.reads
     asked = ("batch", "items", "loss")
     assert all(getattr(made, name) is not getattr(Objective, name) for name in asked)
+
+
+@pytest.mark.parametrize(("room", "name"), [(room, name) for room in BACKED for name in kinds(room)])
+def test_what_trains_says_in_a_line_what_it_does_and_how_far_that_is_backed(room, name):
+    line, evidence = backing(room, name)
+    assert line.endswith(".")
+    assert evidence.status in get_args(Status)
+    assert all(re.fullmatch(r"\d{4}\.\d{5}", paper) for paper in evidence.papers)
+    assert evidence.page is None or (Path(__file__).parents[2] / "docs" / evidence.page).is_file()
 
 
 def test_names_are_unique_over_rooms_and_families():

@@ -36,7 +36,7 @@ class Block:
     Attributes:
         begin: First element.
         stack: The method's input, models or task vectors: [n, length], fp32. A method may overwrite it in its last
-            pass.
+            pass; what it overwrites earlier, the next pass sees if the blocks are kept (:attr:`Blocks.kept`).
         base: The base's elements, [length], or ``None``.
     """
 
@@ -126,6 +126,11 @@ class Blocks:
         self._held = self._room.take("held", inputs * (self.count if self._keep else min(self._step, self.count)))
         self._raw = self._room.take("raw", min(self._step, self.count) * 2).view(np.uint8)
         self._passed = False
+
+    @property
+    def kept(self) -> bool:
+        """Whether the blocks stay in memory between passes; what a pass overwrites is then lost to the next."""
+        return self._keep
 
     def scratch(self, role: str, *shape: int) -> Floats:
         """A work array; the same memory at each call for a role."""

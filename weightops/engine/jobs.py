@@ -239,8 +239,7 @@ class Job:
     @property
     def widest(self) -> int:
         """Bytes of the widest element that is read or written."""
-        sizes = [dtypes.itemsize(dtype_of(operand)) for operand in self.operands]
-        return max(*sizes, dtypes.itemsize(self.dtype))
+        return max(dtypes.itemsize(dtype) for dtype in (self.dtype, *map(dtype_of, self.operands)))
 
     @property
     def factor_bytes(self) -> int:

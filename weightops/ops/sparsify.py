@@ -6,17 +6,22 @@ order). It does not depend on how a tensor is sliced or on the sorting routine.
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import torch
 from torch import Tensor
 
 from ..errors import WeightopsError
 from .draw import Draw
-from .signature import PerModel, Range
+from .signature import PerModel, Range, Switch
 
 #: Share of the entries of a task vector to keep.
-Density = Annotated[PerModel, Range(0, 1, above_low=True)]
+Density = Annotated[PerModel, Range(0, 1)]
+
+#: How entries that were kept by chance are scaled: each by its probability, or all to the task vector's L1 norm.
+Rescale = Literal["probability", "l1", "none"]
+ByProbability = Annotated[Rescale, Switch("probability", "none")]
+ByNorm = Annotated[Rescale, Switch("l1", "none")]
 
 
 def per_model(value: Any, stack: Tensor) -> Tensor:
@@ -106,19 +111,22 @@ def _keep(delta: Tensor, density: float) -> Tensor:
     return delta.where(largest(delta.abs(), count), 0)
 
 
-def keep_random(deltas: Tensor, probability: Tensor, draw: Draw, *, rescale: bool) -> Tensor:
+def keep_random(deltas: Tensor, probability: Tensor, draw: Draw, *, rescale: Rescale) -> Tensor:
     """Keep each entry by chance.
 
     Args:
         deltas: Task vectors, or the same slice of each, [n, ...].
         probability: Probability of an entry to stay, broadcastable to [n, ...].
         draw: Random numbers, from the first entry on.
-        rescale: Divide kept entries by their probability, so that the expectation is the task vector.
+        rescale: ``probability``: divide kept entries by theirs, so that the expectation is the task vector. ``l1``:
+            scale each model's to the L1 norm of its task vector, as mergekit does.
     """
     drawn = [torch.from_numpy(draw.uniform(i, d.numel())).reshape(d.shape) for i, d in enumerate(deltas)]
     uniform = torch.stack(drawn).to(deltas.device)
     kept = deltas.where(uniform < probability, 0)
-    return kept / probability.where(probability > 0, 1) if rescale else kept
+    if rescale == "probability":
+        return kept / probability.where(probability > 0, 1)
+    return same_l1(kept, deltas) if rescale == "l1" else kept
 
 
 def same_l1(sparse: Tensor, deltas: Tensor) -> Tensor:

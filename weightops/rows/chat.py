@@ -12,14 +12,12 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from ..errors import WeightopsError
 from .row import Message, Row, Turns, lacks_words, well_formed
-
-Span = tuple[int, int]
-"""First character and the one after the last."""
+from .spans import Span, common_beginning, joined
 
 _GENERATION = re.compile(r"\{%-?\s*generation\s*-?%\}")
 _REASONING_END = "</think>"
@@ -32,10 +30,31 @@ class Tokens:
     Attributes:
         ids: All of them, [tokens].
         trained: Which of them are to be learned, [tokens].
+        text: What they were made of.
+        offsets: The characters of ``text`` that each stands for, [tokens]; of a token that was added, none.
     """
 
     ids: tuple[int, ...]
     trained: tuple[bool, ...]
+    text: str
+    offsets: tuple[Span, ...]
+
+    def first(self, limit: int | None) -> Tokens:
+        """The first tokens, of the same text; all of them if ``limit`` is ``None``."""
+        return replace(self, ids=self.ids[:limit], trained=self.trained[:limit], offsets=self.offsets[:limit])
+
+    @property
+    def learned(self) -> tuple[Span, ...]:
+        """The parts of the text that are learned, in order."""
+        learned = (span for span, trained in zip(self.offsets, self.trained, strict=True) if trained)
+        return tuple(joined(learned))
+
+    def covering(self, spans: Sequence[Span]) -> list[bool]:
+        """Which tokens are learned and have a character in one of some spans of the text, [tokens]."""
+        return [
+            trained and any(start < span_end and span_start < end for span_start, span_end in spans)
+            for (start, end), trained in zip(self.offsets, self.trained, strict=True)
+        ]
 
 
 def row_tokens(tokenizer: Any, row: Row, chat: bool = True) -> Tokens:
@@ -131,8 +150,9 @@ def text_tokens(tokenizer: Any, text: str, start: int = 0) -> Tokens:
     if end is None:
         return tokens
     if tokens.ids and tokens.ids[-1] == end:
-        return Tokens(tokens.ids, (*tokens.trained[:-1], True))
-    return Tokens((*tokens.ids, end), (*tokens.trained, True))
+        return replace(tokens, trained=(*tokens.trained[:-1], True))
+    added = (len(tokens.text), len(tokens.text))
+    return Tokens((*tokens.ids, end), (*tokens.trained, True), tokens.text, (*tokens.offsets, added))
 
 
 def rendered(tokenizer: Any, messages: Sequence[Message], generation: bool = False) -> str:
@@ -262,7 +282,7 @@ def _closing(tokenizer: Any, until: list[dict[str, Any]], blank: str, right: str
 
 def _shared(one: str, other: str, special: re.Pattern[str]) -> str:
     """The common beginning of two texts, without a part of a mark in which they differ."""
-    length = _common(one, other)
+    length = common_beginning(one, other)
     if length == len(one):
         return one
     ends = (match.end() for match in re.compile(rf"{special.pattern}|\s").finditer(one))
@@ -296,13 +316,7 @@ def _begin(tokenizer: Any, turns: list[dict[str, Any]], first: int, text: str) -
     opening = _opening(tokenizer, turns[:first], text)
     if opening is not None:
         return opening
-    return _common(rendered(tokenizer, turns[:first]), text)
-
-
-def _common(one: str, other: str) -> int:
-    """The length of the common beginning of two texts."""
-    pairs = enumerate(zip(one, other, strict=False))
-    return next((at for at, (a, b) in pairs if a != b), min(len(one), len(other)))
+    return common_beginning(rendered(tokenizer, turns[:first]), text)
 
 
 def _is_list(turn: Mapping[str, Any]) -> bool:
@@ -338,4 +352,4 @@ def _tokens(tokenizer: Any, text: str, spans: Sequence[Span], special: bool = Fa
             remaining.pop()
         if remaining and end > remaining[-1][0]:
             trained[place] = True
-    return Tokens(tuple(encoding["input_ids"]), tuple(trained))
+    return Tokens(tuple(encoding["input_ids"]), tuple(trained), text, tuple(encoding["offset_mapping"]))

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import math
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from tqdm import tqdm
@@ -12,7 +11,11 @@ from tqdm import tqdm
 from ..errors import WeightopsError
 from ..io.progress import followed
 from .chat import Tokens, row_tokens
-from .row import Row, raise_faults, short
+from .row import Row, raise_faults
+
+TokensOf = Callable[[Row], Tokens]
+Fields = Callable[[Row, Tokens, TokensOf], Mapping[str, Any]]
+"""A row, its tokens, and what makes tokens of other rows, to further fields of it."""
 
 
 def say(note: str) -> None:
@@ -26,7 +29,7 @@ def encode(
     max_tokens: int | None = None,
     *,
     chat: bool = True,
-    columns: Sequence[str] = (),
+    fields: Fields = lambda row, tokens, tokens_of: {},
     report: Callable[[str], object] = say,
 ) -> list[dict[str, Any]]:
     """Token ids of rows: ``messages``, or else ``prompt`` and ``completion``, or else ``text``.
@@ -39,68 +42,44 @@ def encode(
         rows: What to encode.
         max_tokens: Tokens of the longest row; ``None`` for no limit.
         chat: Put a plain prompt and completion through the chat template, where the tokenizer has one.
-        columns: Columns of the rows to pass on; see :func:`check_columns`.
+        fields: Further fields of each row that is left, made from the row and its tokens; it also gets a function that
+            makes tokens of any other row as here. All tokens are already cut.
         report: Called with a line about what was cut, and one about what was left out.
 
     Returns:
         For each row that is left, in order: ``input_ids`` and ``trained`` (whether each of them is to be learned), two
-        lists of one length, and the columns.
+        lists of one length, and the further fields.
 
     Raises:
         WeightopsError: rows that cannot be used (the first ten, and how many more), or no row is left.
     """
+
+    def tokens_of(row: Row) -> Tokens:
+        return row_tokens(tokenizer, row, chat).first(max_tokens)
+
     faults: list[str] = []
-    encoded: list[tuple[Tokens, Row]] = []
+    encoded: list[dict[str, Any]] = []
+    cut = left_out = 0
     for row in followed(rows, "making tokens", unit="row"):
         try:
-            encoded.append((row_tokens(tokenizer, row, chat), row))
+            whole = row_tokens(tokenizer, row, chat)
+            tokens = whole.first(max_tokens)
+            if not any(tokens.trained[1:]):
+                left_out += 1
+                continue
+            made = fields(row, tokens, tokens_of)
         except WeightopsError as error:
             faults += [f"{row.place}: {problem}" for problem in error.problems]
+            continue
+        cut += len(whole.ids) > len(tokens.ids)
+        encoded.append({"input_ids": list(tokens.ids), "trained": list(tokens.trained), **made})
     raise_faults(faults)
-    kept = [(tokens, row) for tokens, row in encoded if any(tokens.trained[1:max_tokens])]
-    cut = sum(max_tokens is not None and len(tokens.ids) > max_tokens for tokens, _ in kept)
-    for note in _notes(len(rows), cut, len(rows) - len(kept), max_tokens):
+    for note in _notes(len(rows), cut, left_out, max_tokens):
         report(note)
-    if rows and not kept:
+    if rows and not encoded:
         limit = "" if max_tokens is None else f" in its first {max_tokens} tokens; allow more"
         raise WeightopsError(f"none of {len(rows)} rows has anything to learn{limit}")
-    return [
-        {
-            "input_ids": list(tokens.ids[:max_tokens]),
-            "trained": list(tokens.trained[:max_tokens]),
-            **{name: row.columns[name] for name in columns},
-        }
-        for tokens, row in kept
-    ]
-
-
-def check_columns(rows: Sequence[Row], columns: Sequence[str], reader: str) -> None:
-    """Check the further columns that an objective reads, a weight for instance: each holds a number in every row.
-
-    Args:
-        rows: With the columns.
-        columns: Their names.
-        reader: What reads them, for messages.
-
-    Raises:
-        WeightopsError: a column that no row has, or rows without a number (the first ten, and how many more).
-    """
-    absent = [name for name in columns if all(row.columns.get(name) is None for row in rows)]
-    if absent:
-        raise WeightopsError(
-            f"{reader} reads {', '.join(absent)} of each row, but no row has it; add it to the data, or "
-            "choose another objective"
-        )
-    raise_faults(
-        f"{row.place}: {name}: must be a number, which {reader} reads; found {short(row.columns.get(name))}"
-        for row in rows
-        for name in columns
-        if not _is_number(row.columns.get(name))
-    )
-
-
-def _is_number(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < math.inf
+    return encoded
 
 
 def _notes(rows: int, cut: int, left_out: int, max_tokens: int | None) -> Iterator[str]:

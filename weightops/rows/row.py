@@ -6,8 +6,9 @@ A field is checked when the row is made, but a fault counts only where a task re
 
 from __future__ import annotations
 
+import math
 import reprlib
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -156,6 +157,11 @@ def well_formed(text: str) -> str:
     return text
 
 
+def is_number(value: object) -> bool:
+    """Whether a value of a row is a finite number."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < math.inf
+
+
 def short(value: object) -> str:
     """Any value, shortened for a message.
 
@@ -205,6 +211,34 @@ def raise_faults(faults: Iterable[str], rest: str = "rows") -> None:
     for fault in faults:
         first.add(fault)
     first.raise_any()
+
+
+def same_faults_joined(faults: Iterable[tuple[Row, str]]) -> list[str]:
+    """Faults of rows, a line for all rows of a file that have the same fault, with all their numbers.
+
+    >>> rows = [Row(f"rows.jsonl, line {number}") for number in (2, 5, 6, 7)]
+    >>> same_faults_joined((row, "hardness: is missing") for row in rows)
+    ['rows.jsonl, lines 2, 5-7: hardness: is missing']
+    """
+    numbers: dict[tuple[str, str], list[int]] = {}
+    for row, fault in faults:
+        file, _, number = row.place.rpartition(" ")
+        numbers.setdefault((file, fault), []).append(int(number))
+    return [
+        f"{file}{'s' if len(each) > 1 else ''} {', '.join(_runs(each))}: {fault}"
+        for (file, fault), each in numbers.items()
+    ]
+
+
+def _runs(numbers: Sequence[int]) -> Iterator[str]:
+    """Rising numbers, those that follow each other as the first and the last."""
+    first = last = numbers[0]
+    for number in (*numbers[1:], None):
+        if number == last + 1:
+            last = number
+            continue
+        yield str(first) if first == last else f"{first}-{last}"
+        first = last = number if number is not None else last
 
 
 def _text(value: Any) -> str | None:

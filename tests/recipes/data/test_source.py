@@ -1,10 +1,13 @@
 import json
+from dataclasses import dataclass
+from typing import ClassVar
 
 import pytest
 
 from weightops.errors import WeightopsError
-from weightops.recipes.data.source import load_rows, split
+from weightops.recipes.data.source import load_rows, rows_to_learn, split
 from weightops.recipes.floor.settings import Data
+from weightops.recipes.objectives.next_token import NextToken
 
 
 def test_a_recipes_rows_are_chosen_and_renamed(tmp_path):
@@ -22,3 +25,28 @@ def test_held_out_rows_are_a_share_drawn_by_the_seed_and_in_order():
     assert sorted(learnt + held_out) == list(range(100))
     assert learnt == sorted(learnt)
     assert held_out == sorted(held_out) != split(range(100), 0.2, seed=4)[1]
+
+
+@dataclass(frozen=True)
+class Weighted(NextToken):
+    """Reads a number of each row."""
+
+    reads: ClassVar = ("input_ids", "weight")
+
+
+def test_a_column_that_an_objective_reads_holds_a_number_in_every_row_and_every_other_row_is_named(tmp_path):
+    def rows_of(*weights):
+        records = [{"text": "said", "weight": weight} for weight in weights]
+        (tmp_path / "rows.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
+        return rows_to_learn(Data((str(tmp_path / "rows.jsonl"),)), Weighted())
+
+    (one, two) = rows_of(1, 0.5)
+    assert [Weighted().fields(row, None, None) for row in (one, two)] == [{"weight": 1}, {"weight": 0.5}]
+    with pytest.raises(WeightopsError) as caught:
+        rows_of(1, "heavy", None, True, None, None, float("nan"), None)
+    assert [problem.partition("rows.jsonl, ")[2] for problem in caught.value.problems] == [
+        f"{lines}: weight: must be a number; found {found} (objective weighted reads it)"
+        for lines, found in (("line 2", "'heavy'"), ("lines 3, 5-6, 8", "None"), ("line 4", "True"), ("line 7", "nan"))
+    ]
+    with pytest.raises(WeightopsError, match="objective weighted reads weight of each row, but no row has it"):
+        rows_of(None, None)

@@ -22,14 +22,24 @@ from weightops.errors import WeightopsError
 from weightops.recipes.data.packing import pack
 from weightops.recipes.floor.settings import Training
 from weightops.recipes.floor.trainer import fit
+from weightops.recipes.objectives.discriminative_tuning import DiscriminativeTuning
 from weightops.recipes.objectives.exits import Exits
 from weightops.recipes.objectives.label_decision import LabelDecision
 from weightops.recipes.objectives.next_token import NextToken
+from weightops.recipes.objectives.one_token_rollout import OneTokenRollout
+from weightops.recipes.objectives.probability_family import ProbabilityFamily
 from weightops.recipes.updates.full import Full
 from weightops.recipes.updates.lora import Lora
 
-#: Objectives that differ from step to step, by how a script writes them: one keeps state, one draws by the step's number.
-CHANGING = {"Seen(2)": Seen(2), "Exits(2, 2, 'drawn')": Exits(2, 2, "drawn")}
+#: Objectives that differ from step to step, by how a script writes them: they keep state or draw by the step's number.
+CHANGING = {
+    "Seen(2)": Seen(2),
+    "Exits(2, 2, 'drawn')": Exits(2, 2, "drawn"),
+    "OneTokenRollout(2, 4)": OneTokenRollout(2, 4),
+    "DiscriminativeTuning(2)": DiscriminativeTuning(2),
+}
+#: An objective of which only the model can tell how many items its loss is the mean of.
+KEEPING = {"ProbabilityFamily(2, 1.0, 'above', 0.003)": ProbabilityFamily(2, 1.0, "above", 0.003)}
 
 
 @pytest.fixture(scope="module")
@@ -37,7 +47,10 @@ def chat_model(tmp_path_factory):
     return write_chat_model(tmp_path_factory.mktemp("chat"))
 
 
-ROWS = ragged_rows(24)
+PLAIN = ragged_rows(24)
+ROWS = [
+    {**row, "negatives": [PLAIN[number - 1], PLAIN[number - 2], PLAIN[number - 3]]} for number, row in enumerate(PLAIN)
+]
 NAME = "model.layers.0.mlp.up_proj.weight"
 SHORT = Training(lr=1e-2, epochs=1, precision="fp32", save_dtype="float32", checkpoint_every=0)
 
@@ -116,6 +129,15 @@ def test_gradient_accumulation_equals_the_big_batch_token_by_token(chat_model, t
     assert apart.mean() < 1e-5
 
 
+@pytest.mark.parametrize("written", [*KEEPING, "OneTokenRollout(2, 4)", "DiscriminativeTuning(2)"])
+def test_accumulation_does_not_change_what_is_kept_drawn_or_averaged(chat_model, tmp_path, written):
+    objective = (CHANGING | KEEPING)[written]
+    whole = trained(chat_model, tmp_path / "whole", SHORT, objective=objective)
+    parts = trained(chat_model, tmp_path / "parts", replace(SHORT, accumulate=4), objective=objective)
+    assert parts.losses == pytest.approx(whole.losses, rel=1e-3)
+    assert parts.losses[0] == pytest.approx(whole.losses[0], rel=1e-5)
+
+
 def test_masters_are_fp32_under_bf16_and_are_rounded_once(chat_model, tmp_path):
     small = replace(SHORT, lr=1e-6, precision="bf16")  # a step too small for bf16 weights
     trained(chat_model, tmp_path / "fp32", small)
@@ -135,7 +157,10 @@ import weightops
 from weightops.recipes.floor import trainer
 from weightops.algebra.loading import load
 from weightops.recipes.floor.settings import Training
+from weightops.recipes.objectives.discriminative_tuning import DiscriminativeTuning
 from weightops.recipes.objectives.exits import Exits
+from weightops.recipes.objectives.one_token_rollout import OneTokenRollout
+from weightops.recipes.objectives.probability_family import ProbabilityFamily
 from weightops.recipes.updates.full import Full
 from weightops.recipes.updates.lora import Lora
 base, out, lora, kill = sys.argv[1:]
@@ -153,7 +178,7 @@ SUPPORT = {"PYTHONPATH": str(Path(sys.modules[Seen.__module__].__file__).parent)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("lora", "written"), [(False, "Seen(2)"), (True, "Seen(2)"), (False, [*CHANGING][1])])
+@pytest.mark.parametrize(("lora", "written"), [(True, "Seen(2)"), *((False, written) for written in CHANGING)])
 def test_a_killed_run_goes_on_from_its_checkpoint_to_the_same_bytes(chat_model, tmp_path, lora, written):
     training = Training(lr=1e-2, epochs=3, checkpoint_every=2, update=Lora(rank=2, dropout=0.2) if lora else Full())
     whole = trained(chat_model, tmp_path / "whole", training, objective=CHANGING[written])
@@ -175,7 +200,7 @@ def test_a_killed_run_goes_on_from_its_checkpoint_to_the_same_bytes(chat_model, 
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("written", CHANGING)
+@pytest.mark.parametrize("written", [*CHANGING, *KEEPING])
 def test_two_processes_give_the_losses_of_one(chat_model, tmp_path, written):
     script = tmp_path / "script.py"
     there = (
@@ -195,7 +220,8 @@ def test_two_processes_give_the_losses_of_one(chat_model, tmp_path, written):
         env={**os.environ, **SUPPORT, "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"},
     )
     assert done.returncode == 0, done.stderr[-3000:]
-    one = trained(chat_model, tmp_path / "one", replace(SHORT, epochs=3), rows, objective=CHANGING[written])
+    objective = (CHANGING | KEEPING)[written]
+    one = trained(chat_model, tmp_path / "one", replace(SHORT, epochs=3), rows, objective=objective)
     two = json.loads((tmp_path / "two" / "training.json").read_text())
     assert two["losses"] == pytest.approx(one.losses, rel=1e-3)
     assert two["losses"][0] == pytest.approx(one.losses[0], abs=1e-5)

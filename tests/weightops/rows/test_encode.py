@@ -2,7 +2,8 @@ import pytest
 from tiny_chat import tiny_tokenizer
 
 from weightops.errors import WeightopsError
-from weightops.rows.encode import check_columns, encode
+from weightops.rows.chat import row_tokens
+from weightops.rows.encode import encode
 from weightops.rows.row import Row
 
 TOKENIZER = tiny_tokenizer()
@@ -65,14 +66,29 @@ def test_every_row_that_cannot_be_used_is_named():
     assert len(caught.value.problems) == 11
 
 
-def test_columns_that_an_objective_reads_are_passed_on_and_must_be_numbers_in_every_row():
-    rows = [Row.of(f"rows.jsonl, line {n}", {"text": "said", "weight": n, "note": "x"}) for n in (1, 2)]
-    check_columns(rows, ["weight"], "objective weighted")
-    assert [example["weight"] for example in encode(TOKENIZER, rows, columns=["weight"])] == [1, 2]
-    assert "note" not in encode(TOKENIZER, rows, columns=["weight"])[0]
-    for wrong in ("heavy", True, float("nan"), None, [1]):
-        bad = [*rows, Row.of("rows.jsonl, line 3", {"text": "said", "weight": wrong})]
-        with pytest.raises(WeightopsError, match="rows.jsonl, line 3: weight: must be a number, which objective wei"):
-            check_columns(bad, ["weight"], "objective weighted")
-    with pytest.raises(WeightopsError, match="objective weighted reads hardness of each row, but no row has it"):
-        check_columns(rows, ["hardness"], "objective weighted")
+def test_further_fields_are_made_of_a_row_and_its_cut_tokens_and_of_other_rows_alike():
+    rows = [row(prompt="asked", completion="one two"), row(prompt="asked " * 9, completion="b" * 60)]
+
+    def fields(row, tokens, tokens_of):
+        if row is rows[1]:
+            raise WeightopsError("no good")
+        return {"length": len(tokens.ids), "same": tokens_of(row) == tokens}
+
+    (made,) = encode(TOKENIZER, rows[:1], 40, fields=fields, report=lambda note: None)
+    assert (made["length"], made["same"]) == (len(made["input_ids"]), True)
+    with pytest.raises(WeightopsError, match=f"{rows[1].place}: no good"):
+        encode(TOKENIZER, rows, fields=fields)
+
+
+@pytest.mark.parametrize("chat", [True, False])
+@pytest.mark.parametrize("answer", ["one two", " spaced\r\n\tout ", "日本 🙂🙂", "safe unsafe"])
+def test_tokens_of_characters_are_those_whose_text_holds_them(chat, answer):
+    tokens = row_tokens(TOKENIZER, row(prompt="one two", completion=answer), chat)
+    ((begin, end),) = tokens.learned
+    assert tokens.text[begin:end].removesuffix("<|im_end|>") == answer
+    for place in range(len(answer)):
+        marked = tokens.covering([(begin + place, begin + place + 1)])
+        ids = [token for token, mark in zip(tokens.ids, marked, strict=True) if mark]
+        assert answer[place] in TOKENIZER.decode(ids)
+    assert tokens.covering([(0, begin)]) == [False] * len(tokens.ids)
+    assert tokens.first(3).ids == tokens.ids[:3]

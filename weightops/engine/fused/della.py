@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 
 from ...errors import WeightopsError
 from ...ops.draw import Draw, key
-from ..blocks import Blocks
+from ..blocks import Block, Blocks
 from ..kernels import jit
-from .combine import agreeing_sum, vector, weighted_sum
+from .combine import agreeing_sum, dropped, vector, weighted_sum
 from .dare import uniform
 from .forms import Results, fused
 
@@ -21,7 +22,7 @@ _BINS = 1 << _DIGIT
 @fused("della", rows=True)
 def della(
     blocks: Blocks, *, draw: Draw, weight: Any = 1.0, density: Any = 1.0, epsilon: Any = 0.15, normalize: bool = True,
-    rescale: bool = True, lambda_: float = 1.0,
+    rescale: str = "l1", lambda_: float = 1.0,
 ) -> Results:  # fmt: skip
     """See :func:`weightops.ops.della.della`."""
     for block in _dropped(blocks, draw, density, epsilon, rescale):
@@ -31,14 +32,14 @@ def della(
 @fused("della_linear", rows=True)
 def della_linear(
     blocks: Blocks, *, draw: Draw, weight: Any = 1.0, density: Any = 1.0, epsilon: Any = 0.15, normalize: bool = False,
-    rescale: bool = True, lambda_: float = 1.0,
+    rescale: str = "l1", lambda_: float = 1.0,
 ) -> Results:  # fmt: skip
     """See :func:`weightops.ops.della.della_linear`."""
     for block in _dropped(blocks, draw, density, epsilon, rescale):
         yield block.begin, weighted_sum(block.stack, blocks.scratch("out", block.length), weight, normalize, lambda_)
 
 
-def _dropped(blocks: Blocks, draw: Draw, density: Any, epsilon: Any, rescale: bool) -> Any:
+def _dropped(blocks: Blocks, draw: Draw, density: Any, epsilon: Any, rescale: str) -> Iterator[Block]:
     shares = np.broadcast_to(np.asarray(density, np.float64), (blocks.models,))
     widths = np.broadcast_to(np.asarray(epsilon, np.float64), (blocks.models,))
     vector(density, blocks.models)
@@ -49,14 +50,16 @@ def _dropped(blocks: Blocks, draw: Draw, density: Any, epsilon: Any, rescale: bo
                 f"be between 0 and 1; take epsilon below {min(share, 1 - share):g}"
             )
     order = np.empty((2, blocks.row), np.uint64)
-    for block in blocks:
+
+    def drop(block: Block) -> None:
         chances = blocks.scratch("chances", block.length)
         for model, line in enumerate(block.stack):
             if shares[model] < 1:
                 seed = np.uint64(key(draw.seed, draw.name, model))
                 _chances(line, blocks.row, shares[model], widths[model], order, chances)
-                _drop(line, chances, seed, draw.offset + block.begin, rescale)
-        yield block
+                _drop(line, chances, seed, draw.offset + block.begin, rescale == "probability")
+
+    return dropped(blocks, drop, to_l1=rescale == "l1")
 
 
 @jit
@@ -75,11 +78,11 @@ def _chances(line: Any, row: int, density: float, epsilon: float, order: Any, ch
 
 
 @jit
-def _drop(line: Any, chances: Any, seed: Any, first: int, rescale: bool) -> None:
+def _drop(line: Any, chances: Any, seed: Any, first: int, divides: bool) -> None:
     start, one = np.uint64(first), np.float32(1)
     for j in range(len(line)):
         chance = chances[j]
-        divisor = chance if rescale and chance > np.float32(0) else one
+        divisor = chance if divides and chance > np.float32(0) else one
         kept = uniform(seed, start + np.uint64(j)) < chance
         line[j] = line[j] / divisor if kept else np.float32(0)
 
