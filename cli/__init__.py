@@ -43,6 +43,7 @@ COMMANDS = {
     "sorted": ("sorted", "Measure decoding with early exits."),
     "inspect": ("inspect", "List a model's tensors by part."),
     "verify": ("verify", "Check that an output is still as weightops wrote it."),
+    "push": ("push", "Upload an output to the Hugging Face hub."),
     "cache": ("cache", "List and clear converted models."),
 }
 
@@ -57,12 +58,13 @@ SECTIONS = {
     "Use guards": ("guard",),
     "Decode": ("generate", "sorted"),
     "Look at files": ("inspect", "verify", "cache"),
+    "Publish": ("push",),
 }
 
 #: Commands that resume where they were interrupted.
 RESUMABLE = (
     *("compose-guard", "merge", "moe", "transplant-tokenizer", "layershuffle", "merge-with-data", "average"),
-    *("soup", "extract", "train", "disperse-merge"),
+    *("soup", "extract", "train", "disperse-merge", "push"),
 )
 
 EPILOG = """\b

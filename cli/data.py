@@ -11,7 +11,7 @@ import click
 
 from weightops.cli.completing import RecipeType, SettingType
 from weightops.cli.groups import SuggestingGroup
-from weightops.cli.options import SourceType, json_option, trust_option
+from weightops.cli.options import OutType, SourceType, json_option, trust_option
 from weightops.cli.printing import print_json, print_next
 from weightops.errors import WeightopsError
 
@@ -30,7 +30,7 @@ def command() -> None:
 @click.argument("recipe", type=RecipeType())
 @click.option("--set", "sets", type=SettingType(), multiple=True, metavar="KEY=VALUE",
               help="Override a recipe value, for example rewrite.judge=numeric. May be repeated.")  # fmt: skip
-@click.option("--out", type=click.Path(path_type=Path), required=True, help="File to write: JSON Lines.")
+@click.option("--out", type=OutType(), required=True, help="File to write: JSON Lines.")
 @click.option("--limit", type=click.IntRange(min=1), help="Rewrite only the first rows.")
 @click.option("--overwrite", is_flag=True, help="Replace an existing file of rows.")
 @click.option("--dry-run", is_flag=True, help="Read and check the recipe and its rows; ask no model, write nothing.")

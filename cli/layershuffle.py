@@ -8,6 +8,7 @@ import click
 
 from weightops.cli.options import (
     Output,
+    OutType,
     SourceType,
     command_line,
     dtype_option,
@@ -21,7 +22,7 @@ from weightops.cli.words import in_options
 
 
 @click.command("layershuffle")
-@click.argument("out", type=click.Path(path_type=Path))
+@click.argument("out", type=OutType())
 @click.option("-m", "--model", "models", type=SourceType(), multiple=True, required=True, help="A model; give several.")
 @click.option(
     "-w",

@@ -9,6 +9,7 @@ import click
 from weightops.cli.mergekit_options import listed, mergekit_options
 from weightops.cli.options import (
     Output,
+    OutType,
     command_line,
     load_plugins,
     nonfinite_option,
@@ -24,7 +25,7 @@ from weightops.cli.words import in_options
 
 @click.command("merge", epilog=listed())
 @click.argument("config", type=click.Path(path_type=Path, dir_okay=False))
-@click.argument("out", type=click.Path(path_type=Path))
+@click.argument("out", type=OutType())
 @plugin_option
 @click.option(
     "--device",

@@ -8,6 +8,7 @@ import click
 
 from weightops.cli.options import (
     Output,
+    OutType,
     command_line,
     nonfinite_option,
     output_settings,
@@ -21,7 +22,7 @@ from weightops.cli.words import in_options
 
 @click.command("moe")
 @click.argument("config", type=click.Path(path_type=Path, dir_okay=False))
-@click.argument("out", type=click.Path(path_type=Path))
+@click.argument("out", type=OutType())
 @click.option("--seed", default=0, show_default=True, help="Draws random routers and noise.")
 @click.option(
     "--device", default="cpu", show_default=True, help="Where the base runs, a layer at a time (gate_mode: hidden)."

@@ -16,6 +16,7 @@ from click.shell_completion import CompletionItem
 from weightops.cli.printing import JSON, QUIET, human, print_json, print_next
 from weightops.cli.words import in_options
 from weightops.errors import WeightopsError
+from weightops.io.hub import hub_place
 from weightops.io.progress import no_progress
 
 if TYPE_CHECKING:
@@ -34,6 +35,18 @@ class SourceType(click.ParamType):  # type: ignore[type-arg]  # click has made i
         return [CompletionItem(alias) for alias in ALIASES if alias.startswith(incomplete)] + [
             CompletionItem(incomplete, type="file")
         ]
+
+
+class OutType(click.Path):
+    """An output to write, on this machine; ``hf://org/name`` is refused with the command that uploads."""
+
+    def __init__(self) -> None:
+        super().__init__(path_type=Path)
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        if problem := hub_place(value):
+            self.fail(problem, param, ctx)
+        return super().convert(value, param, ctx)
 
 
 class SizeType(click.ParamType):  # type: ignore[type-arg]
@@ -165,7 +178,7 @@ def _quiet(context: click.Context, parameter: click.Parameter, value: bool) -> N
 
 def output_options(command: Callable[..., Any]) -> Callable[..., Any]:
     """``--out`` and how to write it, given to the command as one ``output``."""
-    place = click.option("--out", type=click.Path(path_type=Path), required=True, help="Folder to write.")
+    place = click.option("--out", type=OutType(), required=True, help="Folder to write.")
     return place(output_settings(command))
 
 

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
 from weightops.cli.options import (
     Output,
+    OutType,
     SourceType,
     command_line,
     nonfinite_option,
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 @click.command("transplant-tokenizer")
 @click.argument("model", type=SourceType())
 @click.argument("donor", type=SourceType())
-@click.argument("out", type=click.Path(path_type=Path))
+@click.argument("out", type=OutType())
 @click.option(
     "--method",
     type=click.Choice(["omp", "common_interpolation", "subword", "mean", "zero"]),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -52,7 +52,7 @@ def record_file(made: Mapping[str, Any], files: Mapping[str, bytes]) -> bytes:
         made: As :func:`record` gives it.
         files: Their contents by name.
     """
-    digests = {name: _file_digest(data) for name, data in sorted(files.items())}
+    digests = {name: file_digest(data) for name, data in sorted(files.items())}
     return (json.dumps({**made, "files": digests}, indent=2, ensure_ascii=False) + "\n").encode()
 
 
@@ -61,23 +61,27 @@ def record_again(folder: Path, name: str) -> None:
     made = read_json(folder / RECORD)
     files = made.get("files")
     if isinstance(files, dict) and name in files:
-        files[name] = _file_digest(read_beside(folder, name))
+        files[name] = file_digest(read_beside(folder, name))
         unfinished = folder / f".{RECORD}.part"
         unfinished.write_text(json.dumps(made, indent=2, ensure_ascii=False) + "\n", "utf-8")
         os.replace(unfinished, folder / RECORD)
 
 
-def has_file_digests(folder: Path) -> bool:
+def hasfile_digests(folder: Path) -> bool:
     """Whether the record of an output holds digests of its small files; older records hold only their names."""
     return isinstance(read_json(folder / RECORD).get("files"), dict)
 
 
-def _file_digest(data: bytes) -> str:
+def file_digest(data: bytes) -> str:
+    """The digest of a small file, as the record holds it."""
     return "blake3:" + blake3(data).hexdigest()
 
 
-def verify(folder: Path) -> list[str]:
+def verify(folder: Path, *, unchecked: Collection[str] = ()) -> list[str]:
     """Compare an output with its record: its tensors, and its small files if the record has their digests.
+
+    Args:
+        unchecked: Small files that may differ.
 
     Returns:
         A line for every tensor that is missing, extra or changed, and every small file that is missing or changed;
@@ -90,13 +94,16 @@ def verify(folder: Path) -> list[str]:
     recorded, files = made.get("outputs"), made.get("files")
     if not isinstance(recorded, dict):
         raise WeightopsError(f"{folder}: no {RECORD} with output digests; only outputs of weightops can be verified")
-    return [*_tensor_problems(folder, recorded), *_file_problems(folder, files if isinstance(files, dict) else {})]
+    digests = (
+        {name: digest for name, digest in files.items() if name not in unchecked} if isinstance(files, dict) else {}
+    )
+    return [*_tensor_problems(folder, recorded), *_file_problems(folder, digests)]
 
 
 def _file_problems(folder: Path, recorded: Mapping[str, Any]) -> Iterator[str]:
     for name, digest in sorted(recorded.items()):
         try:
-            if _file_digest(read_beside(folder, name)) != digest:
+            if file_digest(read_beside(folder, name)) != digest:
                 yield f"{folder / name}: has changed since it was written"
         except FileNotFoundError:
             yield f"{folder / name}: is in the record but not in the folder"
