@@ -76,7 +76,8 @@ def _measure(size: str, count: int) -> dict[str, Measured]:
         for way in WAYS:
             command = [sys.executable, str(_CHILD), size, way]
             children[way] = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-            _answer(children[way], way)
+        for way, child in children.items():
+            _answer(child, way)
         steps: dict[str, list[float]] = {way: [] for way in WAYS}
         for _ in range(count):
             for way, child in children.items():

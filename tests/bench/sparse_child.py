@@ -147,11 +147,12 @@ def _steps(step: Callable[[], float], selection: Any) -> Iterator[float]:
 
 def _exchange(step: Callable[[], float], optimizer: Any, way: str) -> float:
     """What the steps of a phase, exchange included, take beyond as many ordinary steps."""
-    while (optimizer.steps + 1) % EVERY != 1:
-        step()
-    phase = [step() for _ in range(PHASE)]
+    gathering = PHASE if way == "ag" else 1
+    optimizer.steps = EVERY + PHASE - gathering - 1  # the next step is the last before a phase
+    step()
+    phase = [step() for _ in range(gathering)]
     ordinary = sorted(step() for _ in range(PHASE))[PHASE // 2]
-    return max(0.0, sum(phase) - PHASE * ordinary) if way == "ag" else max(0.0, phase[-1] - ordinary)
+    return max(0.0, sum(phase) - gathering * ordinary)
 
 
 def _say(value: Any) -> None:
