@@ -6,6 +6,7 @@ import json
 import shutil
 import time
 from collections.abc import Iterator
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -21,10 +22,10 @@ from weightops.rows.reader import read_rows
 from weightops.rows.row import Row
 
 from . import sparse_rows
-from .ways import WAYS
+from .ways import GROUPS, WAYS
 
 BASE = "smollm2-135m-instruct"
-BATCH, ANSWERED, ANSWER_TOKENS = 2, 32, 120
+BATCH, ANSWERED, ANSWER_TOKENS = 2, 16, 120
 TRIES = 2
 """Learning rates tried for each way, a factor of 4 between neighbours."""
 
@@ -48,15 +49,15 @@ class Experiment:
         return [line for line in lines if line["kind"] == kind]
 
     def _missing(self) -> Iterator[None]:
-        """Run after run, those of all ways before those of the next seed; the answers last."""
+        """Run after run: the main comparison first, all ways of a seed before the next seed, the answers last."""
         if not self.results("base"):
             self._measure_base()
-        for way in WAYS:
-            while (rate := self._untried(way)) is not None:
-                self._tune(way, rate)
-                yield
-        for seed in range(self.seeds):
-            for way in WAYS:
+        for group in GROUPS:
+            for way in group:
+                while (rate := self._untried(way)) is not None:
+                    self._tune(way, rate)
+                    yield
+            for seed, way in product(range(self.seeds), group):
                 if not any((line["way"], line["seed"]) == (way, seed) for line in self.results("run")):
                     self._train(way, seed)
                     yield
@@ -81,7 +82,7 @@ class Experiment:
         return next_rate(self.tried(way), WAYS[way].rate)
 
     def _tune(self, way: str, rate: float) -> None:
-        learned, held_out = split(self._rows("train-0"), 0.25, seed=0)
+        learned, held_out = self._quarters(0)
         out = self.work / "tuning"
         done = sft.train(self._recipe(way, rate, 0), learned, held_out, out, overwrite=True)
         shutil.rmtree(out)
@@ -90,8 +91,8 @@ class Experiment:
     def _train(self, way: str, seed: int) -> None:
         tried, out = self.tried(way), self.work / "models" / f"{way}-{seed}"
         rate, begun = min(tried, key=lambda rate: tried[rate]), time.monotonic()
-        recipe = self._recipe(way, rate, seed)
-        done = sft.train(recipe, self._rows(f"train-{seed}"), self._rows("test"), out, overwrite=True)
+        learned, _ = self._quarters(seed)
+        done = sft.train(self._recipe(way, rate, seed), learned, self._rows("test"), out, overwrite=True)
         if seed:
             shutil.rmtree(out)
         seconds = round(time.monotonic() - begun)
@@ -117,6 +118,10 @@ class Experiment:
         assert not faults, faults
         assert isinstance(recipe, sft.SftRecipe)
         return recipe
+
+    def _quarters(self, seed: int) -> tuple[list[Row], list[Row]]:
+        """Three quarters of a seed's rows to train on, and one to choose by, so that all runs have as many steps."""
+        return split(self._rows(f"train-{seed}"), 0.25, seed)
 
     def _rows(self, name: str) -> list[Row]:
         return read_rows([self._file(name)])

@@ -36,9 +36,9 @@ def _lora(title: str, rank: int, scale: float) -> Way:
 
 
 def _sparse(title: str, select: str, rate: float = 1e-3) -> Way:
-    """A run has few steps, so entries are exchanged more often than by default: five times in all."""
+    """A run has 24 steps, so entries are exchanged more often than by default: after steps 8, 14 and 20."""
     density = (LORA_PARAMETERS + 0.5) / PARAMETERS
-    update = {"kind": "sparse", "select": select, "density": density, "every": 8, "phase": 3}
+    update = {"kind": "sparse", "select": select, "density": density, "every": 6, "phase": 2}
     return Way(title, update, LORA_PARAMETERS, rate)
 
 
@@ -56,3 +56,5 @@ WAYS: Mapping[str, Way] = {
 """By name, in the order of the table. rsLoRA scales by alpha / sqrt(rank), here with alpha 4; LoRA by 2."""
 FIXED = ("random", "gradient", "lift")
 """Sparse ways whose entries stay: the controls of ``ag`` and ``ma``, which exchange some."""
+GROUPS = (("random", "gradient", "lift", "ag", "ma", "lora-2"), ("full", "lora-8", "rslora-2"))
+"""The order in which they run."""

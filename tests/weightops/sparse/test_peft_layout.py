@@ -75,7 +75,7 @@ def test_a_shira_adapter_that_peft_saved_is_read_and_ours_is_half_its_size(base,
     torch.testing.assert_close(model_logits(tuned), peft_logits(base, tmp_path / "shira"))
     halves = merge_sparse([out], method="sum", dtype="bfloat16").save(tmp_path / "halves.safetensors")
     ours, theirs = (sum(tensor.nbytes for tensor in load_file(each).values()) for each in (halves, file))
-    assert ours <= theirs / 2  # the headers come on top: under 1 % from some 10,000 entries a layer on
+    assert ours <= theirs / 2.9  # 4 bytes an entry against 12, and 4 for each block; the headers come on top
 
 
 def test_what_peft_cannot_hold_is_named(base, tmp_path):
