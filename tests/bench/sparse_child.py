@@ -1,6 +1,7 @@
 """One way to train, in a process: answers each line on stdin with a JSON value. Run as ``sparse_child.py SIZE WAY``.
 
-``step`` runs one ordinary training step and answers its seconds; ``end`` measures memory and exchanges.
+``begin`` makes the model and runs two steps; ``step`` runs one ordinary training step and answers its seconds; ``end``
+measures memory and exchanges.
 """
 
 from __future__ import annotations
@@ -106,6 +107,9 @@ class Memory(threading.Thread):
 
 
 def main(size: str, way: str) -> None:
+    import peft  # noqa: F401  # here, so that only its own work is measured
+
+    sys.stdin.readline()
     torch.manual_seed(0)
     built, loss = {"layer": layer, "model": model}[size]()
     loss(built).detach()  # what any forward pass needs once
