@@ -51,6 +51,12 @@ def test_tables_take_the_place_of_the_earlier_ones(tmp_path):
         sparse_page.write(LINES, page)
 
 
+def test_the_published_table_is_that_of_the_published_results():
+    text = sparse_page.PAGE.read_text("utf-8")
+    for name, table in sparse_page.tables(sparse_page.load()).items():
+        assert f"<!-- {name} -->\n{table}<!-- end of {name} -->" in text
+
+
 @pytest.mark.parametrize(
     ("tried", "rate"),
     [({}, 1e-3), ({1e-3: 2.0}, 4e-3), ({1e-3: 2.0, 4e-3: 3.0}, None)],
