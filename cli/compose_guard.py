@@ -15,6 +15,7 @@ from weightops.cli.options import (
     dtype_option,
     nonfinite_option,
     output_options,
+    print_delta_plan,
     print_plan,
     shard_size_option,
     source_options,
@@ -85,8 +86,8 @@ def command(
     from weightops.algebra.opening import open_all
     from weightops.guard.compose import compose_guard
 
-    if delta_only and (sparse is None or output.dry_run):
-        raise click.UsageError(f"--delta-only {'needs --sparse DENSITY' if sparse is None else 'has no --dry-run'}")
+    if delta_only and sparse is None:
+        raise click.UsageError("--delta-only needs --sparse DENSITY")
     if sparse is not None and labels:
         raise click.UsageError("--labels copies rows of the guard's files, which --sparse leaves out")
     models = open_all([guard, base, target])
@@ -111,13 +112,15 @@ def _write_delta(
     guard: Checkpoint, base: Checkpoint, density: float, include: tuple[str, ...], exclude: tuple[str, ...],
     base_name: str, output: Output,
 ) -> None:  # fmt: skip
-    """Write the guard vector as a sparse delta."""
-    from weightops.guard.sparse_vector import save_sparse_vector
+    """Write the guard vector as a sparse delta, or print what would be written."""
+    from weightops.guard.sparse_vector import sparse_vector
 
-    folder = save_sparse_vector(
-        guard, base, density, output.out, include=include, exclude=exclude, overwrite=output.overwrite,
-        command=command_line(),
-    )  # fmt: skip
+    vector = sparse_vector(guard, base, density, include=include, exclude=exclude, command=command_line())
+    if output.dry_run:
+        entries, problems = vector.entries, vector.problems(output.out, overwrite=output.overwrite)
+        print_delta_plan(output.out, problems, len(entries.names), entries.most_entries, as_json=output.json)
+        return
+    folder = vector.save(output.out, overwrite=output.overwrite)
     size = sum(file.stat().st_size for file in folder.iterdir())
     if output.json:
         print_json({"out": str(folder), "bytes": size})

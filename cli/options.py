@@ -279,3 +279,16 @@ def print_plan(output: Output, plan: dict[str, Any], summary: str) -> None:
     if plan["problems"]:
         raise click.exceptions.Exit(1)
     print_next([word for word in sys.argv[1:] if word != "--dry-run"])
+
+
+def print_delta_plan(out: Path, problems: Sequence[str], tensors: int, most_entries: int, *, as_json: bool) -> None:
+    """What would be written as a sparse delta, or from one; with problems it ends with exit code 1."""
+    problems = [in_options(problem) for problem in problems]
+    if as_json:
+        print_json({"out": str(out), "problems": problems, "tensors": tensors, "most_entries": most_entries})
+    else:
+        click.echo(f"{tensors} tensors; at most {most_entries} entries to {out}")
+        for problem in problems:
+            click.echo(f"error: {problem}", err=True)
+    if problems:
+        raise click.exceptions.Exit(1)

@@ -8,9 +8,17 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from weightops.cli.groups import SuggestingGroup
-from weightops.cli.options import Output, OutType, SourceType, command_line, json_option, output_options, print_plan
+from weightops.cli.options import (
+    Output,
+    OutType,
+    SourceType,
+    command_line,
+    json_option,
+    output_options,
+    print_delta_plan,
+    print_plan,
+)
 from weightops.cli.printing import human, print_json, print_next, table
-from weightops.cli.words import in_options
 
 if TYPE_CHECKING:
     from weightops.algebra.checkpoint import Checkpoint
@@ -80,7 +88,7 @@ def extract(
     )  # fmt: skip
     if dry_run:
         problems = extraction.problems(out, overwrite=overwrite)
-        _print_dry_run(out, problems, len(extraction.names), extraction.most_entries, as_json=as_json)
+        print_delta_plan(out, problems, len(extraction.names), extraction.most_entries, as_json=as_json)
         return
     extraction.save(out, overwrite=overwrite)
     _print_delta(out, base, as_json=as_json)
@@ -195,7 +203,7 @@ def merge(
     )  # fmt: skip
     if dry_run:
         problem = place_problem(out, overwrite=overwrite)
-        _print_dry_run(out, [problem] if problem else [], len(merged.names), merged.most_entries, as_json=as_json)
+        print_delta_plan(out, [problem] if problem else [], len(merged.names), merged.most_entries, as_json=as_json)
         return
     merged.save(out, overwrite=overwrite)
     _print_delta(out, merged.operands[0].about.base or "BASE", as_json=as_json)
@@ -205,9 +213,10 @@ def merge(
 @click.argument("delta", type=click.Path())
 @click.option("--to", type=click.Choice(["peft"]), default="peft", show_default=True, help="Another program's format.")
 @click.option("--out", type=OutType(), required=True, help="Folder to write.")
+@dry_run_option
 @click.option("--overwrite", is_flag=True, help="Replace an existing output.")
 @json_option
-def export(delta: str, to: str, out: Path, overwrite: bool, as_json: bool) -> None:
+def export(delta: str, to: str, out: Path, dry_run: bool, overwrite: bool, as_json: bool) -> None:
     """Write DELTA as a PEFT adapter (Super-Tuning, PEFT 0.21), for the weights of linear layers.
 
     PEFT keeps as many entries in every layer. Where DELTA has fewer, zeros are added that change nothing.
@@ -215,10 +224,15 @@ def export(delta: str, to: str, out: Path, overwrite: bool, as_json: bool) -> No
     \b
     weightops sparse export d.safetensors --to peft --out adapter
     """
-    from weightops.sparse.peft_layout import export_peft
+    from weightops.sparse.peft_layout import export_peft, export_problems
     from weightops.sparse.reverting import open_delta
 
-    folder = export_peft(open_delta(delta), out, overwrite=overwrite)
+    opened = open_delta(delta)
+    if dry_run:
+        problems = export_problems(opened, out, overwrite=overwrite)
+        print_delta_plan(out, problems, len(opened.tensors), opened.entries, as_json=as_json)
+        return
+    folder = export_peft(opened, out, overwrite=overwrite)
     size = sum(file.stat().st_size for file in folder.iterdir())
     if as_json:
         print_json({"out": str(folder), "bytes": size, "to": to})
@@ -231,17 +245,25 @@ def export(delta: str, to: str, out: Path, overwrite: bool, as_json: bool) -> No
 @click.argument("adapter", type=click.Path(path_type=Path))
 @click.option("--base", type=SourceType(), help="The model that it is for.  [default: the one that it names]")
 @delta_out
+@dry_run_option
 @overwrite_option
 @json_option
-def import_(adapter: Path, base: str | None, out: Path, overwrite: bool, as_json: bool) -> None:
+def import_(adapter: Path, base: str | None, out: Path, dry_run: bool, overwrite: bool, as_json: bool) -> None:
     """Write a PEFT ADAPTER of the type Super-Tuning or SHiRA as a sparse delta.
 
     \b
     weightops sparse import ./adapter --base org/base --out d.safetensors
     """
+    from weightops.sparse.delta_file import place_problem
     from weightops.sparse.peft_layout import import_peft
 
-    import_peft(adapter, out, base=base, overwrite=overwrite)
+    imported = import_peft(adapter, base=base)
+    if dry_run:
+        problem = place_problem(out, overwrite=overwrite)
+        layers, most = len(imported.layers), imported.most_entries
+        print_delta_plan(out, [problem] if problem else [], layers, most, as_json=as_json)
+        return
+    imported.save(out, overwrite=overwrite)
     _print_delta(out, base or "BASE", as_json=as_json)
 
 
@@ -252,19 +274,6 @@ def _weights(text: str | None) -> list[float] | None:
         return [float(number) for number in text.split(",")]
     except ValueError:
         raise click.BadParameter(f"{text!r} is not numbers with commas between them", param_hint="--weights") from None
-
-
-def _print_dry_run(out: Path, problems: list[str], tensors: int, most: int, *, as_json: bool) -> None:
-    """What would be written into a delta file; with problems it ends with exit code 1."""
-    problems = [in_options(problem) for problem in problems]
-    if as_json:
-        print_json({"out": str(out), "problems": problems, "tensors": tensors, "most_entries": most})
-    else:
-        click.echo(f"{tensors} tensors; at most {most} entries to {out}")
-        for problem in problems:
-            click.echo(f"error: {problem}", err=True)
-    if problems:
-        raise click.exceptions.Exit(1)
 
 
 def _write(made: Checkpoint, package: Package, output: Output) -> None:

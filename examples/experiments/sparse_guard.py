@@ -28,7 +28,7 @@ from weightops.sparse.delta_file import Entries, load_entries, write_delta
 from weightops.sparse.reverting import applied, open_delta
 from weightops.sparse.top_entries import sparse_part
 
-DENSITIES = (0.001, 0.005, 0.01, 0.05, 0.1)
+DENSITIES = (0.001, 0.01, 0.05, 0.1)
 
 
 def main(densities: Iterable[float] = DENSITIES) -> None:

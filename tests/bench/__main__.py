@@ -1,6 +1,6 @@
 """``python -m tests.bench``: run the benchmarks, print their tables, and write ``docs/benchmarks.md``.
 
-A benchmark is a module with ``NAME``, ``SIZES`` and ``bench(sizes, repeats, place, first=...) -> Section``; to add one,
+A benchmark is a module or a value with ``NAME``, ``SIZES`` and ``bench(sizes, repeats, place, first=...) -> Section``; to add one,
 name it in :data:`BENCHES`.
 """
 
@@ -17,13 +17,17 @@ from . import adapters, compose, exits, merge, sparse, token_objectives
 from .models import SHAPES, workplace
 from .report import PAGE, write
 
-BENCHES = {module.NAME: module for module in (compose, merge, adapters, exits, sparse, token_objectives)}
+SIZES = (*SHAPES, *sparse.LAYER.SIZES, *sparse.MODEL.SIZES)
+BENCHES = {
+    module.NAME: module for module in (compose, merge, adapters, exits, sparse.LAYER, sparse.MODEL, token_objectives)
+}
 
 
 @click.command()
 @click.argument("names", nargs=-1, type=click.Choice(list(BENCHES)))
 @click.option(
-    "--sizes", help=f"Of {','.join((*SHAPES, *sparse.SIZES))}, with commas between.  [default: each benchmark's own]"
+    "--sizes",
+    help=f"Of {','.join(SIZES)}, with commas between.  [default: each benchmark's own]",
 )
 @click.option("--repeats", default=5, show_default=True, type=click.IntRange(min=1))
 @click.option("--first/--no-first", default=True, help="Measure the first run, which compiles the kernels.")
@@ -42,8 +46,8 @@ def main(
     chosen = sizes.split(",") if sizes else None
     if unknown := set(methods.split(",") if methods else ()) - {method.name for method in merge.METHODS}:
         raise click.BadParameter(f"{', '.join(sorted(unknown))}; see tests/bench/merge.py", param_hint="--methods")
-    if unknown := set(chosen or ()) - {*SHAPES, *sparse.SIZES}:
-        known = ", ".join((*SHAPES, *sparse.SIZES))
+    if unknown := set(chosen or ()) - set(SIZES):
+        known = ", ".join(SIZES)
         raise click.BadParameter(f"{', '.join(sorted(unknown))}; known are {known}", param_hint="--sizes")
     for module in (BENCHES[name] for name in names or BENCHES):
         try:

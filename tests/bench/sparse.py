@@ -16,8 +16,6 @@ from pathlib import Path
 from .measure import Spread, conditions
 from .report import Section, Table, Target, megabytes, times
 
-NAME = "sparse"
-SIZES = ("layer", "model")
 WAYS = ("lora", "ag", "ma", "full", "shira", "supertuning")
 _NAMES = {
     "lora": "LoRA",
@@ -48,25 +46,30 @@ class Measured:
     exchange: float = 0.0
 
 
-def bench(sizes: Sequence[str], repeats: int, place: Path, *, first: bool = True) -> Section:
-    """Measure one layer and a whole model."""
-    unknown = set(sizes) - set(SIZES)
-    if unknown:
-        raise RuntimeError(f"{', '.join(sorted(unknown))}: the sizes of {NAME} are {', '.join(SIZES)}")
-    targets, tables, figures = [], [], {}
-    for size in sizes:
+@dataclass(frozen=True)
+class SparseBench:
+    """The benchmark of one size, as :mod:`tests.bench.__main__` runs it."""
+
+    NAME: str
+    SIZES: tuple[str]
+
+    def bench(self, sizes: Sequence[str], repeats: int, place: Path, *, first: bool = True) -> Section:
+        """Measure every way."""
+        (size,) = self.SIZES
+        if tuple(sizes) != self.SIZES:
+            raise RuntimeError(f"{', '.join(sizes)}: the size of {self.NAME} is {size}")
         measured = _measure(size, repeats * _STEPS[size])
-        targets += _targets(size, measured)
-        tables.append(_table(size, measured))
-        figures[size] = {way: vars(each) for way, each in measured.items()}
-    return Section(
-        name=NAME,
-        title="Sparse training",
-        conditions=conditions(repeats, "torch", "transformers", "peft", "weightops"),
-        targets=tuple(targets),
-        tables=tuple(tables),
-        figures=figures,
-    )
+        return Section(
+            name=self.NAME,
+            title=_TITLES[size],
+            conditions=conditions(repeats, "torch", "transformers", "peft", "weightops"),
+            targets=tuple(_targets(measured, _BOUNDS[size])),
+            tables=(_table(size, measured),),
+            figures={way: vars(each) for way, each in measured.items()},
+        )
+
+
+LAYER, MODEL = SparseBench("sparse-layer", ("layer",)), SparseBench("sparse-model", ("model",))
 
 
 def _measure(size: str, count: int) -> dict[str, Measured]:
@@ -76,7 +79,8 @@ def _measure(size: str, count: int) -> dict[str, Measured]:
         for way in WAYS:
             command = [sys.executable, str(_CHILD), size, way]
             children[way] = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-            _answer(children[way], way)
+        for way, child in children.items():
+            _ask(child, way, "begin")
         steps: dict[str, list[float]] = {way: [] for way in WAYS}
         for _ in range(count):
             for way, child in children.items():
@@ -113,14 +117,13 @@ def _against(measured: Mapping[str, Measured], way: str) -> Spread:
     return Spread.of([mine / theirs for mine, theirs in zip(measured[way].steps, lora, strict=True)])
 
 
-def _targets(size: str, measured: Mapping[str, Measured]) -> list[Target]:
-    bound = 0.95 if size == "layer" else 1.05
+def _targets(measured: Mapping[str, Measured], bound: float) -> list[Target]:
     targets = []
     for way in ("ag", "ma"):
         one, lora = measured[way], measured["lora"]
         ratio = _against(measured, way).median
         share = one.exchange / (20 * Spread.of(one.steps).median)
-        name = f"{size}: {_NAMES[way]}"
+        name = _NAMES[way]
         targets += [
             Target(f"{name}, a step of LoRA's", f"{bound} x", f"{ratio:.2f} x", ratio <= bound),
             Target(f"{name}, peak memory of LoRA's", "1 x", f"{one.peak / lora.peak:.2f} x", one.peak <= lora.peak),
@@ -138,10 +141,14 @@ def _table(size: str, measured: Mapping[str, Measured]) -> Table:
             (_NAMES[way], f"{each.entries:,}", median, times(_against(measured, way)), megabytes(each.peak), exchange)
         )
     head = ("way", "trained", "step", "of LoRA's", "peak extra memory", "exchanges in 20 steps")
-    return Table(_TITLES[size], head, tuple(rows), _NOTES[size])
+    return Table("Step by step", head, tuple(rows), _NOTES[size])
 
 
-_TITLES = {"layer": "One layer, 2048 x 2048", "model": "A whole model of SmolLM2-135M's shape"}
+_TITLES = {
+    "layer": "Sparse training: one layer, 2048 x 2048",
+    "model": "Sparse training: a whole model of SmolLM2-135M's shape",
+}
+_BOUNDS = {"layer": 0.95, "model": 1.05}
 _NOTES = {
     "layer": "0.5 % of the weight, 1024 tokens, fp32: forward, backward and optimizer. A frozen layer's gradient of the "
     "inputs is computed in all. Memory beyond the layer and its inputs.",

@@ -1,6 +1,7 @@
 """One way to train, in a process: answers each line on stdin with a JSON value. Run as ``sparse_child.py SIZE WAY``.
 
-``step`` runs one ordinary training step and answers its seconds; ``end`` measures memory and exchanges.
+``begin`` makes the model and runs two steps; ``step`` runs one ordinary training step and answers its seconds; ``end``
+measures memory and exchanges.
 """
 
 from __future__ import annotations
@@ -106,6 +107,9 @@ class Memory(threading.Thread):
 
 
 def main(size: str, way: str) -> None:
+    import peft  # noqa: F401  # here, so that only its own work is measured
+
+    sys.stdin.readline()
     torch.manual_seed(0)
     built, loss = {"layer": layer, "model": model}[size]()
     loss(built).detach()  # what any forward pass needs once
@@ -147,11 +151,12 @@ def _steps(step: Callable[[], float], selection: Any) -> Iterator[float]:
 
 def _exchange(step: Callable[[], float], optimizer: Any, way: str) -> float:
     """What the steps of a phase, exchange included, take beyond as many ordinary steps."""
-    while (optimizer.steps + 1) % EVERY != 1:
-        step()
-    phase = [step() for _ in range(PHASE)]
+    gathering = PHASE if way == "ag" else 1
+    optimizer.steps = EVERY + PHASE - gathering - 1  # the next step is the last before a phase
+    step()
+    phase = [step() for _ in range(gathering)]
     ordinary = sorted(step() for _ in range(PHASE))[PHASE // 2]
-    return max(0.0, sum(phase) - PHASE * ordinary) if way == "ag" else max(0.0, phase[-1] - ordinary)
+    return max(0.0, sum(phase) - gathering * ordinary)
 
 
 def _say(value: Any) -> None:

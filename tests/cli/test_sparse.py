@@ -86,8 +86,16 @@ def test_merge_export_and_import(models):
     merged = run("sparse", "merge", "a.safetensors", "b.safetensors", "--method", "ties", "--weights", "1,0.5", "--out", "ab.safetensors", "--json")  # fmt: skip
     assert merged.exit_code == 0, merged.output
     assert json.loads(merged.stdout)["tensors"] == 14
-    assert run("sparse", "export", "ab.safetensors", "--out", "adapter").exit_code == 0
-    back = run("sparse", "import", "adapter", "--base", "base", "--out", "back.safetensors")
+    export, import_ = ("sparse", "export", "ab.safetensors", "--out", "adapter"), ("sparse", "import", "adapter", "--base", "base", "--out", "back.safetensors")  # fmt: skip
+    entries = wo.open("base+ab.safetensors").delta.changes[0].of.entries
+    planned = run(*export, "--dry-run")
+    assert planned.stdout == f"14 tensors; at most {entries} entries to adapter\n"
+    assert not Path("adapter").exists()
+    assert run(*export).exit_code == 0
+    assert run(*export, "--dry-run").stderr.startswith("error: adapter: exists already")
+    assert json.loads(run(*import_, "--dry-run", "--json").stdout)["tensors"] == 14
+    assert not Path("back.safetensors").exists()
+    back = run(*import_)
     assert back.exit_code == 0, back.output
     one, two = (wo.open(f"base+{name}.safetensors").tensor(UP) for name in ("ab", "back"))
     assert torch.equal(one, two)
@@ -101,6 +109,9 @@ def compose(*more: object) -> Result:
 
 def test_a_sparse_guard_vector_is_composed_or_written(models):
     (models / "tuned/guard.json").write_text(json.dumps({"labels": ["safe", "unsafe"], "label_ids": [3, 4], "threshold": 0.5, "system": "x"}))  # fmt: skip
+    planned = compose("--sparse", 0.1, "--delta-only", "--out", "vector", "--dry-run")
+    assert planned.stdout == "14 tensors; at most 506 entries to vector\n", planned.output
+    assert not Path("vector").exists()
     written = compose("--sparse", 0.1, "--delta-only", "--out", "vector")
     assert written.exit_code == 0, written.output
     assert sorted(path.name for path in Path("vector").iterdir()) == ["delta.safetensors", "guard.json"]
@@ -122,7 +133,6 @@ def test_a_sparse_guard_vector_is_composed_or_written(models):
 def test_options_of_a_sparse_vector_that_do_not_fit_are_refused(models):
     for more in (
         ("--delta-only",),
-        ("--sparse", 0.1, "--delta-only", "--dry-run"),
         ("--sparse", 0.1, "--labels", "a,b"),
     ):
         assert compose(*more, "--out", "out").exit_code == 2

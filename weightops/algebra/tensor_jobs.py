@@ -45,7 +45,7 @@ def _scattered(delta: SparseDelta, name: str) -> Scattered:
     tensor, replaces = delta.tensors[name], delta.about.semantics == "replace"
     of = delta.base.tensors.get(name) if delta.base else None
     digest = None if delta.reverts else tensor.base_digest
-    return Scattered(name, tensor.shape, tensor.indices, tensor.values, of, digest, replaces)
+    return Scattered(name, tensor.shape, tensor.positions, tensor.values, of, digest, replaces)
 
 
 def computed(job: Job, grams: Grams | None = None) -> torch.Tensor:

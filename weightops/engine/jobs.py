@@ -12,6 +12,7 @@ import numpy.typing as npt
 from .. import dtypes
 from ..anatomy.place import Place
 from ..io.safetensors import StoredTensor
+from ..io.stored_positions import StoredPositions
 
 #: Elements in a block. Tensors are read, hashed and recorded as done in blocks. Part of the file format of
 #: ``weightops.json`` (a content hash is a hash of block hashes), so it never changes with slice size or threads.
@@ -47,7 +48,7 @@ class Scattered:
 
     Attributes:
         shape: Of the tensor that it changes.
-        indices: Flat positions in C order, sorted, each once, I32 or I64.
+        positions: Flat, sorted, each once.
         values: One for each position.
         of: The tensor of the base that the entries belong to, if the base is known; its content must be
             ``base_digest``, if that is given, wherever it is read.
@@ -57,7 +58,7 @@ class Scattered:
 
     name: str
     shape: tuple[int, ...]
-    indices: StoredTensor
+    positions: StoredPositions
     values: StoredTensor
     of: StoredTensor | None
     base_digest: str | None

@@ -228,7 +228,7 @@ def stored(job: Job) -> tuple[StoredTensor, ...]:
     tensors: list[StoredTensor] = []
     for operand in job.operands:
         if isinstance(operand, Scattered):
-            tensors += [operand.indices, operand.values]
+            tensors += [*operand.positions.stored, operand.values]
         else:
             tensors += [operand.left, operand.right] if isinstance(operand, LowRank) else [operand]
     return (*tensors, *(patch.source for patch in job.patches))
@@ -284,13 +284,13 @@ def _job_problems(job: Job) -> Iterable[str]:
         if tensor.dtype in dtypes.QUANTISED_FLOATS and not (job.unchanged and tensor.dtype in _COPIED):
             yield quantised(tensor)
     sparse = [operand for operand in job.operands if isinstance(operand, Scattered)]
-    positions = {entries.indices for entries in sparse}
+    positions = {part for entries in sparse for part in entries.positions.stored}
     kinds = sorted({tensor.dtype for tensor in stored(job) if tensor not in positions} | {job.computed.dtype})
     if len({kind in dtypes.FLOATS for kind in kinds}) > 1:
         problem = f"{job.name}: mixes floats and integers ({', '.join(kinds)})"
         yield Message(problem, Remedy("leave it out with {}", "exclude"))
     elif sparse and job.dtype not in dtypes.FLOATS and job.overwritten is None:
-        what = f"{job.name}: {sparse[0].indices.file} replaces integers, which is only possible in its own base"
+        what = f"{job.name}: {sparse[0].positions.file} replaces integers, which is only possible in its own base"
         yield Message(what, Remedy("leave it out with {}", "exclude"))
     aligned = job.merge is not None and any(source.rows for source in job.merge.all_inputs)
     checked = job.operands if job.written and not aligned else ()

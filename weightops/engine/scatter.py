@@ -1,9 +1,9 @@
-"""Entries of a sparse delta in a slice of a tensor: found by binary search in the file, never a dense tensor."""
+"""Entries of a sparse delta in a slice of a tensor: only these are read, and never a dense tensor."""
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -27,14 +27,12 @@ def entries_between(entries: Scattered, begin: int, end: int, files: Mapping[Pat
     Raises:
         WeightopsError: the file no longer holds what was checked when it was opened.
     """
-    descriptor, total = files[entries.indices.file], entries.indices.count
-    first = _lower_bound(entries.indices, descriptor, begin, 0, total)
-    last = _lower_bound(entries.indices, descriptor, end, first, min(total, first + end - begin))
-    raw = _span(entries.indices, first, last, files)
-    places = raw.view(np.int32 if entries.indices.dtype == "I32" else np.int64).astype(np.int64) - begin
+    read = partial(_span, files=files)
+    first, positions = entries.positions.between(begin, end, read)
+    places = positions - begin
     if len(places) and (places[0] < 0 or places[-1] >= end - begin or (np.diff(places) <= 0).any()):
-        raise WeightopsError(f"{entries.indices.file}: it was changed while it was read; rerun")
-    return places, _span(entries.values, first, last, files)
+        raise WeightopsError(f"{entries.positions.file}: it was changed while it was read; rerun")
+    return places, read(entries.values, first, len(places))
 
 
 def scattered_row(
@@ -103,21 +101,8 @@ def _gathered(row: Bytes, dtype: str, places: Positions) -> Bytes:
     return np.ascontiguousarray(whole[places]).reshape(-1)
 
 
-def _span(tensor: StoredTensor, first: int, last: int, files: Mapping[Path, int]) -> Bytes:
+def _span(tensor: StoredTensor, first: int, count: int, files: Mapping[Path, int]) -> Bytes:
     size = dtypes.itemsize(tensor.dtype)
-    raw = np.empty((last - first) * size, np.uint8)
+    raw = np.empty(count * size, np.uint8)
     read_elements(tensor, first, raw, files)
     return raw
-
-
-def _lower_bound(indices: StoredTensor, descriptor: int, wanted: int, low: int, high: int) -> int:
-    """The first of the sorted positions low..high that is at least ``wanted``; reads only those it compares."""
-    size = dtypes.itemsize(indices.dtype)
-    while low < high:
-        middle = (low + high) // 2
-        raw = os.pread(descriptor, size, indices.offset + middle * size)
-        if int.from_bytes(raw, "little", signed=True) < wanted:
-            low = middle + 1
-        else:
-            high = middle
-    return low

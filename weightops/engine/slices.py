@@ -214,7 +214,7 @@ def nonfinite(operand: Operand) -> Message:
 def file_of(operand: Operand) -> Path:
     """The file to name in a message."""
     if isinstance(operand, Scattered):
-        return operand.indices.file
+        return operand.positions.file
     return operand.file if isinstance(operand, StoredTensor) else operand.left.file
 
 

@@ -72,7 +72,7 @@ def check_bases(jobs: Iterable[Job], digests: Mapping[StoredTensor, str]) -> Non
     for stored, entries in wrong.items():
         more = f", and {len(wrong) - 1} more such tensors" if len(wrong) > 1 else ""
         raise WeightopsError(
-            f"{entries.indices.file}: {stored.name}: was made for another base: its content in {stored.file} differs"
+            f"{entries.positions.file}: {stored.name}: was made for another base: its content in {stored.file} differs"
             f"{more}; name the base that the delta was made for"
         )
 

@@ -128,13 +128,18 @@ def check_place(out: Path, *, overwrite: bool, why_not: Callable[[Path], str | N
     Raises:
         WeightopsError: the path exists and is not replaced, with the reason, or it names a repository of the hub.
     """
+    if problems := place_problems(out, overwrite=overwrite, why_not=why_not):
+        raise WeightopsError(*problems)
+
+
+def place_problems(out: Path, *, overwrite: bool, why_not: Callable[[Path], str | None] = refusal) -> list[str]:
+    """The problem line that :func:`check_place` would raise; empty if the path is free or may be replaced."""
     if problem := hub_place(out):
-        raise WeightopsError(problem)
+        return [problem]
     if not os.path.lexists(out):
-        return
+        return []
     problem = why_not(out) if overwrite else exists_already(out)
-    if problem:
-        raise WeightopsError(problem)
+    return [problem] if problem else []
 
 
 def put_in_place(

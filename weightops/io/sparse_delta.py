@@ -1,15 +1,15 @@
 """A sparse delta on disk: a safetensors file with some entries of some tensors of a base model.
 
-For each changed tensor NAME the file holds ``NAME.idx`` (flat positions in C order, sorted, each once: I32, or I64 for
-a tensor of 2^31 elements or more), ``NAME.val`` (a value for each) and, if it can be reverted, ``NAME.orig`` (the
-base's own entries). One key of the metadata, :data:`KEY`, holds a JSON object: ``version``, ``semantics``, ``base``
+For each changed tensor NAME the file holds ``NAME.idx``, where packed ``NAME.ends`` (flat positions, see
+:mod:`.stored_positions`), ``NAME.val`` (a value for each) and, if it can be reverted, ``NAME.orig`` (the base's own
+entries). One key of the metadata, :data:`KEY`, holds a JSON object: ``version``, ``semantics``, ``base``
 (its name), ``made`` (how the file was made), and in ``tensors`` each one's shape, the base's dtype and the base's
 content digest. Every file is hostile: all of it but the values is checked when it is opened, in bounded memory.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 from pathlib import Path
@@ -24,7 +24,8 @@ from ..version import __version__
 from .folder import parse_json
 from .replacing import DELTA
 from .safetensors import MOST_DIMENSIONS, Header, StoredTensor, read_header
-from .small_files import inside, open_file
+from .small_files import inside
+from .stored_positions import PACKED, WIDE, StoredPositions, block_count, ends_fault
 from .weights import Weights
 
 #: The key of the file's metadata that makes it a sparse delta.
@@ -35,13 +36,10 @@ FILE: Final = DELTA
 #: ``add``: the values are added to the base's entries. ``replace``: they are the new entries, bit for bit.
 Semantics = Literal["add", "replace"]
 SEMANTICS: Final = ("add", "replace")
-#: Tensors of at least this many elements need 64 bits for a position.
-WIDE: Final = 1 << 31
 
 #: Shape, dtype and content digest of a tensor of the base.
 Described = tuple[tuple[int, ...], str, str]
 
-_CHUNK = 1 << 20  # positions read at a time
 _AGAIN = "the file is damaged, make or download it again"
 
 
@@ -78,7 +76,7 @@ class SparseTensor:
         shape: Of the base's tensor.
         dtype: Of the base's tensor, safetensors name.
         base_digest: Content digest of the base's tensor; see :func:`weightops.engine.tally.tensor_digest`.
-        indices: Flat positions, [k], I32 or I64, sorted, each once.
+        positions: Flat positions, k of them, sorted, each once.
         values: [k]; floats to add, or new entries in the base's dtype.
         originals: The base's entries at these positions, [k], in its dtype; ``None`` if the file does not hold them.
     """
@@ -87,13 +85,13 @@ class SparseTensor:
     shape: tuple[int, ...]
     dtype: str
     base_digest: str
-    indices: StoredTensor
+    positions: StoredPositions
     values: StoredTensor
     originals: StoredTensor | None = None
 
     @property
     def entries(self) -> int:
-        return self.indices.count
+        return self.positions.count
 
     @property
     def count(self) -> int:
@@ -102,7 +100,7 @@ class SparseTensor:
 
     @property
     def stored(self) -> tuple[StoredTensor, ...]:
-        parts = (self.indices, self.values, self.originals)
+        parts = (*self.positions.stored, self.values, self.originals)
         return tuple(part for part in parts if part is not None)
 
 
@@ -217,33 +215,19 @@ def describe_tensors(tensors: Mapping[str, Described], about: DeltaMetadata) -> 
     return {**head, "tensors": listed, "made": dict(about.made)}
 
 
-def positions(tensor: SparseTensor) -> Iterator[npt.NDArray[np.int64]]:
-    """The flat positions in order, some at a time.
-
-    Raises:
-        WeightopsError: the file ended early.
-    """
-    kind = np.dtype("<i4" if tensor.indices.dtype == "I32" else "<i8")
-    with open(open_file(tensor.indices.file), "rb") as stream:
-        stream.seek(tensor.indices.offset)
-        for begin in range(0, tensor.entries, _CHUNK):
-            wanted = min(_CHUNK, tensor.entries - begin)
-            raw = stream.read(wanted * kind.itemsize)
-            if len(raw) < wanted * kind.itemsize:
-                raise WeightopsError(f"{tensor.indices.file}: ended early; it was changed while it was read, rerun")
-            yield np.frombuffer(raw, kind).astype(np.int64)
-
-
 def check_positions(tensor: SparseTensor) -> None:
     """Refuse positions that are outside the tensor, out of order, or listed twice.
 
     Raises:
         WeightopsError: one line, with the tensor's name and the first wrong position.
     """
-    before = -1
-    for chunk in positions(tensor):
+    where, before = _where(tensor.positions.file, tensor.name), -1
+    ends = tensor.positions.read_ends()
+    if ends is not None and (problem := ends_fault(ends, tensor.entries)):
+        raise WeightopsError(f"{where}: {problem}; {_AGAIN}")
+    for chunk in tensor.positions.chunks():
         if problem := position_fault(chunk, before, tensor.count):
-            raise WeightopsError(f"{_where(tensor.indices.file, tensor.name)}: {problem}; {_AGAIN}")
+            raise WeightopsError(f"{where}: {problem}; {_AGAIN}")
         before = int(chunk[-1])
 
 
@@ -315,9 +299,7 @@ def _tensor(
     if indices is None or values is None:
         missing = "idx" if indices is None else "val"
         raise WeightopsError(f"{where}: {missing} is missing; {_AGAIN}")
-    wide = "I64" if dtypes.count(shape) >= WIDE else "I32"
-    if indices.dtype not in ("I64", wide):
-        raise WeightopsError(f"{where}: idx has dtype {indices.dtype}, not {wide}; {_AGAIN}")
+    positions = _positions(indices, stored.get(f"{name}.ends"), dtypes.count(shape), where)
     allowed = dtypes.FLOATS if about.semantics == "add" and dtype in dtypes.FLOATS else (dtype,)
     if values.dtype not in allowed:
         raise WeightopsError(f"{where}: val has dtype {values.dtype}, not {' or '.join(allowed)}; {_AGAIN}")
@@ -327,7 +309,24 @@ def _tensor(
         if tensor is not None and tensor.shape != (indices.count,):
             problem = f"{part} has shape {tensor.shape}, but there are {indices.count} positions"
             raise WeightopsError(f"{where}: {problem}; {_AGAIN}")
-    return SparseTensor(name, shape, dtype, digest, indices, values, originals)
+    return SparseTensor(name, shape, dtype, digest, positions, values, originals)
+
+
+def _positions(indices: StoredTensor, ends: StoredTensor | None, elements: int, where: str) -> StoredPositions:
+    """The positions of one tensor, their dtypes and shapes checked."""
+    wide = "I64" if elements >= WIDE else "I32"
+    if indices.dtype not in (PACKED, "I64", wide):
+        raise WeightopsError(f"{where}: idx has dtype {indices.dtype}, not {PACKED} or {wide}; {_AGAIN}")
+    if (indices.dtype == PACKED) != (ends is not None):
+        raise WeightopsError(f"{where}: idx has dtype {indices.dtype} and ends is {_there(ends)}; {_AGAIN}")
+    if ends is not None and (ends.dtype not in ("I32", "I64") or ends.shape != (block_count(elements),)):
+        what = f"{ends.dtype} {list(ends.shape)}, not I32 or I64 [{block_count(elements)}]"
+        raise WeightopsError(f"{where}: ends is {what}; {_AGAIN}")
+    return StoredPositions(indices, ends)
+
+
+def _there(part: StoredTensor | None) -> str:
+    return "missing" if part is None else "there"
 
 
 def _described(entry: Any, where: str) -> Described:

@@ -24,16 +24,15 @@ from ..io.replacing import exists_already
 from ..io.safetensors import StoredTensor, build_header
 from ..io.sparse_delta import (
     KEY,
-    WIDE,
     DeltaMetadata,
     Described,
     SparseTensor,
     describe_tensors,
     is_sparse_delta,
     position_fault,
-    positions,
 )
 from ..io.spool import TensorSpool
+from ..io.stored_positions import PACKED, WIDE, counts_of_blocks, packed
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -107,7 +106,7 @@ def load_entries(tensor: SparseTensor) -> Entries:
     Raises:
         WeightopsError: the file has changed since it was opened.
     """
-    indices = np.concatenate([np.empty(0, np.int64), *positions(tensor)])
+    indices = np.concatenate([np.empty(0, np.int64), *tensor.positions.chunks()])
     originals = None if tensor.originals is None else read_tensor(tensor.originals)
     made = Entries(
         tensor.name, tensor.shape, tensor.dtype, tensor.base_digest, indices, read_tensor(tensor.values),
@@ -166,6 +165,7 @@ def _refusal(out: Path) -> str | None:
 def _spooled(entries: Iterable[Entries], stream: IO[bytes]) -> tuple[TensorSpool, dict[str, Described]]:
     """Every tensor's parts on disk, and what the metadata says of each."""
     spool, described = TensorSpool(stream), dict[str, Described]()
+    blocks: dict[str, npt.NDArray[np.int64]] = {}
     before, current = -1, None
     for one in entries:
         if not len(one.indices):
@@ -175,16 +175,21 @@ def _spooled(entries: Iterable[Entries], stream: IO[bytes]) -> tuple[TensorSpool
             raise WeightopsError(f"{short(one.name)}: is listed twice; give the entries of a tensor once, in order")
         one.check()
         _spool(spool, one)
+        blocks[one.name] = blocks.get(one.name, 0) + counts_of_blocks(one.indices, dtypes.count(one.shape))
         described[one.name] = (one.shape, one.dtype, one.base_digest)
         before, current = int(one.indices[-1]), one.name
     if not described:
         raise WeightopsError("nothing to write: the delta has no entries; check that the inputs are the ones you mean")
+    for name, counts in blocks.items():
+        ends = np.cumsum(counts)
+        wide = int(ends[-1]) >= WIDE
+        spool.append(f"{name}.ends", "I64" if wide else "I32", ends.shape, ends.astype("<i8" if wide else "<i4"))
     return spool, described
 
 
 def _spool(spool: TensorSpool, one: Entries) -> None:
-    count, wide = (len(one.indices),), dtypes.count(one.shape) >= WIDE
-    spool.append(f"{one.name}.idx", "I64" if wide else "I32", count, one.indices.astype("<i8" if wide else "<i4"))
+    count = (len(one.indices),)
+    spool.append(f"{one.name}.idx", PACKED, count, packed(one.indices))
     spool.append(f"{one.name}.val", one.values_dtype, count, one.values)
     if one.originals is not None:
         spool.append(f"{one.name}.orig", one.dtype, count, one.originals)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryFile
 from typing import Any, Final
@@ -28,6 +29,7 @@ from ..errors import WeightopsError, short
 from ..io.adapter import CONFIG, WEIGHTS
 from ..io.folder import plain_file, read_json, tensors_of_file
 from ..io.gguf import ALIASES
+from ..io.replacing import place_problems
 from ..io.safetensors import StoredTensor, build_header
 from ..io.sparse_delta import DeltaMetadata, SparseDelta, SparseTensor, made_by
 from ..io.spool import TensorSpool
@@ -50,7 +52,7 @@ def export_peft(delta: SparseDelta, out: str | Path, *, overwrite: bool = False)
         WeightopsError: a tensor is no linear layer's weight, the delta's values are no differences, or ``out`` is in
             use or exists.
     """
-    if problems := [*_not_linear(delta), *not_additive([delta])]:
+    if problems := export_problems(delta, Path(out), overwrite=overwrite):
         raise WeightopsError(*problems)
     sparsity = _sparsity(list(delta.tensors.values()))
     config = {
@@ -75,18 +77,60 @@ def export_peft(delta: SparseDelta, out: str | Path, *, overwrite: bool = False)
     return staging.out
 
 
-def import_peft(
-    adapter: str | Path, out: str | Path, *, base: str | Path | Checkpoint | None = None, overwrite: bool = False
-) -> Path:
-    """Write a PEFT Super-Tuning or SHiRA adapter as a sparse delta; its values stay as they are.
+def export_problems(delta: SparseDelta, out: Path, *, overwrite: bool = False) -> list[str]:
+    """What prevents writing a delta as an adapter in a folder."""
+    return [*_not_linear(delta), *not_additive([delta]), *place_problems(out, overwrite=overwrite)]
+
+
+@dataclass(frozen=True)
+class _Layer:
+    """The entries of one layer in an adapter, and the weight that they are of."""
+
+    where: str
+    weight: StoredTensor
+    values: StoredTensor
+    indices: StoredTensor
+
+
+@dataclass(frozen=True, eq=False)
+class PeftImport:
+    """A sparse PEFT adapter to write as a delta; of its files only headers are read until :meth:`save`.
+
+    Attributes:
+        base: The model that it is for.
+        layers: Where its entries lie.
+        made: How it was made, for the file's metadata.
+    """
+
+    base: Checkpoint
+    layers: tuple[_Layer, ...]
+    made: Mapping[str, Any]
+
+    @property
+    def most_entries(self) -> int:
+        """How many entries the delta has at most: zeros are left out."""
+        return sum(layer.values.count for layer in self.layers)
+
+    def save(self, out: str | Path, *, overwrite: bool = False) -> Path:
+        """Write the delta file; the adapter's values stay as they are.
+
+        Raises:
+            WeightopsError: a position is wrong, a file cannot be read, or ``out`` is in use or exists.
+        """
+        entries = (_entries(layer) for layer in self.layers)
+        about = DeltaMetadata("add", self.base.spec, self.made)
+        return write_delta(Path(out), entries, about, overwrite=overwrite)
+
+
+def import_peft(adapter: str | Path, *, base: str | Path | Checkpoint | None = None) -> PeftImport:
+    """Plan to write a PEFT Super-Tuning or SHiRA adapter as a sparse delta.
 
     Args:
         adapter: The adapter's folder.
-        out: The delta file.
         base: The model that it is for; by default the one that its configuration names.
 
     Raises:
-        WeightopsError: another kind of adapter, a tensor that does not fit, or a file that cannot be read or written.
+        WeightopsError: another kind of adapter, or a tensor that does not fit.
     """
     folder = Path(adapter)
     config = read_json(folder / CONFIG)
@@ -99,43 +143,42 @@ def import_peft(
     opened = base if isinstance(base, Checkpoint) else open_checkpoint(base or base_of_adapter(folder, str(folder)))
     if problem := not_plain(opened, "a sparse delta"):
         raise WeightopsError(problem)
-    made = made_by({"kind": "import", "adapter": str(folder), "type": kind})
     stored = tensors_of_file(plain_file(folder, WEIGHTS, CONFIG))
-    entries = _imported(folder / WEIGHTS, stored, _PARTS[kind], opened)
-    return write_delta(Path(out), entries, DeltaMetadata("add", opened.spec, made), overwrite=overwrite)
+    layers = tuple(_layers(folder / WEIGHTS, stored, _PARTS[kind], opened))
+    return PeftImport(opened, layers, made_by({"kind": "import", "adapter": str(folder), "type": kind}))
 
 
-def _imported(
+def _layers(
     file: Path, stored: Mapping[str, StoredTensor], parts: tuple[str, str], base: Checkpoint
-) -> Iterator[Entries]:
-    modules = {name.rpartition(".")[0] for name in stored}
-    for module in sorted(modules):
-        found = [stored.get(f"{module}.{part}") for part in parts]
+) -> Iterator[_Layer]:
+    """The layers of an adapter, their headers checked."""
+    for module in sorted({name.rpartition(".")[0] for name in stored}):
+        values, indices = (stored.get(f"{module}.{part}") for part in parts)
         known = {f"{module}.{part}" for part in parts}
         others = [n for n in stored if n.rpartition(".")[0] == module and n not in known]
         where = f"{file}: {short(module)}"
-        values, indices = found
         if values is None or indices is None or others:
             raise WeightopsError(f"{where}: it needs just {' and '.join(parts)}; save the adapter again in PEFT")
         weight = base.source.tensors.get(f"{module.removeprefix(PREFIX)}.weight")
         if weight is None or len(weight.shape) != 2 or weight.dtype not in dtypes.FLOATS:
             raise WeightopsError(f"{where}: {base.spec} has no matrix of this name; name the adapter's own base")
-        yield _entries(where, weight, values, indices)
+        shape = (values.count,) if len(indices.shape) == 1 else (2, values.count)
+        if values.dtype not in dtypes.FLOATS or indices.dtype not in ("I32", "I64") or indices.shape != shape:
+            what = f"{values.dtype} {list(values.shape)} values, {indices.dtype} {list(indices.shape)} positions"
+            raise WeightopsError(f"{where}: {what}; there must be one position for each value")
+        yield _Layer(where, weight, values, indices)
 
 
-def _entries(where: str, weight: StoredTensor, values: StoredTensor, indices: StoredTensor) -> Entries:
-    """The entries of one module: sorted, entries of 0 left out, and those of one position added as PEFT adds them."""
-    shape = (values.count,) if len(indices.shape) == 1 else (2, values.count)
-    if values.dtype not in dtypes.FLOATS or indices.dtype not in ("I32", "I64") or indices.shape != shape:
-        what = f"{values.dtype} {list(values.shape)} values, {indices.dtype} {list(indices.shape)} positions"
-        raise WeightopsError(f"{where}: {what}; there must be one position for each value")
+def _entries(layer: _Layer) -> Entries:
+    """The entries of one layer: sorted, entries of 0 left out, and those of one position added as PEFT adds them."""
+    weight, values, indices = layer.weight, layer.values, layer.indices
     flat = read_tensor(indices).view(np.int32 if indices.dtype == "I32" else np.int64).astype(np.int64)
     if len(indices.shape) == 2:
         rows, columns = flat.reshape(2, -1)
         outside = (rows < 0) | (rows >= weight.shape[0]) | (columns < 0) | (columns >= weight.shape[1])
         flat = np.where(outside, -1, rows * weight.shape[1] + columns)
     if len(flat) and (flat.min() < 0 or flat.max() >= weight.count):
-        raise WeightopsError(f"{where}: a position is outside its {weight.count} elements; the file is damaged")
+        raise WeightopsError(f"{layer.where}: a position is outside its {weight.count} elements; the file is damaged")
     numbers = kernels.widen(read_tensor(values), values.dtype).astype(np.float32)
     flat, numbers = flat[numbers != 0], numbers[numbers != 0]
     places, first = np.unique(flat, return_inverse=True)

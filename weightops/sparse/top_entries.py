@@ -85,12 +85,16 @@ class SparseExtraction:
             return kept(self.density, self.count)
         return sum(kept(self.density, self.base.source.tensors[name].count) for name in self.names)
 
+    @cached_property
+    def plan_problems(self) -> tuple[str, ...]:
+        """What prevents taking the entries out, as headers show it."""
+        jobs = [self._result(name) if self.tuned is not None else self._difference(name) for name in self.names]
+        return make_plan(jobs, {}).problems
+
     def problems(self, out: Path, *, overwrite: bool = False) -> list[str]:
         """What prevents writing it to a file."""
-        jobs = [self._result(name) if self.tuned is not None else self._difference(name) for name in self.names]
         place = place_problem(out, overwrite=overwrite)
-        plan = make_plan(jobs, {})
-        return [*plan.problems, *([] if place is None else [place])]
+        return [*self.plan_problems, *([] if place is None else [place])]
 
     def save(self, out: str | Path, *, overwrite: bool = False, progress: bool = True) -> Path:
         """Write the delta file, in one pass over an exact change, or three over another.

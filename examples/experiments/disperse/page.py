@@ -6,10 +6,10 @@ import json
 import re
 import statistics
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from examples.experiments.evidence import Measured, grid, interval, put_tables, signed
 from weightops.errors import WeightopsError
 
 PAGE = Path(__file__).parents[3] / "docs" / "disperse-then-merge.md"
@@ -45,41 +45,6 @@ USES: Mapping[str, str] = {
 MERGED = tuple(name for name, label in LABELS.items() if label.startswith(("DTM", "greedy")))
 COLOURS = {"single": "#D55E00", "merged": "#0072B2", "other": "#009E73", "ink": "#444444"}
 """Told apart by every eye (Okabe and Ito)."""
-
-
-@dataclass(frozen=True)
-class Measured:
-    """Values of the seeds that were measured, by seed."""
-
-    values: Mapping[int, float]
-
-    def __sub__(self, other: Measured) -> Measured:
-        """The differences of the seeds that both have; a single value counts for every seed."""
-        if len(other.values) == 1:
-            return Measured({seed: value - next(iter(other.values.values())) for seed, value in self.values.items()})
-        return Measured(
-            {seed: self.values[seed] - other.values[seed] for seed in sorted(self.values.keys() & other.values)}
-        )
-
-    def __truediv__(self, other: Measured) -> Measured:
-        """The ratios of the seeds that both have."""
-        return Measured(
-            {seed: self.values[seed] / other.values[seed] for seed in sorted(self.values.keys() & other.values)}
-        )
-
-    @property
-    def mean(self) -> float:
-        return statistics.mean(self.values.values())
-
-    @property
-    def half_width(self) -> float:
-        """Of the 95 % interval of the mean, by Student's t; NaN for a single value."""
-        from scipy.stats import t
-
-        count = len(self.values)
-        if count < 2:
-            return float("nan")
-        return float(t.ppf(0.975, count - 1)) * statistics.stdev(self.values.values()) / count**0.5
 
 
 class Results:
@@ -124,14 +89,7 @@ def write(results: Results, page: Path = PAGE) -> None:
     Raises:
         WeightopsError: the page has no marks for a table.
     """
-    text = page.read_text("utf-8")
-    for name, table in tables(results).items():
-        begin, end = f"<!-- {name} -->\n", f"<!-- end of {name} -->"
-        if begin not in text or end not in text:
-            raise WeightopsError(f"{page}: has no marks <!-- {name} --> and <!-- end of {name} -->; put them in")
-        before, _, after = text.partition(begin)
-        text = before + begin + table + end + after.partition(end)[2]
-    page.write_text(text, "utf-8")
+    put_tables(tables(results), page)
     draw(results, page.with_name(PICTURE))
 
 
@@ -154,50 +112,50 @@ def _rows(results: Results) -> str:
         least, most = min(each["answer tokens"]), max(each["answer tokens"])
         tokens = f"{least:,}" if least == most else f"{least:,} to {most:,}"
         rows.append([each["name"], USES[each["name"]], f"{each['rows']:,}", tokens])
-    return _grid(["rows", "used", "number", "answer tokens"], rows)
+    return grid(["rows", "used", "number", "answer tokens"], rows)
 
 
 def _losses(results: Results, shown: Sequence[str]) -> str:
     rows = [
-        [LABELS[name], str(len(results.of(name, norm).values)), _interval(results.of(name, norm), 2),
-         _interval(results.of(name, task)), _interval(results.of(name, rest))]
+        [LABELS[name], str(len(results.of(name, norm).values)), interval(results.of(name, norm), 2),
+         interval(results.of(name, task)), interval(results.of(name, rest))]
         for name in shown
     ]  # fmt: skip
-    return _grid(["model", "seeds", "norm of the change", "task loss", "rest loss"], rows)
+    return grid(["model", "seeds", "norm of the change", "task loss", "rest loss"], rows)
 
 
 def _differences(results: Results, shown: Sequence[str]) -> str:
     """From single SFT, paired by seed."""
     rows = [
-        [LABELS[name], *(_signed(results.of(name, value) - results.of("single", value)) for value in (task, rest))]
+        [LABELS[name], *(signed(results.of(name, value) - results.of("single", value)) for value in (task, rest))]
         for name in shown
         if name not in ("base", "single")
     ]
-    return _grid(["model", "task loss, minus that of single SFT", "rest loss, minus that of single SFT"], rows)
+    return grid(["model", "task loss, minus that of single SFT", "rest loss, minus that of single SFT"], rows)
 
 
 def _stopped(results: Results, shown: Sequence[str]) -> str:
     """Merged models against a training on a quarter of the rows, paired by seed."""
     controls = ("single stopped", "random part")
     rows = [
-        [LABELS[name], *(_signed(results.of(name, value) - results.of(control, value))
+        [LABELS[name], *(signed(results.of(name, value) - results.of(control, value))
                          for control in controls for value in (task, rest))]
         for name in shown
         if name in MERGED
     ]  # fmt: skip
     head = [f"{loss} loss, minus that of: {LABELS[control]}" for control in controls for loss in ("task", "rest")]
-    return _grid(["model", *head], rows)
+    return grid(["model", *head], rows)
 
 
 def _rescaled(results: Results, shown: Sequence[str]) -> str:
     """Merged models against the single run's change at their norm, paired by seed."""
     rows = [
-        [LABELS[name], _interval(results.of(name, norm) / results.of("single", norm), 2),
-         *(_signed(results.of(name, value) - shrunk(results, name, value)) for value in (task, rest))]
+        [LABELS[name], interval(results.of(name, norm) / results.of("single", norm), 2),
+         *(signed(results.of(name, value) - shrunk(results, name, value)) for value in (task, rest))]
         for name in shown
         if name in MERGED
     ]  # fmt: skip
-    return _grid(["model", "scale of the single run's change", "task loss, minus that of the rescaled single SFT",
+    return grid(["model", "scale of the single run's change", "task loss, minus that of the rescaled single SFT",
                   "rest loss, minus that of the rescaled single SFT"], rows)  # fmt: skip
 
 
@@ -221,10 +179,10 @@ def _is_single(line: Mapping[str, Any]) -> bool:
 
 def _sets(results: Results, shown: Sequence[str]) -> str:
     rows = [
-        [LABELS[name], *(_interval(results.of(name, lambda line, each=each: line["losses"][each])) for each in REST)]  # type: ignore[misc]
+        [LABELS[name], *(interval(results.of(name, lambda line, each=each: line["losses"][each])) for each in REST)]  # type: ignore[misc]
         for name in shown
     ]
-    return _grid(["model", *REST], rows)
+    return grid(["model", *REST], rows)
 
 
 def draw(results: Results, file: Path) -> None:
@@ -266,28 +224,6 @@ def _path(results: Results) -> list[tuple[float, float, float]]:
         float(match[1]): line["name"] for line in results.lines if (match := re.fullmatch("path (.+)", line["name"]))
     }
     return [(scale, *(each.mean for each in _moved(results, names[scale]))) for scale in sorted(names)]  # type: ignore[misc]
-
-
-def _interval(measured: Measured, digits: int = 3) -> str:
-    """The mean and the half-width of its 95 % interval."""
-    if len(measured.values) == 1:
-        return f"{measured.mean:.{digits}f}"
-    return f"{measured.mean:.{digits}f} ± {measured.half_width:.{digits}f}"
-
-
-def _signed(measured: Measured) -> str:
-    """A difference; bold where its 95 % interval leaves 0 out, empty where no seed has both."""
-    if not measured.values:
-        return ""
-    if len(measured.values) == 1:
-        return f"{measured.mean:+.3f}"
-    text = f"{measured.mean:+.3f} ± {measured.half_width:.3f}"
-    return f"**{text}**" if abs(measured.mean) > measured.half_width else text
-
-
-def _grid(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    lines = [head, ["---"] * len(head), *rows]
-    return "".join("| " + " | ".join(line) + " |\n" for line in lines)
 
 
 def load(file: Path = RESULTS) -> Results:

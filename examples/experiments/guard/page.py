@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import json
-import re
 import statistics
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from weightops.errors import WeightopsError
+from examples.experiments.evidence import grid, put_tables
 
 from . import runs
 
@@ -27,14 +26,7 @@ def write(work: Path, seeds: Sequence[int], page: Path = PAGE) -> None:
     """
     speed = json.loads((work / "speed.json").read_text("utf-8"))
     tables = (training(work, seeds), composing(work, seeds), verdicts(speed), streaming(speed))
-    text = page.read_text("utf-8")
-    for name, table in zip(NAMES, tables, strict=True):
-        begin, end = f"<!-- {name} -->\n", f"<!-- end of {name} -->"
-        if begin not in text or end not in text:
-            raise WeightopsError(f"{page}: has no marks <!-- {name} --> and <!-- end of {name} -->; put them in")
-        text = re.sub(re.escape(begin) + ".*?" + re.escape(end), lambda _, b=begin, t=table, e=end: b + t + e, text,
-                      flags=re.DOTALL)  # fmt: skip
-    page.write_text(text, "utf-8")
+    put_tables(dict(zip(NAMES, tables, strict=True)), page)
     draw_prefixes(work, seeds, page.with_name("guard-prefixes.png"))
     draw_scales(work, seeds, page.with_name("guard-scales.png"))
 
@@ -58,7 +50,7 @@ def training(work: Path, seeds: Sequence[int]) -> str:
             "false alarms on XSTest": _three(alike["offline_false_alarms"]),
         })  # fmt: skip
     whole, prefix = cells
-    return _grid(
+    return grid(
         ["", "trained on whole texts", "trained on prefixes"], [[key, whole[key], prefix[key]] for key in whole]
     )
 
@@ -77,7 +69,7 @@ def composing(work: Path, seeds: Sequence[int]) -> str:
         rows.append([name, *(_three(test[key]) for key in ("offline_f1", "auroc", "streaming_f1")),
                      *(_three(alike[key]) for key in ("offline_f1", "auroc"))])  # fmt: skip
     head = ["model", "F1, whole text", "area under ROC", "F1, streaming", "F1, XSTest", "area under ROC, XSTest"]
-    return _grid(head, rows)
+    return grid(head, rows)
 
 
 def verdicts(speed: dict[str, Any]) -> str:
@@ -87,7 +79,7 @@ def verdicts(speed: dict[str, Any]) -> str:
          f"{one['times_label_logits']:.2f}"]
         for one in speed["verdicts"]
     ]  # fmt: skip
-    return _grid(["verdict", "tokens read a second", "texts a second", "time, of label logits"], rows)
+    return grid(["verdict", "tokens read a second", "texts a second", "time, of label logits"], rows)
 
 
 def streaming(speed: dict[str, Any]) -> str:
@@ -97,7 +89,7 @@ def streaming(speed: dict[str, Any]) -> str:
          f"{one['ratio']:.1f}", f"{one['greatest_difference']:.3f}"]
         for one in speed["streaming"]
     ]  # fmt: skip
-    return _grid(["characters", "`Stream`", "every prefix anew", "ratio", "greatest difference of a probability"], rows)
+    return grid(["characters", "`Stream`", "every prefix anew", "ratio", "greatest difference of a probability"], rows)
 
 
 def draw_prefixes(work: Path, seeds: Sequence[int], file: Path) -> None:
@@ -174,8 +166,3 @@ def _three(values: Sequence[float], digits: int = 3) -> str:
     if len(values) == 1:
         return f"{values[0]:.{digits}f}"
     return f"{statistics.mean(values):.{digits}f} ({min(values):.{digits}f} to {max(values):.{digits}f})"
-
-
-def _grid(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    lines = [head, ["---"] * len(head), *rows]
-    return "".join("| " + " | ".join(line) + " |\n" for line in lines)

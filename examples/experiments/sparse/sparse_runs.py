@@ -1,109 +1,167 @@
-"""The runs: rates chosen on a held-out quarter, then a training for each way and seed, measured on test rows."""
+"""The runs: a learning rate chosen for each way on a held-out quarter, then a training for each way and seed."""
 
 from __future__ import annotations
 
-import gzip
 import json
-import random
-import re
 import shutil
-from collections.abc import Sequence
+import time
+from collections.abc import Iterator
+from itertools import product
 from pathlib import Path
 from typing import Any
 
+from weightops.algebra.loading import load, load_tokenizer
+from weightops.algebra.opening import as_checkpoint
+from weightops.recipes.data.source import split
 from weightops.recipes.floor.checking import read_settings
+from weightops.recipes.floor.components import component
+from weightops.recipes.floor.trainer import measure
 from weightops.recipes.routines import sft
+from weightops.rows.encode import encode
+from weightops.rows.reader import read_rows
+from weightops.rows.row import Row
 
-from .ways import Way
+from . import sparse_rows
+from .ways import GROUPS, WAYS
 
 BASE = "smollm2-135m-instruct"
-TOKENS = 320
-_FINAL = re.compile(r"####\s*(-?[\d,.]+)")
+BATCH, ANSWERED, ANSWER_TOKENS = 2, 16, 120
+TRIES = 2
+"""Learning rates tried for each way, a factor of 4 between neighbours."""
+
+Line = dict[str, Any]
 
 
-def prepare(data: Path, work: Path, rows: int, tests: int) -> None:
-    """Write the training and test rows, drawn once for all ways and seeds."""
-    work.mkdir(parents=True, exist_ok=True)
-    for name, count in (("train", rows), ("test", tests)):
-        out = work / f"{name}.jsonl"
-        if not out.exists():
-            with gzip.open(data / "math_gsm8k" / f"{name}.jsonl.gz", "rt", encoding="utf-8") as stream:
-                every = [json.loads(line) for line in stream]
-            chosen = random.Random(0).sample(every, count)
-            lines = [json.dumps({"prompt": r["question"], "completion": r["answer"]}) for r in chosen]
-            out.write_text("".join(f"{line}\n" for line in lines), "utf-8")
+class Experiment:
+    """A folder with rows, models, and the results so far: a line of JSON a measurement."""
 
+    def __init__(self, data: Path, work: Path, seeds: int) -> None:
+        self.work, self.seeds, self.file = work, seeds, work / "results.jsonl"
+        sparse_rows.write(data, work, load_tokenizer(as_checkpoint(BASE)), seeds)
 
-def choose_rate(work: Path, way: Way, epochs: int) -> float:
-    """The rate of least loss on a held-out quarter of the training rows, by seed 0."""
-    losses = {}
-    for rate in way.rates:
-        record = work / "rates" / f"{way.name}-{rate:g}.json"
-        if not record.exists():
-            out = work / "rates" / f"{way.name}-{rate:g}"
-            done = sft.run(_recipe(work, way, rate, epochs, seed=0, held_out=0.25), out, overwrite=True)
-            record.write_text(json.dumps(done.measured["loss"]), "utf-8")
+    def run(self, until: float) -> bool:
+        """Run what is missing, stopping at the first chance after a time; whether all is done."""
+        return all(time.monotonic() <= until for _ in self._missing())
+
+    def results(self, kind: str) -> list[Line]:
+        """The measurements of a kind so far: ``base``, ``tuning``, ``run`` or ``answers``."""
+        lines = map(json.loads, self.file.read_text("utf-8").splitlines()) if self.file.exists() else ()
+        return [line for line in lines if line["kind"] == kind]
+
+    def _missing(self) -> Iterator[None]:
+        """Run after run: the main comparison first, all ways of a seed before the next seed, the answers last."""
+        if not self.results("base"):
+            self._measure_base()
+        for group in GROUPS:
+            for way in group:
+                while (rate := self._untried(way)) is not None:
+                    self._tune(way, rate)
+                    yield
+            for seed, way in product(range(self.seeds), group):
+                if not any((line["way"], line["seed"]) == (way, seed) for line in self.results("run")):
+                    self._train(way, seed)
+                    yield
+        for name in ("base", *WAYS):
+            if not any(line["way"] == name for line in self.results("answers")):
+                self._answer(name)
+                yield
+
+    def _measure_base(self) -> None:
+        """The test loss before any training."""
+        model, tokenizer = load(BASE, "float32")
+        rows = encode(tokenizer, self._rows("test"))
+        objective = component("objectives", "next_token")().ready(model, tokenizer, rows)
+        self._note(kind="base", loss=measure(model, rows, objective, BATCH)["loss"])
+
+    def tried(self, way: str) -> dict[float, float]:
+        """The held-out loss of each learning rate that was tried."""
+        return {line["rate"]: line["loss"] for line in self.results("tuning") if line["way"] == way}
+
+    def _untried(self, way: str) -> float | None:
+        """The rate to try next: beyond the best one so far, until that has neighbours or enough were tried."""
+        return next_rate(self.tried(way), WAYS[way].rate)
+
+    def _tune(self, way: str, rate: float) -> None:
+        learned, held_out = self._quarters(0)
+        out = self.work / "tuning"
+        done = sft.train(self._recipe(way, rate, 0), learned, held_out, out, overwrite=True)
+        shutil.rmtree(out)
+        self._note(kind="tuning", way=way, rate=rate, loss=done.measured["loss"])
+
+    def _train(self, way: str, seed: int) -> None:
+        tried, out = self.tried(way), self.work / "models" / f"{way}-{seed}"
+        rate, begun = min(tried, key=lambda rate: tried[rate]), time.monotonic()
+        learned, _ = self._quarters(seed)
+        done = sft.train(self._recipe(way, rate, seed), learned, self._rows("test"), out, overwrite=True)
+        if seed:
             shutil.rmtree(out)
-        losses[rate] = json.loads(record.read_text("utf-8"))
-    return min(losses, key=lambda rate: losses[rate])
+        seconds = round(time.monotonic() - begun)
+        self._note(kind="run", way=way, seed=seed, rate=rate, loss=done.measured["loss"], seconds=seconds)
+
+    def _answer(self, name: str) -> None:
+        """How many test problems a model of seed 0 answers exactly, greedily."""
+        out = self.work / "models" / f"{name}-0"
+        spec = {"base": BASE, "full": str(out)}.get(name, f"{BASE}+{out}")
+        rows = self._rows("test")[:ANSWERED]
+        answers = greedy_answers(spec, [str(row.prompt) for row in rows])
+        right = sum(
+            sparse_rows.final_number(answer) == sparse_rows.final_number(str(row.completion))
+            for answer, row in zip(answers, rows, strict=True)
+        )
+        self._note(kind="answers", way=name, right=right, asked=len(rows))
+
+    def _recipe(self, way: str, rate: float, seed: int) -> sft.SftRecipe:
+        training = {"lr": rate, "epochs": 1, "batch": BATCH, "warmup": 0.1, "precision": "bf16", "seed": seed,
+                    "update": dict(WAYS[way].update)}  # fmt: skip
+        settings = {"base": BASE, "data": {"files": [str(self._file(f"train-{seed}"))]}, "training": training}
+        recipe, faults = read_settings(sft.SftRecipe, settings)
+        assert not faults, faults
+        assert isinstance(recipe, sft.SftRecipe)
+        return recipe
+
+    def _quarters(self, seed: int) -> tuple[list[Row], list[Row]]:
+        """Three quarters of a seed's rows to train on, and one to choose by, so that all runs have as many steps."""
+        return split(self._rows(f"train-{seed}"), 0.25, seed)
+
+    def _rows(self, name: str) -> list[Row]:
+        return read_rows([self._file(name)])
+
+    def _file(self, name: str) -> Path:
+        return self.work / f"{name}.jsonl"
+
+    def _note(self, **line: Any) -> None:
+        with self.file.open("a", encoding="utf-8") as stream:
+            stream.write(json.dumps(line) + "\n")
+        print(line, flush=True)
 
 
-def run(work: Path, way: Way, seed: int, epochs: int, answers: int) -> dict[str, Any]:
-    """One training and what it measures; kept where an earlier call finished it."""
-    record = work / "runs" / f"{way.name}-{seed}.json"
-    if not record.exists():
-        rate, out = choose_rate(work, way, epochs), work / "runs" / f"{way.name}-{seed}"
-        if not out.exists():
-            sft.run(_recipe(work, way, rate, epochs, seed, held_out=0.0), out)
-        model = str(out) if way.name == "full" else f"{BASE}+{out}"
-        record.write_text(json.dumps({"rate": rate, **measure(model, work, answers)}), "utf-8")
-    result: dict[str, Any] = json.loads(record.read_text("utf-8"))
-    return result
+def next_rate(tried: dict[float, float], first: float) -> float | None:
+    """The learning rate to try next, uphill from the first; ``None`` once the best one has both its neighbours.
+
+    >>> next_rate({1e-3: 2.0, 4e-3: 1.9}, 1e-3)
+    0.016
+    """
+    if not tried:
+        return first
+    best = min(tried, key=lambda rate: tried[rate])
+    neighbours = [rate for rate in (4 * best, best / 4) if not any(abs(rate / known - 1) < 0.01 for known in tried)]
+    return neighbours[0] if neighbours and len(tried) < TRIES else None
 
 
-def measure(model: str, work: Path, answers: int) -> dict[str, float]:
-    """The loss on all test rows, and the share of right answers to the first of them."""
-    from weightops.algebra.loading import load
-    from weightops.recipes.data.source import load_rows
-    from weightops.recipes.floor import trainer
-    from weightops.recipes.floor.settings import Data
-    from weightops.recipes.objectives.next_token import NextToken
-    from weightops.rows.encode import encode
-
-    loaded, tokenizer = load(model, "float32")
-    rows = load_rows(Data(files=(str(work / "test.jsonl"),)))
-    encoded = encode(tokenizer, rows, TOKENS, chat=True)
-    objective = NextToken().ready(loaded, tokenizer, encoded)
-    loss = trainer.measure(loaded, encoded, objective, 8)["loss"]
-    texts = [json.loads(line) for line in (work / "test.jsonl").read_text("utf-8").splitlines()[:answers]]
-    right = sum(_answer(loaded, tokenizer, text["prompt"]) == _number(text["completion"]) for text in texts)
-    return {"loss": loss, "right": right, "asked": len(texts)}
+def greedy_answers(spec: str, questions: list[str]) -> list[str]:
+    """What a model answers to each question, the likeliest token each time."""
+    model, tokenizer = load(spec, "bfloat16")
+    tokenizer.padding_side = "left"
+    chats = [[{"role": "user", "content": question}] for question in questions]
+    asked = tokenizer.apply_chat_template(
+        chats, add_generation_prompt=True, return_tensors="pt", return_dict=True, padding=True
+    )
+    made = model.generate(**asked, max_new_tokens=ANSWER_TOKENS, do_sample=False, pad_token_id=tokenizer.pad_token_id)
+    answers: list[str] = tokenizer.batch_decode(made[:, asked["input_ids"].shape[1] :], skip_special_tokens=True)
+    return answers
 
 
-def _recipe(work: Path, way: Way, rate: float, epochs: int, seed: int, held_out: float) -> sft.SftRecipe:
-    training = {"lr": rate, "epochs": epochs, "batch": 16, "warmup": 0.03, "precision": "fp32", "seed": seed,
-                "update": way.update}  # fmt: skip
-    data = {"files": [str(work / "train.jsonl")], "held_out": held_out}
-    recipe, faults = read_settings(sft.SftRecipe, {"base": BASE, "data": data, "tokens": TOKENS, "training": training})
-    assert not faults, faults
-    assert isinstance(recipe, sft.SftRecipe)
-    return recipe
-
-
-def _answer(model: Any, tokenizer: Any, question: str) -> str | None:
-    """The number that the model's greedy answer ends in."""
-    messages = [{"role": "user", "content": question}]
-    asked = tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_tensors="pt", return_dict=True)
-    made = model.generate(**asked, max_new_tokens=200, do_sample=False, pad_token_id=tokenizer.pad_token_id)
-    return _number(tokenizer.decode(made[0, asked["input_ids"].shape[1] :], skip_special_tokens=True))
-
-
-def _number(text: str) -> str | None:
-    match = _FINAL.search(text)
-    return None if match is None else match[1].replace(",", "").rstrip(".")
-
-
-def results(work: Path, ways: Sequence[Way], seeds: Sequence[int]) -> dict[str, list[dict[str, Any]]]:
-    """What was measured so far, by way; a seed that is not finished is missing."""
-    files = {way.name: [work / "runs" / f"{way.name}-{seed}.json" for seed in seeds] for way in ways}
-    return {name: [json.loads(f.read_text("utf-8")) for f in each if f.exists()] for name, each in files.items()}
+def gather(experiment: Experiment, file: Path) -> None:
+    """Write every measurement to the file that the page is made from."""
+    lines = [line for kind in ("base", "tuning", "run", "answers") for line in experiment.results(kind)]
+    file.write_text("[\n" + ",\n".join(f"  {json.dumps(line)}" for line in lines) + "\n]\n", "utf-8")

@@ -13,9 +13,10 @@ from safetensors.torch import save_file
 from sparse_files import DIGEST, raw_delta
 
 from weightops.errors import WeightopsError
-from weightops.io.sparse_delta import KEY, positions, read_sparse_delta
+from weightops.io.sparse_delta import KEY, read_sparse_delta
 
 SOUND = {"w.idx": torch.tensor([0, 5, 11], dtype=torch.int32), "w.val": torch.ones(3)}
+PACKED = {"w.idx": SOUND["w.idx"].to(torch.uint16), "w.ends": torch.tensor([3], dtype=torch.int32)}
 
 
 def test_a_sound_file_is_read(tmp_path):
@@ -23,7 +24,7 @@ def test_a_sound_file_is_read(tmp_path):
     delta = read_sparse_delta(file, "d")
     tensor = delta.tensors["w"]
     assert (delta.entries, delta.revertible, tensor.shape, tensor.dtype) == (3, True, (3, 4), "BF16")
-    assert [chunk.tolist() for chunk in positions(tensor)] == [[0, 5, 11]]
+    assert [chunk.tolist() for chunk in tensor.positions.chunks()] == [[0, 5, 11]]
 
 
 @pytest.mark.parametrize(
@@ -34,13 +35,20 @@ def test_a_sound_file_is_read(tmp_path):
         ({"w.idx": torch.tensor([0, 5, 12], dtype=torch.int32)}, "position 12 is outside its 12 elements"),
         ({"w.idx": torch.tensor([-1, 5, 11], dtype=torch.int32)}, "position -1 is outside its 12 elements"),
         ({"w.idx": torch.tensor([0, 5], dtype=torch.int32)}, "val has shape (3,), but there are 2 positions"),
-        ({"w.idx": torch.zeros(3)}, "idx has dtype F32, not I32"),
+        ({"w.idx": torch.zeros(3)}, "idx has dtype F32, not U16 or I32"),
         ({"w.val": torch.ones(3, dtype=torch.int64)}, "val has dtype I64"),
         ({"w.val": torch.ones(4)}, "val has shape (4,)"),
         ({"w.val": torch.ones(3, 1)}, "val has shape (3, 1)"),
         ({"w.orig": torch.ones(2, dtype=torch.bfloat16)}, "orig has shape (2,)"),
         ({"w.orig": torch.ones(3)}, "orig has dtype F32, the base BF16"),
         ({"x.val": torch.ones(3)}, "belongs to no tensor"),
+        ({"w.ends": torch.tensor([3], dtype=torch.int32)}, "idx has dtype I32 and ends is there"),
+        ({"w.idx": PACKED["w.idx"]}, "idx has dtype U16 and ends is missing"),
+        (PACKED | {"w.ends": torch.tensor([3, 3], dtype=torch.int32)}, "ends is I32 [2], not I32 or I64 [1]"),
+        (PACKED | {"w.ends": torch.tensor([3.0])}, "ends is F32 [1], not I32 or I64 [1]"),
+        (PACKED | {"w.ends": torch.tensor([4])}, "its blocks end with 4 positions, but it has 3"),
+        (PACKED | {"w.idx": torch.tensor([0, 5, 5], dtype=torch.uint16)}, "position 5 is listed twice"),
+        (PACKED | {"w.idx": torch.tensor([0, 5, 12], dtype=torch.uint16)}, "position 12 is outside its 12 elements"),
     ],
 )
 def test_parts_that_do_not_fit_are_refused_with_the_tensors_name(parts, words, tmp_path):
@@ -50,6 +58,13 @@ def test_parts_that_do_not_fit_are_refused_with_the_tensors_name(parts, words, t
     (problem,) = caught.value.problems
     assert words in problem
     assert ": w: " in problem or ": x.val: " in problem
+
+
+@pytest.mark.parametrize("ends", [[2, 1, 3], [-1, 2, 3]])
+def test_packed_positions_whose_blocks_are_out_of_order_are_refused(ends, tmp_path):
+    parts = {**SOUND, **PACKED, "w.ends": torch.tensor(ends)}
+    with pytest.raises(WeightopsError, match="w: its ends of blocks are out of order"):
+        read_sparse_delta(raw_delta(tmp_path / "d.safetensors", parts, [3 * 65536]), "d")
 
 
 def test_a_missing_part_is_refused(tmp_path):

@@ -56,7 +56,7 @@ def test_stock_peft_says_the_same_and_it_comes_back(base, tmp_path):
     tuned = wo.open(f"{base}+{file}").save(tmp_path / "tuned", progress=False)
     assert torch.equal(peft_logits(base, adapter), model_logits(tuned))
     assert not torch.equal(model_logits(tuned), model_logits(base))
-    back = import_peft(adapter, tmp_path / "back.safetensors")
+    back = import_peft(adapter).save(tmp_path / "back.safetensors")
     for name in LAYERS:
         assert torch.equal(*(wo.open(f"{base}+{each}").tensor(name) for each in (file, back)))
 
@@ -70,12 +70,12 @@ def test_a_shira_adapter_that_peft_saved_is_read_and_ours_is_half_its_size(base,
     )
     get_peft_model(AutoModelForCausalLM.from_pretrained(base), config).save_pretrained(tmp_path / "shira")
     file = tmp_path / "shira" / "adapter_model.safetensors"
-    out = import_peft(tmp_path / "shira", tmp_path / "d.safetensors", base=base)
+    out = import_peft(tmp_path / "shira", base=base).save(tmp_path / "d.safetensors")
     tuned = wo.open(f"{base}+{out}").save(tmp_path / "tuned", progress=False)
     torch.testing.assert_close(model_logits(tuned), peft_logits(base, tmp_path / "shira"))
     halves = merge_sparse([out], method="sum", dtype="bfloat16").save(tmp_path / "halves.safetensors")
     ours, theirs = (sum(tensor.nbytes for tensor in load_file(each).values()) for each in (halves, file))
-    assert ours <= theirs / 2  # the headers come on top: under 1 % from some 10,000 entries a layer on
+    assert ours <= theirs / 2.9  # 4 bytes an entry against 12, and 4 for each block; the headers come on top
 
 
 def test_what_peft_cannot_hold_is_named(base, tmp_path):
@@ -102,11 +102,11 @@ def test_a_damaged_adapter_is_refused_with_the_layers_name(parts, words, base, t
     save_file({f"{AT}{part}": tensor for part, tensor in parts.items()}, tmp_path / "adapter_model.safetensors")
     (tmp_path / "adapter_config.json").write_text(json.dumps({"peft_type": "SUPERTUNING"}))
     with pytest.raises(WeightopsError, match=words) as caught:
-        import_peft(tmp_path, tmp_path / "d.safetensors", base=base)
+        import_peft(tmp_path, base=base).save(tmp_path / "d.safetensors")
     assert "layers.0.mlp.up_proj" in str(caught.value)
 
 
 def test_other_adapters_are_refused(base, tmp_path):
     adapter = tiny.lora(tmp_path / "lora", tiny.read(base), [LAYERS[0]], 1)
     with pytest.raises(WeightopsError, match="'LORA', not SUPERTUNING or SHIRA"):
-        import_peft(adapter, tmp_path / "d.safetensors", base=base)
+        import_peft(adapter, base=base)
