@@ -16,7 +16,7 @@ from .written_rows import DecodingCounts
 
 PLAIN = "plain"
 #: Lengths of fixed drafts that are tried (ours).
-DRAFTS = (2, 4, 6)
+DRAFTS = (1, 2, 3, 5)
 #: Confidence that lets a token leave at any exit, in the rows that change the text (ours).
 CONFIDENCE = 0.9
 
