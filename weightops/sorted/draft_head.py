@@ -1,9 +1,9 @@
-"""A smaller head for drafts: the logits of frequent tokens, and of those in the text, instead of all tokens'.
+"""A smaller head for drafts: the logits of frequent tokens and of those in the text, instead of all tokens'.
 
-Reading a large vocabulary's head costs as much as many layers. A draft that misses a rare token is only shorter, because
-the whole model checks it with its whole head. Source: FR-Spec (arXiv 2502.14856), which counts tokens in a corpus. Ours:
-the lowest ids stand for the frequent tokens, because tokenizers number their merges from the most frequent one on; the
-prompt's tokens, and those the whole model has written, join them. So nothing is learned, copied or stored.
+Reading a large vocabulary's head costs as much as many layers. A draft that misses a rare token is shorter, not wrong:
+the whole model checks it with its whole head. Source: FR-Spec (arXiv 2502.14856), which counts tokens in a corpus.
+Ours: the lowest ids stand for the frequent tokens, because most tokenizers number their tokens from the most frequent
+one on; the prompt's tokens, and those that the whole model has written, join them. Nothing has to be learned or stored.
 """
 
 from __future__ import annotations

@@ -65,9 +65,10 @@ class DynamicDraft:
 
     With the running acceptance rate a of exit l, a round that drafts d tokens gives (1 - a^(d+1)) / (1 - a) tokens. The
     paper divides by the layers it loads, d * l + L. Ours adds the heads, which each drafted token and each check load
-    too: d * (l + g) + L + h, with g and h the sizes of the drafts' head and the whole one in layers. Also ours: the rates start from the agreement on the end
-    of the prompt, are a moving average, and all exits are compared once in some rounds, not in each. As in the paper a
-    draft also ends where its exit is unsure; the threshold is ours, and fixed.
+    too: d * (l + g) + L + h, with g and h the sizes of the drafts' head and of the whole one in layers. Also ours: the
+    rates start from the agreement on the end of the prompt, are a moving average, and all exits are compared once in
+    some rounds, not in each. As in the paper a draft also ends where its exit is unsure; the threshold is ours, and
+    fixed.
 
     Args:
         exits: Exits to choose from, in layers, rising.

@@ -17,6 +17,15 @@ def test_the_formula_by_hand():
     assert policy.choose() == (4, 0)  # a plain step gives 1 / 12, as much as the best draft
 
 
+def test_drafts_with_a_smaller_head_cost_less():
+    """As above, with a head of half a layer for drafts: 1.5 tokens for 4.5 + 12 layers, or 1.75 for 9 + 12."""
+    policy = DynamicDraft([4], depth=10, head=2.0, draft_head=0.5, longest=2)
+    policy.compare({4: 0.5})
+    assert policy._tokens_per_layer((4, 1)) == pytest.approx(1.5 / 16.5)
+    assert policy._tokens_per_layer((4, 2)) == pytest.approx(1.75 / 21)
+    assert policy.choose() == (4, 1)
+
+
 def test_an_exit_that_is_often_right_drafts_far_and_one_that_is_not_drafts_nothing():
     policy = DynamicDraft([2, 5], depth=10, head=1.0, draft_head=1.0, longest=6)
     policy.compare({2: 0.95, 5: 0.96})
