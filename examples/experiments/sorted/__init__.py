@@ -1,1 +1,0 @@
-"""Sorted sub-models: the losses by exit that ``docs/sorted.md`` shows."""
