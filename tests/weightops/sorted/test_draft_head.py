@@ -89,4 +89,4 @@ def test_a_small_vocabulary_and_a_head_that_is_not_one_matrix_are_used_whole():
 
 def test_a_vocabulary_below_nothing_is_refused():
     with pytest.raises(WeightopsError, match="the vocabulary of drafts is -1"):
-        generate(model_of("llama"), Numbers(), PROMPTS, SelfSpeculative(vocabulary=-1))
+        generate(model_of("llama"), Numbers(), PROMPTS, SelfSpeculative(vocabulary=-1), most=4)
