@@ -13,7 +13,7 @@ from weightops.cli.printing import print_json
 from weightops.errors import Message, Remedy, WeightopsError
 
 if TYPE_CHECKING:
-    from weightops.sorted.generate import Generated, Method
+    from weightops.sorted.decoding import Generated, Method
 
 
 EXITS = LayersType("a list of layers such as 12,18,24")
@@ -44,6 +44,8 @@ class ThresholdsType(click.ParamType):  # type: ignore[type-arg]
               help="Layers to draft from, such as 12 or 9,12,18.  [default: eight, evenly spaced]")  # fmt: skip
 @click.option("--draft", type=click.IntRange(min=1),
               help="Tokens in a draft; needs one exit.  [default: chosen while decoding]")  # fmt: skip
+@click.option("--draft-vocabulary", type=click.IntRange(min=0), default=8192, show_default=True,
+              help="Draft from this many frequent tokens and those of the text; 0 for all tokens.")  # fmt: skip
 @click.option("--confidence", type=ThresholdsType(),
               help="Leave at the first exit that is as sure, such as 12=0.95,18=0.9. Changes the text.")  # fmt: skip
 @click.option("--plain", is_flag=True, help="Every token from the whole model.")
@@ -61,13 +63,13 @@ class ThresholdsType(click.ParamType):  # type: ignore[type-arg]
 @json_option
 def command(
     model: str, prompts: tuple[str, ...], files: tuple[Path, ...], max_tokens: int, exits: tuple[int, ...],
-    draft: int | None, confidence: Mapping[int, float] | None, plain: bool, temperature: float, top_k: int,
-    top_p: float, seed: int, raw: bool, batch: int, dtype: str, trust_remote_code: bool, as_json: bool,
+    draft: int | None, draft_vocabulary: int, confidence: Mapping[int, float] | None, plain: bool, temperature: float,
+    top_k: int, top_p: float, seed: int, raw: bool, batch: int, dtype: str, trust_remote_code: bool, as_json: bool,
 ) -> None:  # fmt: skip
     """Continue each PROMPT, faster where the model's lower layers can draft what the whole model checks.
 
     The text is the one the whole model writes (self-speculative decoding), unless --confidence lets tokens leave early.
-    A model trained with several exits drafts best: weightops train sorted.
+    A model trained with several exits drafts best: weightops train soft.
 
     \b
     weightops generate smollm2-135m-instruct "Why is the sky blue?"
@@ -76,11 +78,11 @@ def command(
     """
     from weightops.algebra.loading import load
     from weightops.rows.reader import read_rows
-    from weightops.sorted.generate import generate
+    from weightops.sorted.decoding import generate
     from weightops.sorted.prompts import prompt_tokens, row_prompts
     from weightops.sorted.sampling import Sampling
 
-    method = _method(exits, draft, confidence, plain)
+    method = _method(exits, draft, draft_vocabulary, confidence, plain)
     asked = [*prompts, *row_prompts(read_rows(files, allow_empty=True))]
     if not asked:
         raise WeightopsError(
@@ -100,14 +102,16 @@ def command(
         print_json([_as_json(done) for done in written])
 
 
-def _method(exits: tuple[int, ...], draft: int | None, confidence: Mapping[int, float] | None, plain: bool) -> Method:
-    from weightops.sorted.generate import ConfidentExits, Plain, SelfSpeculative
+def _method(
+    exits: tuple[int, ...], draft: int | None, vocabulary: int, confidence: Mapping[int, float] | None, plain: bool
+) -> Method:
+    from weightops.sorted.decoding import ConfidentExits, Plain, SelfSpeculative
 
     if plain + (confidence is not None) + bool(exits or draft) > 1:
         raise click.UsageError("--plain, --confidence, and --exits with --draft exclude each other")
     if plain:
         return Plain()
-    return SelfSpeculative(exits, draft) if confidence is None else ConfidentExits(confidence)
+    return SelfSpeculative(exits, draft, vocabulary=vocabulary) if confidence is None else ConfidentExits(confidence)
 
 
 def _print(done: Generated) -> None:

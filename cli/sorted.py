@@ -112,7 +112,7 @@ def _cells(result: WayResult) -> list[str]:
 
 def _options(result: WayResult) -> list[str]:
     """The options of ``weightops generate`` for this way."""
-    from weightops.sorted.generate import SelfSpeculative
+    from weightops.sorted.decoding import SelfSpeculative
 
     if not isinstance(result.way.method, SelfSpeculative):
         return ["--plain"]

@@ -90,6 +90,8 @@ def __getattr__(name: str) -> Any:
 
     A merge method of task vectors is a function under its own name: ``wo.ties([a - base], density=0.3).on(base)``.
     """
+    if name == "sorted":  # wo.sorted.generate
+        return importlib.import_module(".sorted", __name__)
     if name not in _HOMES:
         if name.startswith("_") or importlib.util.find_spec(f"{__name__}.{name}"):  # a module of ours, not yet loaded
             raise AttributeError(f"module 'weightops' has no attribute {name!r}")

@@ -155,34 +155,16 @@ class Exits(TokenObjective):
         return batch["targets"][present], torch.stack([self.parts.norm(states[depth][present]) for depth in exits])
 
     def _loss(self, model: Any, batch: Batch, exits: Sequence[int], weights: Sequence[float]) -> Tensor:
-        import torch
-
         from weightops.recipes.floor.chunked_loss import chunked_loss
+        from weightops.recipes.floor.exit_costs import exit_costs
 
         targets, hidden = self._hidden(model, batch, exits)
-        weight = torch.tensor(weights, device=hidden.device)[:, None]
 
         def of_chunk(states: Tensor, tokens: Tensor) -> Tensor:
-            scores = self.parts.logits(states)
-            every = tokens.expand(len(exits), -1).flatten()
-            costs = torch.nn.functional.cross_entropy(scores.flatten(0, 1), every, reduction="none")
-            costs = costs.view(len(exits), -1)
-            if self.distill and len(exits) > 1:
-                costs = self._distilled(scores, costs)
-            return (weight * costs).sum()
+            return exit_costs(self.parts.logits(states), tokens, weights, self.distill)
 
         parameters = [parameter for parameter in self.parts.head.parameters() if parameter.requires_grad]
         return chunked_loss(hidden, targets, of_chunk, parameters, max(CHUNK // len(exits), 1))
-
-    def _distilled(self, scores: Tensor, costs: Tensor) -> Tensor:
-        """The costs, those of earlier exits mixed with the divergence from what the last exit predicts."""
-        import torch
-
-        teacher = scores[-1].detach().log_softmax(-1)
-        learners = scores[:-1].log_softmax(-1)
-        divergence = (teacher.exp() * (teacher - learners)).sum(-1)
-        mixed = (1 - self.distill) * costs[:-1] + self.distill * divergence
-        return torch.cat([mixed, costs[-1:]])
 
 
 def depths(exits: tuple[int, ...] | int, layers: int) -> tuple[int, ...]:

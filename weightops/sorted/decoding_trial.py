@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import statistics
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -11,12 +12,12 @@ import torch
 
 from ..errors import WeightopsError
 from ..io.progress import Progress
-from .generate import ConfidentExits, Generated, Method, Plain, SelfSpeculative, generate, spaced_exits
+from .decoding import ConfidentExits, Generated, Method, Plain, SelfSpeculative, generate, spaced_exits
 from .written_rows import DecodingCounts
 
 PLAIN = "plain"
 #: Lengths of fixed drafts that are tried (ours).
-DRAFTS = (2, 4, 6)
+DRAFTS = (1, 2, 3, 5)
 #: Confidence that lets a token leave at any exit, in the rows that change the text (ours).
 CONFIDENCE = 0.9
 
@@ -151,7 +152,7 @@ def _result(way: Way, runs: Sequence[_Run], plain: Sequence[_Run]) -> WayResult:
     return WayResult(
         way,
         sum(len(run.tokens) for run in runs) / sum(run.seconds for run in runs),
-        sorted(speeds)[len(speeds) // 2],
+        statistics.median(speeds),
         sum(run.tokens == other.tokens for run, other in zip(runs, plain, strict=True)) / len(runs),
         sum(each.accepted for each in counts) / drafted if drafted else None,
         dict(sorted(exits.items())),

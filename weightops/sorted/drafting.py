@@ -64,21 +64,24 @@ class DynamicDraft:
     """Chooses exit and length for the most tokens per loaded layer (DEL, arXiv 2504.05598).
 
     With the running acceptance rate a of exit l, a round that drafts d tokens gives (1 - a^(d+1)) / (1 - a) tokens. The
-    paper divides by the layers it loads, d * l + L. Ours adds the head, which each drafted token and each check loads
-    too: d * (l + h) + L + h, with the head's size h in layers. Also ours: the rates start from the agreement on the end
-    of the prompt, are a moving average, and all exits are compared once in some rounds, not in each. As in the paper a
-    draft also ends where its exit is unsure; the threshold is ours, and fixed.
+    paper divides by the layers it loads, d * l + L. Ours adds the heads, which each drafted token and each check load
+    too: d * (l + g) + L + h, with g and h the sizes of the drafts' head and of the whole one in layers. Also ours: the
+    rates start from the agreement on the end of the prompt, are a moving average, and all exits are compared once in
+    some rounds, not in each. As in the paper a draft also ends where its exit is unsure; the threshold is ours, and
+    fixed.
 
     Args:
         exits: Exits to choose from, in layers, rising.
         depth: Layers of the whole model.
         head: Size of the head in layers.
+        draft_head: Size of the head that drafts use.
         longest: Most tokens in a draft.
     """
 
     exits: Sequence[int]
     depth: int
     head: float
+    draft_head: float
     longest: int = 8
     rates: dict[int, float] = field(default_factory=dict)
     _round: int = 0
@@ -100,7 +103,7 @@ class DynamicDraft:
         layer, length = plan
         rate = min(self.rates.get(layer, 0.0), 0.99)
         tokens = (1 - rate ** (length + 1)) / (1 - rate)
-        return tokens / (length * (layer + self.head) + self.depth + self.head)
+        return tokens / (length * (layer + self.draft_head) + self.depth + self.head)
 
     def stops(self, logits: Tensor) -> bool:
         """Whether the exit is unsure of its best token, on average over the rows."""

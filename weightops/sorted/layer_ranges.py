@@ -17,6 +17,7 @@ from transformers import DynamicCache
 
 from ..anatomy.layers import layer_list
 from ..errors import WeightopsError
+from .draft_head import DraftHead
 
 
 class RangeCache(DynamicCache):
@@ -133,6 +134,7 @@ class LayerRanges:
         self._layers: nn.ModuleList = getattr(self._holder, self._name)
         self.depth = len(self._layers)
         self._running = _Range()
+        self._decoder = model.get_decoder()
         _refuse_states_that_cannot_be_taken_back(model)
 
     def __enter__(self) -> LayerRanges:
@@ -155,6 +157,7 @@ class LayerRanges:
         entering: Tensor | None = None,
         mask: Tensor | None = None,
         logits: int | None = 1,
+        head: DraftHead | None = None,
         watched: Collection[int] = (),
     ) -> Pass:
         """Run layers ``first`` to ``last`` (not included) on the newest tokens.
@@ -167,6 +170,7 @@ class LayerRanges:
             entering: Hidden states after ``first`` layers, [rows, tokens, width]; needed if ``first`` is not 0.
             mask: 1 for a token, 0 for padding, [rows, tokens in the cache and new ones]; none if there is no padding.
             logits: For how many of the last tokens to compute logits; 0 for all, ``None`` for none.
+            head: Computes them instead of the model's own head.
             watched: Numbers of layers after which to keep the hidden states.
         """
         running = self._running
@@ -180,16 +184,22 @@ class LayerRanges:
             "past_key_values": cache,
             "use_cache": True,
         }
-        if logits is None:
-            self.model.get_decoder()(**inputs)
-            return Pass(running.states)
+        if logits is None or head is not None:
+            normed = self._decoder(**inputs).last_hidden_state
+            scores = None if logits is None or head is None else head.logits(normed[:, -logits:])
+            return Pass(running.states, scores)
         return Pass(running.states, self.model(**inputs, logits_to_keep=logits).logits)
 
-    def read_out(self, hidden: Tensor) -> Tensor:
-        """The logits of hidden states as if the model ended there, [rows, tokens, vocabulary]."""
+    def read_out(self, hidden: Tensor, head: DraftHead | None = None) -> Tensor:
+        """The logits of hidden states as if the model ended there, [rows, tokens, vocabulary].
+
+        Args:
+            hidden: Hidden states, not normed, [rows, tokens, width].
+            head: Computes the logits instead of the model's own head.
+        """
         width = hidden.shape[:2]
         tokens = torch.zeros(width, dtype=torch.long, device=hidden.device)
-        return self.run(tokens, RangeCache(), first=self.depth, entering=hidden, logits=0).logits
+        return self.run(tokens, RangeCache(), first=self.depth, entering=hidden, logits=0, head=head).logits
 
 
 def _positions(tokens: Tensor, cache: RangeCache, mask: Tensor | None) -> Tensor:

@@ -7,13 +7,14 @@ drafted tokens.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import torch
 from torch import Tensor
 
+from .draft_head import DraftHead, gives_logits_of
 from .drafting import DraftPolicy
-from .layer_ranges import LayerRanges, RangeCache
+from .layer_ranges import LayerRanges, Pass, RangeCache
 from .sampling import Chooser
 from .written_rows import DecodingCounts, Prompt, WrittenRows, grown
 
@@ -30,12 +31,15 @@ class SelfSpeculativeRun:
         written: Takes the tokens.
         chooser: Chooses tokens.
         policy: Chooses exit and length of each draft.
+        head: Gives the logits of drafts; ``None`` for the model's own head.
     """
 
     def __init__(
-        self, ranges: LayerRanges, prompt: Prompt, written: WrittenRows, chooser: Chooser, policy: DraftPolicy
-    ) -> None:
+        self, ranges: LayerRanges, prompt: Prompt, written: WrittenRows, chooser: Chooser, policy: DraftPolicy,
+        head: DraftHead | None = None,
+    ) -> None:  # fmt: skip
         self._ranges, self._written, self._chooser, self._policy = ranges, written, chooser, policy
+        self._head = head
         self._cache = RangeCache()
         self._mask = prompt.mask
         self._prompt = prompt
@@ -43,30 +47,44 @@ class SelfSpeculativeRun:
 
     def finish(self) -> DecodingCounts:
         """Decode until every row has ended."""
-        whole = self._ranges.depth
-        watched = self._policy.watched
-        out = self._ranges.run(self._prompt.tokens, self._cache, mask=self._mask, watched=watched)
-        if watched:
-            ends = {layer: states[:, -_PROMPT_END:] for layer, states in out.states.items()}
-            self._policy.compare(self._agreement(ends, watched))
-        newest, _ = self._chooser.choose(out.logits[:, -1])
-        self.counts.exits[whole] += self._written.add_column(newest)
+        newest = self._read_prompt()
         while not self._written.done:
             exit_layer, length = self._policy.choose()
             length = min(length, self._written.left - 1)
             newest = self._draft_and_check(newest, exit_layer, length) if length else self._plain_step(newest)
         return self.counts
 
+    def _read_prompt(self) -> Tensor:
+        """The first new token of each row."""
+        watched, tokens = self._policy.watched, self._prompt.tokens
+        end = min(_PROMPT_END, tokens.shape[1]) if watched else 1
+        out = self._ranges.run(tokens, self._cache, mask=self._mask, watched=watched, logits=end)
+        last = out.states[self._ranges.depth][:, -1:]
+        if self._head is not None and not gives_logits_of(self._ranges.read_out(last, self._head), out.logits[:, -1:]):
+            self._head = None
+        self._learn({*tokens.flatten().tolist(), *self._written.ends})
+        self._compare({layer: states[:, -end:] for layer, states in out.states.items()}, watched, out.logits)
+        return self._chosen(out)
+
     def _plain_step(self, newest: Tensor) -> Tensor:
         watched = self._policy.watched
         self._mask = grown(self._mask, 1)
         out = self._ranges.run(newest[:, None], self._cache, mask=self._mask, watched=watched)
-        if watched:
-            self._policy.compare(self._agreement(out.states, watched))
-        chosen, _ = self._chooser.choose(out.logits[:, -1])
+        self._compare(out.states, watched, out.logits)
         self.counts.passes += 1
+        return self._chosen(out)
+
+    def _chosen(self, out: Pass) -> Tensor:
+        """The next token of each row, written, from a pass of the whole model."""
+        chosen, _ = self._chooser.choose(out.logits[:, -1])
+        self._learn(chosen.tolist())
         self.counts.exits[self._ranges.depth] += self._written.add_column(chosen)
         return chosen
+
+    def _learn(self, tokens: Iterable[int]) -> None:
+        """Let drafts hold tokens of the text."""
+        if self._head is not None:
+            self._head.add(tokens)
 
     def _draft_and_check(self, newest: Tensor, exit_layer: int, length: int) -> Tensor:
         """Draft after the newest token of each row, check the draft, keep what is right; returns the newest tokens."""
@@ -81,7 +99,8 @@ class SelfSpeculativeRun:
         accepted, following = self._chooser.accept(draft, chances, out.logits)
         if watched:
             states = {layer: torch.cat([each[layer] for each in lower], 1) for layer in lower[0]} | out.states
-            self._policy.compare(self._agreement(states, watched))
+            self._compare(states, watched, out.logits)
+        self._learn(following.tolist())
         ended = self._written.ended.to(accepted.device)
         self._count(draft, accepted, following, exit_layer, ended.tolist())
         self._take_back(torch.where(ended, draft.shape[1], accepted) + 1, tokens.shape[1])
@@ -94,8 +113,9 @@ class SelfSpeculativeRun:
         tokens, chances, lower = [newest], [], []
         for place in range(1, length + 1):
             out = self._ranges.run(
-                tokens[-1][:, None], self._cache, last=exit_layer, mask=grown(self._mask, place), watched=watched
-            )
+                tokens[-1][:, None], self._cache, last=exit_layer, mask=grown(self._mask, place), head=self._head,
+                watched=watched,
+            )  # fmt: skip
             lower.append(out.states)
             logits = out.logits[:, -1]
             drafted, drawn_from = self._chooser.choose(logits)
@@ -142,10 +162,9 @@ class SelfSpeculativeRun:
             self._mask = grown(self._mask, most)
             self._cache.keep(before + most)
 
-    def _agreement(self, states: Mapping[int, Tensor], exits: Sequence[int]) -> dict[int, float]:
-        """For each exit, in what share of the tokens it chooses what the whole model chooses."""
-        layers = [*exits, self._ranges.depth]
-        best = self._ranges.read_out(torch.cat([states[layer] for layer in layers], 1)).argmax(-1)
-        by_layer = best.view(len(best), len(layers), -1)
-        same = (by_layer[:, :-1] == by_layer[:, -1:]).float().mean((0, 2))
-        return dict(zip(exits, same.tolist(), strict=True))
+    def _compare(self, states: Mapping[int, Tensor], exits: Sequence[int], logits: Tensor) -> None:
+        """Tell the policy in what share of some tokens each exit would draft what the whole model chooses."""
+        if exits:
+            drafts = self._ranges.read_out(torch.cat([states[layer] for layer in exits], 1), self._head).argmax(-1)
+            same = drafts.view(len(drafts), len(exits), -1) == logits.argmax(-1)[:, None]
+            self._policy.compare(dict(zip(exits, same.float().mean((0, 2)).tolist(), strict=True)))

@@ -61,7 +61,7 @@ class WrittenRows:
 
     def __init__(self, rows: int, most: int, ends: Collection[int]) -> None:
         self.tokens: list[list[int]] = [[] for _ in range(rows)]
-        self._most, self._ends = most, frozenset(ends)
+        self._most, self.ends = most, frozenset(ends)
         self._ended = [most == 0] * rows
 
     @property
@@ -88,7 +88,7 @@ class WrittenRows:
                 break
             self.tokens[row].append(token)
             taken += 1
-            self._ended[row] = token in self._ends or len(self.tokens[row]) == self._most
+            self._ended[row] = token in self.ends or len(self.tokens[row]) == self._most
         return taken
 
     def add_column(self, tokens: Tensor) -> int:

@@ -13,6 +13,7 @@ from ..anatomy.config_keys import max_positions
 from ..errors import WeightopsError
 from ..rows.padding import left_padded, pad_id
 from .confident_exits import check_thresholds, decode_by_confidence
+from .draft_head import draft_head
 from .drafting import DraftPolicy, DynamicDraft, FixedDraft
 from .layer_ranges import LayerRanges, RangeCache
 from .sampling import Chooser, Sampling
@@ -37,14 +38,17 @@ class SelfSpeculative:
             default eight that are evenly spaced.
         draft: Tokens in a draft; by default chosen while decoding. A fixed number needs one exit.
         longest: Most tokens in a draft whose length is chosen while decoding.
+        vocabulary: Drafts are made of this many frequent tokens and those of the text, which makes their head smaller;
+            0 for all tokens. A vocabulary that is not twice as large is used whole.
     """
 
     exits: Sequence[int] = ()
     draft: int | None = None
     longest: int = 8
+    vocabulary: int = 8192
 
-    def policy(self, depth: int, head: float) -> DraftPolicy:
-        """What to draft, for a model of so many layers whose head weighs as much as ``head`` layers.
+    def policy(self, depth: int, head: float, draft_head: float) -> DraftPolicy:
+        """What to draft, for a model of so many layers, with the sizes of its head and of the drafts', in layers.
 
         Raises:
             WeightopsError: an exit that the model does not have, or a draft of no tokens.
@@ -55,8 +59,10 @@ class SelfSpeculative:
                 raise WeightopsError(f"exit {layer}: the model has {depth} layers; exits are from 1 to {depth - 1}")
         if self.longest < 1 or (self.draft is not None and self.draft < 1):
             raise WeightopsError("a draft has at least 1 token")
+        if self.vocabulary < 0:
+            raise WeightopsError(f"the vocabulary of drafts is {self.vocabulary}; it must be 0 (whole) or more")
         if self.draft is None:
-            return DynamicDraft(exits, depth, head, self.longest)
+            return DynamicDraft(exits, depth, head, draft_head, self.longest)
         if len(exits) > 1:
             raise WeightopsError("a draft of fixed length needs one exit; name it, or leave the length to be chosen")
         return FixedDraft(exits[0], self.draft)
@@ -148,8 +154,7 @@ def generate(
     begin = time.perf_counter()
     with LayerRanges(model) as ranges:
         if isinstance(method, SelfSpeculative):
-            policy = method.policy(ranges.depth, head_in_layers(model, ranges.depth))
-            counts = SelfSpeculativeRun(ranges, prompt, written, chooser, policy).finish()
+            counts = _draft(ranges, prompt, written, chooser, method)
         elif isinstance(method, ConfidentExits):
             check_thresholds(method.thresholds, ranges.depth)
             counts = decode_by_confidence(ranges, prompt, written, chooser, method.thresholds)
@@ -158,6 +163,16 @@ def generate(
     seconds = time.perf_counter() - begin
     texts = [tokenizer.decode(row, skip_special_tokens=True) for row in written.tokens]
     return Generated(written.tokens, texts, counts, seconds)
+
+
+def _draft(
+    ranges: LayerRanges, prompt: Prompt, written: WrittenRows, chooser: Chooser, method: SelfSpeculative
+) -> DecodingCounts:
+    """Self-speculative decoding."""
+    size, smaller = head_in_layers(ranges.model, ranges.depth), draft_head(ranges.model, method.vocabulary)
+    draft_size = size if smaller is None else size * method.vocabulary / smaller.vocabulary
+    policy = method.policy(ranges.depth, size, draft_size)
+    return SelfSpeculativeRun(ranges, prompt, written, chooser, policy, smaller).finish()
 
 
 def _decode(ranges: LayerRanges, prompt: Prompt, written: WrittenRows, chooser: Chooser) -> DecodingCounts:

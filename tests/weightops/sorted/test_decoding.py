@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from weightops.errors import WeightopsError
-from weightops.sorted.generate import ConfidentExits, Plain, SelfSpeculative, generate, head_in_layers
+from weightops.sorted.decoding import ConfidentExits, Plain, SelfSpeculative, generate, head_in_layers
 from weightops.sorted.sampling import Sampling
 
 
@@ -103,14 +103,15 @@ def test_drafts_do_not_change_the_distribution_of_samples():
     """Chi-square over the pairs of second and third token, 4,000 samples each way; a wrong rule is found (below)."""
     assert _distance(Sampling(0.9)) < 2 * 1.6
     assert _distance(Sampling(1.3, top_k=6, top_p=0.9)) < 2 * 1.6
+    assert _distance(Sampling(0.9), vocabulary=12) < 2 * 1.6
 
 
-def _distance(sampling: Sampling) -> float:
+def _distance(sampling: Sampling, vocabulary: int = 0) -> float:
     """Chi-square statistic of two samples over its degrees of freedom, about 1 if they are of one distribution."""
     model = model_of("llama", 1)
     model.lm_head.weight.data *= 4
     tables = []
-    for way, seed in ((Plain(), 1), (SelfSpeculative((1,), 2), 2)):
+    for way, seed in ((Plain(), 1), (SelfSpeculative((1,), 2, vocabulary=vocabulary), 2)):
         rows = [PROMPTS[0]] * 4000
         drawn = Sampling(sampling.temperature, sampling.top_k, sampling.top_p, seed)
         tokens = torch.tensor(
