@@ -21,17 +21,21 @@ from weightops.version import __version__
 
 #: Name, module, and the line that ``weightops --help`` shows.
 COMMANDS = {
-    "compose-guard": ("compose_guard", "Make a guard for TARGET: target + scale * (guard - base)."),
+    "compose-guard": ("compose_guard", "Make a guard: target + scale * (guard - base)."),
     "merge": ("merge", "Merge models as a mergekit file says."),
+    "moe": ("moe", "Combine dense models to a mixture of experts."),
+    "transplant-tokenizer": ("transplant_tokenizer", "Give a model another model's tokenizer."),
+    "layershuffle": ("layershuffle", "Draw each layer from one of several models."),
     "merge-with-data": ("merge_with_data", "Merge models by what each computes on its own data."),
-    "adapters": ("adapters", "Merge LoRA adapters into one, or extract one from a model."),
+    "adapters": ("adapters", "Merge LoRA adapters, or extract one from a model."),
     "sparse": ("sparse", "Extract, apply, revert and merge sparse deltas."),
     "average": ("average", "Average checkpoints of one run, in place of a decay."),
     "extract": ("extract", "Cut a model to some of its layers."),
     "soup": ("soup", "Choose what to merge by a held-out score."),
     "methods": ("methods", "List the merge methods, or explain one."),
     "train": ("train", "Train a guard, or your own model, from a recipe."),
-    "disperse": ("disperse", "Disperse rows into parts, to train a sub-model on each."),
+    "data": ("data", "Rewrite rows, or show what is learned of them."),
+    "disperse": ("disperse", "Disperse rows into parts, to train a model on each."),
     "disperse-merge": ("disperse_merge", "Disperse rows, train on each part, and merge."),
     "recipes": ("recipes", "List, show, copy and check training recipes."),
     "guard": ("guard", "Use a guard: score texts, evaluate it, serve it."),
@@ -39,21 +43,29 @@ COMMANDS = {
     "sorted": ("sorted", "Measure decoding with early exits."),
     "inspect": ("inspect", "List a model's tensors by part."),
     "verify": ("verify", "Check that an output is still as weightops wrote it."),
+    "push": ("push", "Upload an output to the Hugging Face hub."),
     "cache": ("cache", "List and clear converted models."),
 }
 
 #: Commands by what they are for, in the order of ``weightops --help``.
 SECTIONS = {
-    "Make models": ("compose-guard", "merge", "merge-with-data", "average", "soup", "extract", "methods"),
+    "Make models": (
+        *("compose-guard", "merge", "moe", "transplant-tokenizer", "layershuffle", "merge-with-data", "average"),
+        *("soup", "extract", "methods"),
+    ),
     "Make deltas": ("adapters", "sparse"),
-    "Train": ("train", "recipes", "disperse", "disperse-merge"),
+    "Train": ("train", "recipes", "data", "disperse", "disperse-merge"),
     "Use guards": ("guard",),
     "Decode": ("generate", "sorted"),
     "Look at files": ("inspect", "verify", "cache"),
+    "Publish": ("push",),
 }
 
 #: Commands that resume where they were interrupted.
-RESUMABLE = ("compose-guard", "merge", "merge-with-data", "average", "soup", "extract", "train", "disperse-merge")
+RESUMABLE = (
+    *("compose-guard", "merge", "moe", "transplant-tokenizer", "layershuffle", "merge-with-data", "average"),
+    *("soup", "extract", "train", "disperse-merge", "push"),
+)
 
 EPILOG = """\b
 Exit codes:

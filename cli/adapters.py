@@ -11,7 +11,7 @@ import click
 
 from weightops.cli.completing import MethodType
 from weightops.cli.groups import SuggestingGroup
-from weightops.cli.options import SourceType, command_line, json_option, load_plugins, plugin_option
+from weightops.cli.options import OutType, SourceType, command_line, json_option, load_plugins, plugin_option
 from weightops.cli.printing import human, print_json, print_next, table
 from weightops.cli.words import in_options
 from weightops.errors import Message, Remedy, WeightopsError
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 def adapter_output(command: Callable[..., Any]) -> Callable[..., Any]:
     """Where and how an adapter is written."""
     options = (
-        click.option("--out", type=click.Path(path_type=Path), required=True, help="Folder to write."),
+        click.option("--out", type=OutType(), required=True, help="Folder to write."),
         click.option(
             "--dtype",
             type=click.Choice(["float32", "bfloat16", "float16"]),

@@ -9,7 +9,7 @@ from typing import Any
 import click
 from click.shell_completion import CompletionItem
 
-from weightops.cli.options import SourceType, json_option
+from weightops.cli.options import OutType, SourceType, json_option
 from weightops.cli.printing import print_json, print_next, table
 from weightops.errors import WeightopsError
 
@@ -50,7 +50,7 @@ class _MethodType(click.ParamType):  # type: ignore[type-arg]
               help="Any other setting of --by, by its name in the documentation: sample=64.")  # fmt: skip
 @click.option("--rename", multiple=True, metavar="FIELD=COLUMN", help="What the data calls a field: text=question.")
 @click.option("--seed", type=int, default=0, show_default=True, help="Seed of all random choices.")
-@click.option("--out", type=click.Path(path_type=Path), required=True, help="Folder to write.")
+@click.option("--out", type=OutType(), required=True, help="Folder to write.")
 @click.option("--overwrite", is_flag=True, help="Replace a folder that this command wrote.")
 @click.option("--dry-run", is_flag=True, help="Read and check the rows; open no model, write nothing.")
 @json_option

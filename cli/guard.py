@@ -13,7 +13,7 @@ from click.core import ParameterSource
 from weightops.cli.completing import PresetType
 from weightops.cli.groups import SuggestingGroup
 from weightops.cli.guard_threshold import threshold_command
-from weightops.cli.options import SizeType, SourceType, json_option, trust_option
+from weightops.cli.options import OutType, SizeType, SourceType, json_option, trust_option
 from weightops.cli.printing import print_json, print_next, table, terminal_width
 from weightops.errors import WeightopsError
 
@@ -126,7 +126,7 @@ def score(
 @_guard_options
 @trust_option
 @click.argument("data", nargs=-1, required=True, type=click.Path(path_type=Path))
-@click.option("--out", type=click.Path(path_type=Path), help="Folder for evaluation.json and evaluation.png.")
+@click.option("--out", type=OutType(), help="Folder for evaluation.json and evaluation.png.")
 @click.option(
     "--prefix-chars", type=click.IntRange(min=1), default=100, show_default=True, help="Characters between prefixes."
 )

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from weightops.cli.options import (
+    OutType,
     SizeType,
     command_line,
     dtype_option,
@@ -49,7 +50,7 @@ if TYPE_CHECKING:
 @click.option("--random", is_flag=True, help="fisher: random tokens in place of DATA; name only the models.")
 @click.option("--seed", default=0, show_default=True, help="Draws rows, random tokens and fisher's labels.")
 @click.option("--device", default="cpu", show_default=True, help="Where the models run, a layer at a time.")
-@click.option("--out", type=click.Path(path_type=Path), required=True, help="Folder to write.")
+@click.option("--out", type=OutType(), required=True, help="Folder to write.")
 @dtype_option
 @shard_size_option
 @click.option(

@@ -16,6 +16,7 @@ from click.shell_completion import CompletionItem
 from weightops.cli.printing import JSON, QUIET, human, print_json, print_next
 from weightops.cli.words import in_options
 from weightops.errors import WeightopsError
+from weightops.io.hub import hub_place
 from weightops.io.progress import no_progress
 
 if TYPE_CHECKING:
@@ -34,6 +35,18 @@ class SourceType(click.ParamType):  # type: ignore[type-arg]  # click has made i
         return [CompletionItem(alias) for alias in ALIASES if alias.startswith(incomplete)] + [
             CompletionItem(incomplete, type="file")
         ]
+
+
+class OutType(click.Path):
+    """An output to write, on this machine; ``hf://org/name`` is refused with the command that uploads."""
+
+    def __init__(self) -> None:
+        super().__init__(path_type=Path)
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        if problem := hub_place(value):
+            self.fail(problem, param, ctx)
+        return super().convert(value, param, ctx)
 
 
 class SizeType(click.ParamType):  # type: ignore[type-arg]
@@ -72,6 +85,16 @@ class LayersType(click.ParamType):  # type: ignore[type-arg]
         if not all(word.strip().isdecimal() and len(word) <= len(str(MOST_LAYERS)) for word in words):
             self.fail(f"{value!r} is not {self.described}", param, ctx)
         return tuple(dict.fromkeys(int(word) for word in words))
+
+
+class ShardSizeType(SizeType):
+    """The size of a file in bytes; ``5B`` is a mistake for 5GB, because mergekit writes sizes so."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        size = super().convert(value, param, ctx)
+        if isinstance(value, str) and value.strip()[-1:] in ("B", "b") and value.strip()[:-1].isdecimal():
+            self.fail(f"{value!r} would be {size} bytes; write {value.strip()[:-1]}GB", param, ctx)
+        return size
 
 
 @dataclass(frozen=True)
@@ -155,7 +178,7 @@ def _quiet(context: click.Context, parameter: click.Parameter, value: bool) -> N
 
 def output_options(command: Callable[..., Any]) -> Callable[..., Any]:
     """``--out`` and how to write it, given to the command as one ``output``."""
-    place = click.option("--out", type=click.Path(path_type=Path), required=True, help="Folder to write.")
+    place = click.option("--out", type=OutType(), required=True, help="Folder to write.")
     return place(output_settings(command))
 
 
@@ -201,13 +224,13 @@ def source_options(**described: str) -> Callable[[Callable[..., Any]], Callable[
 
 dtype_option = click.option(
     "--dtype",
-    type=click.Choice(["auto", "float32", "bfloat16", "float16"]),
+    type=click.Choice(["auto", "float32", "bfloat16", "float16", "fp8-block"]),
     default="auto",
     show_default=True,
-    help="Dtype of the output; auto keeps that of each tensor.",
+    help="Dtype of the output; auto keeps that of each tensor, and writes FP8 as bfloat16; fp8-block keeps FP8 blocks.",
 )
 shard_size_option = click.option(
-    "--shard-size", type=SizeType(), default="5GB", show_default=True, help="Largest file of the output."
+    "--shard-size", type=ShardSizeType(), default="5GB", show_default=True, help="Largest file of the output, in bytes."
 )
 plugin_option = click.option(
     "--plugin", type=click.Path(path_type=Path), multiple=True, help="Python file with merge methods of your own."

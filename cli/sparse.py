@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from weightops.cli.groups import SuggestingGroup
-from weightops.cli.options import Output, SourceType, command_line, json_option, output_options, print_plan
+from weightops.cli.options import Output, OutType, SourceType, command_line, json_option, output_options, print_plan
 from weightops.cli.printing import human, print_json, print_next, table
 from weightops.cli.words import in_options
 
@@ -16,9 +16,7 @@ if TYPE_CHECKING:
     from weightops.algebra.checkpoint import Checkpoint
     from weightops.output.save import Package
 
-delta_out = click.option(
-    "--out", type=click.Path(path_type=Path), required=True, help="File to write, ending in .safetensors."
-)
+delta_out = click.option("--out", type=OutType(), required=True, help="File to write, ending in .safetensors.")
 delta_dtype = click.option(
     "--dtype",
     type=click.Choice(["auto", "float32", "bfloat16", "float16"]),
@@ -206,7 +204,7 @@ def merge(
 @command.command("export", short_help="Write DELTA as an adapter that PEFT loads.")
 @click.argument("delta", type=click.Path())
 @click.option("--to", type=click.Choice(["peft"]), default="peft", show_default=True, help="Another program's format.")
-@click.option("--out", type=click.Path(path_type=Path), required=True, help="Folder to write.")
+@click.option("--out", type=OutType(), required=True, help="Folder to write.")
 @click.option("--overwrite", is_flag=True, help="Replace an existing output.")
 @json_option
 def export(delta: str, to: str, out: Path, overwrite: bool, as_json: bool) -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 import click
 
 from weightops.cli.completing import RecipeType, SettingType
-from weightops.cli.options import json_option, trust_option
+from weightops.cli.options import OutType, json_option, trust_option
 from weightops.cli.printing import print_json, print_next
 
 
@@ -15,7 +15,7 @@ from weightops.cli.printing import print_json, print_next
 @click.argument("recipe", type=RecipeType())
 @click.option("--set", "sets", type=SettingType(), multiple=True, metavar="KEY=VALUE",
               help="Override a recipe value, for example training.lr=1e-4. May be repeated.")  # fmt: skip
-@click.option("--out", type=click.Path(path_type=Path), help="Folder to write.  [default: the recipe's name]")
+@click.option("--out", type=OutType(), help="Folder to write.  [default: the recipe's name]")
 @click.option("--overwrite", is_flag=True, help="Replace an existing output, or an unfinished run of another recipe.")
 @trust_option
 @json_option

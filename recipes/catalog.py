@@ -6,7 +6,8 @@
   A routine that trains parts also holds ``train_part(training)``; see ``parts/part_training.py``.
 * An objective is a module of ``objectives/``, an update one of ``updates/``: one class each, named after its file; see
   ``floor/components.py``, ``floor/objective.py``, ``floor/update.py``.
-* A pass is a module of ``passes/``: functions from rows to rows.
+* A pass is a module of ``passes/``, a judge one of ``judges/``, a writer one of ``writers/``: one class each, named
+  after its file; see ``writing/asks.py``.
 * A way to disperse rows is a module of ``dispersing/``: one class, named after its file; see ``parts/dispersion.py``.
 * A place where parts are trained is a module of ``launchers/``: one class, named after its file; see
   ``parts/part_training.py``.
@@ -30,7 +31,7 @@ from weightops.io.small_files import read_small
 from weightops.recipes.floor.components import PACKAGE, kinds
 from weightops.recipes.floor.evidence import Evidence
 
-ROOMS = ("routines", "objectives", "updates", "passes", "dispersing", "launchers")
+ROOMS = ("routines", "objectives", "updates", "passes", "judges", "writers", "dispersing", "launchers")
 BACKED = ("routines", "objectives", "passes")
 """Rooms whose modules say how far they are backed."""
 FOLDER = Path(__file__).parent / "configs"

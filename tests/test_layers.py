@@ -30,7 +30,8 @@ RANK = {name: (level, place) for level, names in enumerate(LEVELS) for place, na
 #: The rooms of the training floor, top to bottom. Rooms of one line never import each other.
 RECIPE_LEVELS = (
     ("part_worker",), ("catalog",), ("routines",), ("dispersing", "launchers"), ("parts",),
-    ("objectives", "passes", "updates"), ("sparsity",), ("data",), ("floor",),
+    ("objectives", "passes", "updates", "judges", "writers"), ("sparsity",), ("writing",), ("data",), ("floor",),
+    ("sandbox",),
 )  # fmt: skip
 RECIPE_RANK = {name: level for level, names in enumerate(RECIPE_LEVELS) for name in names}
 
@@ -158,7 +159,7 @@ def test_no_file_is_longer_than_400_lines():
         ("weightops.algebra.checkpoint", "from ..unheard import of"),
         ("weightops.recipes.objectives.next_token", "from weightops.recipes.floor.trainer import fit"),
         ("weightops.recipes.objectives.next_token", "from weightops.recipes.objectives.label_decision import x"),
-        ("weightops.recipes.passes.prefixes", "from weightops.recipes.objectives.next_token import NextToken"),
+        ("weightops.recipes.data.prefixes", "from weightops.recipes.objectives.next_token import NextToken"),
         ("weightops.recipes.floor.trainer", "from weightops.recipes.routines import guard"),
         ("weightops.recipes.floor.settings", "from weightops.recipes.data.source import load_rows"),
     ],

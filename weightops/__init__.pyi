@@ -93,7 +93,7 @@ def dare_linear(
     weight: float | Sequence[float] = 1.0,
     density: float | Sequence[float] = 1.0,
     normalize: bool = False,
-    rescale: bool = True,
+    rescale: typing.Literal['probability', 'l1', 'none'] | bool = 'probability',
     lambda_: float = 1.0,
 ) -> MergedDelta:
     """Drop at random, rescale, add.
@@ -108,7 +108,7 @@ def dare_ties(
     weight: float | Sequence[float] = 1.0,
     density: float | Sequence[float] = 1.0,
     normalize: bool = False,
-    rescale: bool = True,
+    rescale: typing.Literal['probability', 'l1', 'none'] | bool = 'probability',
     lambda_: float = 1.0,
 ) -> MergedDelta:
     """Drop at random, rescale, add the entries that agree in sign.
@@ -124,7 +124,7 @@ def della(
     density: float | Sequence[float] = 1.0,
     epsilon: float | Sequence[float] = 0.15,
     normalize: bool = True,
-    rescale: bool = True,
+    rescale: typing.Literal['probability', 'l1', 'none'] | bool = 'l1',
     lambda_: float = 1.0,
 ) -> MergedDelta:
     """Drop by rank within each row, rescale, average what agrees in sign.
@@ -140,7 +140,7 @@ def della_linear(
     density: float | Sequence[float] = 1.0,
     epsilon: float | Sequence[float] = 0.15,
     normalize: bool = False,
-    rescale: bool = True,
+    rescale: typing.Literal['probability', 'l1', 'none'] | bool = 'l1',
     lambda_: float = 1.0,
 ) -> MergedDelta:
     """Drop by rank within each row, rescale, add.

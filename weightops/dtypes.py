@@ -22,6 +22,9 @@ QUANTISED_FLOATS: Final = ("F8_E5M2", "F8_E4M3", "F8_E8M0", "F6_E2M3", "F6_E3M2"
 FROM_TORCH: Final = {"float16": "F16", "bfloat16": "BF16", "float32": "F32", "float64": "F64"}
 TO_TORCH: Final = {short: long for long, short in FROM_TORCH.items()}
 
+#: An output whose weights are in FP8 with scales, as a source stores them; it is given where a dtype is.
+FP8_BLOCK: Final = "fp8-block"
+
 
 def nbytes(dtype: str, shape: tuple[int, ...]) -> int:
     """Bytes of a dense tensor.

@@ -154,6 +154,8 @@ def _mark(hint: Any) -> Component | None:
 
 def _read_field(hint: Any, given: Any, place: Place, root: type) -> tuple[Any, list[Fault]]:
     if mark := _mark(hint):
+        if given is None and type(None) in get_args(get_args(hint)[0]):
+            return None, []
         return _read_component(mark, given, place, root)
     section = section_of(hint)
     if section and not (given is None and section is not hint):

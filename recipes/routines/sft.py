@@ -1,11 +1,12 @@
 """Tune a model on answers: supervised fine-tuning, by any objective, in full or as an adapter.
 
 Rows hold messages, or a prompt and its completion, or a text. Only the assistant's words, the completion, or the whole
-text are learned; the rest of a row is context and adds nothing to the loss.
+text are learned; the rest of a row is context and adds nothing to the loss. A pass may rewrite the rows first.
 """
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,15 +16,18 @@ from pydantic import Field
 
 from weightops.errors import WeightopsError
 from weightops.recipes.data.packing import pack
-from weightops.recipes.data.source import rows_to_learn, split
+from weightops.recipes.data.source import check_columns, rows_to_learn, split
 from weightops.recipes.floor.checking import check, relation
 from weightops.recipes.floor.components import Component, component, kind_of
 from weightops.recipes.floor.evidence import Evidence
 from weightops.recipes.floor.objective import Objective
 from weightops.recipes.floor.settings import Data, ModelName, Training
 from weightops.recipes.floor.unfinished import check_free
-from weightops.rows.encode import encode
-from weightops.rows.row import Row
+from weightops.recipes.writing.asks import DataPass
+from weightops.recipes.writing.rewriting import rewritten
+from weightops.rows.chat import unlearnable
+from weightops.rows.encode import encode, say
+from weightops.rows.row import Row, raise_faults
 
 if TYPE_CHECKING:
     from weightops.recipes.floor.trainer import Fitted
@@ -38,6 +42,8 @@ class SftRecipe:
     Attributes:
         base: Model to start from: a folder, ``org/name``, an alias.
         data: Rows of messages, of prompt and completion, or of text; see docs/data.md.
+        rewrite: A pass that makes the rows to learn from those of ``data``, held-out ones included; none by default.
+            ``weightops data run`` runs it alone.
         model_class: Kind of model. Only causal language models are available yet.
         objective: What to minimise, by name and parameters. The columns of the data that it reads are passed on to it.
         chat: Put a plain prompt and completion through the model's chat template, where it has one.
@@ -49,6 +55,7 @@ class SftRecipe:
 
     base: ModelName
     data: Data
+    rewrite: Annotated[DataPass | None, Component("passes")] = None
     model_class: Literal["causal-lm", "image-text-to-text"] = "causal-lm"
     objective: Annotated[Objective, Component("objectives")] = field(
         default_factory=lambda: component("objectives", "next_token")()
@@ -83,9 +90,32 @@ def run(recipe: SftRecipe, out: Path, overwrite: bool = False, *, trust_remote_c
     """
     check(recipe)
     check_free(out, overwrite)
-    data = rows_to_learn(recipe.data, recipe.objective)
+    data = _rows(recipe, out)
     learned, held_out = split(data, recipe.data.held_out, recipe.training.seed)
     return train(recipe, learned, held_out, out, overwrite, trust_remote_code=trust_remote_code)
+
+
+def _rows(recipe: SftRecipe, out: Path) -> list[Row]:
+    """The rows of a recipe's data, rewritten by its pass where it has one.
+
+    Args:
+        out: The output; the answers that a pass needed are kept beside it, so that a resumed run asks nothing anew.
+
+    Raises:
+        WeightopsError: rows that cannot be read, rewritten or learned.
+    """
+    if recipe.rewrite is None:
+        return rows_to_learn(recipe.data, recipe.objective)
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        problem = "rewrite: several processes would each ask for answers"
+        raise WeightopsError(f"{problem}; run the pass alone first, and train on its rows")
+    records, counts = rewritten(recipe.data, recipe.rewrite, out, base=recipe.base)
+    for note in counts.lines():
+        say(note)
+    rows = [Row.of(f"{record['from']}, rewritten", record) for record in records]
+    raise_faults(f"{row.place}: {problem}" for row in rows for problem in unlearnable(row))
+    check_columns(rows, recipe.objective)
+    return rows
 
 
 def train(

@@ -17,6 +17,7 @@ from tempfile import TemporaryFile
 from typing import IO
 
 _SAMPLE_SECONDS = 0.01
+_IDLE = 0.2  # cores
 
 
 @dataclass(frozen=True)
@@ -111,10 +112,28 @@ def ratios(runs: Sequence[Run], limits: Sequence[Run]) -> Spread:
     return Spread.of([mine.wall / limit.wall for mine, limit in zip(runs, limits, strict=True)])
 
 
-def conditions(repeats: int, *packages: str) -> tuple[str, ...]:
-    """What the figures hold for, a line each: machine and load, date, versions, repeats."""
-    load = f"load average {os.getloadavg()[0]:.1f} at the end of the run"
+def conditions(repeats: int, *packages: str, load: str = "") -> tuple[str, ...]:
+    """What the figures hold for, a line each: machine and load, date, versions, repeats.
+
+    Args:
+        load: What to say of the load, if not the load average.
+    """
+    load = load or f"load average {os.getloadavg()[0]:.1f} at the end of the run"
     return (f"{machine()}; {load}", f"{date.today()}, {versions(*packages)}", f"{repeats} repeats, interleaved")
+
+
+def under_load(seconds: float = 1.0) -> str:
+    """Whether other processes compute just now, in words; the load average would count those of minutes ago."""
+    before = _processor_seconds()
+    time.sleep(seconds)
+    busy = (_processor_seconds() - before) / seconds
+    return "no other load" if busy < _IDLE else f"**under other load** ({busy:.1f} cores busy before the run)"
+
+
+def _processor_seconds() -> float:
+    """Seconds of processor time that all processes have used since the machine started."""
+    user, nice, system = map(int, _first_line("/proc/stat", "cpu ").split()[1:4])
+    return (user + nice + system) / os.sysconf("SC_CLK_TCK")
 
 
 def machine() -> str:

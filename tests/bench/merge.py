@@ -1,17 +1,22 @@
-"""``weightops merge`` against mergekit, and against the least that any merge of three models has to do."""
+"""``weightops merge`` against mergekit, and against the least that any merge of three models has to do.
+
+Each method is a piece of a few minutes: ``python -m tests.bench merge --methods ties,sce`` measures two of them and keeps
+what it measured beside the models; the page is written from all pieces as soon as every method has one.
+"""
 
 from __future__ import annotations
 
+import json
 import sys
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
 from .compose import Models, after_imports, cpu, least_work, onto, walls
-from .measure import Run, Spread, conditions, interleaved, ratios, run
+from .measure import Run, Spread, conditions, interleaved, ratios, run, under_load
 from .models import SHAPES, Shape, trio
 from .report import Section, Table, Target, megabytes, seconds, times
 
@@ -21,7 +26,8 @@ SIZES = ("0.5B",)
 _OURS = Path(sys.executable).with_name("weightops")
 _THEIRS = Path(sys.executable).with_name("mergekit-yaml")
 _OFFLINE = {"HF_HUB_OFFLINE": "1"}
-_MEMORY = 450e6
+_MEMORY, _START = 450e6, 0.6
+_RUNS = ("limit", "after", "whole", "start", "theirs")
 
 
 @dataclass(frozen=True)
@@ -30,7 +36,7 @@ class Method:
 
     Attributes:
         parameters: YAML of its parameters.
-        of_limit: Target: wall after imports, in limits; ``None``: none is set.
+        of_limit: Target: wall after start-up, in limits.
         faster: Target: mergekit's wall over ours, whole processes.
     """
 
@@ -38,8 +44,8 @@ class Method:
     parameters: str = "{}"
     base: bool = True
     models: int = 2
-    of_limit: float | None = None
-    faster: float = 6
+    of_limit: float = 2
+    faster: float = 8
 
     def config(self, models: Models) -> str:
         """The merge file: guard and target on base, or all three alike."""
@@ -51,30 +57,37 @@ class Method:
 
 
 METHODS = (
-    Method("linear", "{weight: 1.0}", base=False, models=3, of_limit=2.5, faster=6),
-    Method("task_arithmetic", "{weight: 0.5}", of_limit=2.5, faster=6),
-    Method("ties", "{weight: 0.5, density: 0.5}", of_limit=6, faster=25),
-    Method("dare_ties", "{weight: 0.5, density: 0.5}", of_limit=6, faster=25),
-    Method("della", "{weight: 0.5, density: 0.5, epsilon: 0.1}", of_limit=6, faster=25),
-    Method("breadcrumbs", "{weight: 0.5, density: 0.9, gamma: 0.01}", of_limit=6, faster=25),
-    Method("sce", "{select_topk: 0.5}", of_limit=6, faster=25),
+    Method("linear", "{weight: 1.0}", base=False, models=3),
+    Method("task_arithmetic", "{weight: 0.5}"),
     Method("slerp", "{t: 0.5}", models=1),
     Method("nuslerp", "{weight: 0.5}", base=False),
     Method("model_stock", "{}"),
     Method("karcher", "{}", base=False),
+    Method("ties", "{weight: 0.5, density: 0.5}", of_limit=5, faster=25),
+    Method("dare_ties", "{weight: 0.5, density: 0.5}", of_limit=5, faster=25),
+    Method("della", "{weight: 0.5, density: 0.5, epsilon: 0.1}", of_limit=5, faster=25),
+    Method("breadcrumbs", "{weight: 0.5, density: 0.9, gamma: 0.01}", of_limit=5, faster=25),
+    Method("sce", "{select_topk: 0.5}", of_limit=5, faster=25),
 )
 
 
 @dataclass(frozen=True)
 class Timed:
-    """One method's runs at one size, repeat by repeat; mergekit's only once where ``theirs`` has one."""
+    """One method's runs at one size, repeat by repeat; mergekit's only once where ``theirs`` has one.
+
+    Attributes:
+        start: Ours as a process on a model so small that only start-up takes time.
+        conditions: Machine, load and versions while it was measured.
+    """
 
     method: Method
     shape: Shape
     limit: list[Run]
     after: list[Run]
     whole: list[Run]
+    start: list[Run]
     theirs: list[Run]
+    conditions: tuple[str, ...]
 
     @property
     def of_limit(self) -> Spread:
@@ -86,22 +99,55 @@ class Timed:
         return walls(self.theirs).median / walls(self.whole).median
 
 
-def bench(sizes: Sequence[str], repeats: int, place: Path, *, first: bool = True) -> Section:
-    """Measure every method at every size. mergekit runs once a method: it takes minutes where we take seconds."""
+def bench(
+    sizes: Sequence[str], repeats: int, place: Path, *, first: bool = True, methods: Sequence[str] = ()
+) -> Section:
+    """Measure every method at every size. mergekit runs once a method: it takes minutes where we take seconds.
+
+    Args:
+        methods: Measure only these; the section holds them, and the others as they were measured before.
+    """
     tiny = trio(SHAPES["2M"], place)
+    chosen = [method for method in METHODS if not methods or method.name in methods]
     timed: list[Timed] = []
     with TemporaryDirectory(prefix="merges-", dir=place) as outputs:
         for size in sizes:
             models = trio(SHAPES[size], place)
-            timed += [_time(method, SHAPES[size], models, tiny, repeats, Path(outputs)) for method in METHODS]
+            for method in chosen:
+                _keep(_time(method, SHAPES[size], models, tiny, repeats, Path(outputs)), place)
+            timed += [piece for method in METHODS if (piece := _kept(method, SHAPES[size], place))]
     return Section(
         name=NAME,
         title="weightops merge",
-        conditions=(*conditions(repeats, "numpy", "numba", "torch", "mergekit", "weightops"), "mergekit: one run each"),
+        conditions=(
+            *dict.fromkeys(line for one in timed for line in one.conditions),
+            "each method measured in one piece, interleaved with its limit; mergekit: one run each",
+        ),
         targets=tuple(target for one in timed for target in _targets(one)),
         tables=(_table(timed),),
         figures={f"{one.shape.name}/{one.method.name}": _figures(one) for one in timed},
+        complete=len(timed) == len(METHODS) * len(sizes),
     )
+
+
+def _piece(method: Method, shape: Shape, place: Path) -> Path:
+    return place / f"merge-{shape.name}-{method.name}.json"
+
+
+def _keep(timed: Timed, place: Path) -> None:
+    runs = {key: [asdict(run) for run in getattr(timed, key)] for key in _RUNS}
+    text = json.dumps(runs | {"conditions": timed.conditions, "parameters": timed.method.parameters})
+    _piece(timed.method, timed.shape, place).write_text(text, "utf-8")
+
+
+def _kept(method: Method, shape: Shape, place: Path) -> Timed | None:
+    """What was measured of a method with these parameters, if anything."""
+    file = _piece(method, shape, place)
+    known = json.loads(file.read_text("utf-8")) if file.exists() else {}
+    if known.get("parameters") != method.parameters:
+        return None
+    runs = {key: [Run(**values) for values in known[key]] for key in _RUNS}
+    return Timed(method, shape, **runs, conditions=tuple(known["conditions"]))
 
 
 def _time(method: Method, shape: Shape, models: Models, tiny: Models, repeats: int, outputs: Path) -> Timed:
@@ -114,21 +160,25 @@ def _time(method: Method, shape: Shape, models: Models, tiny: Models, repeats: i
         "limit": onto(copy, partial(run, least_work(models, copy), sample=False)),
         "after": onto(out, partial(after_imports, child)),
         "whole": onto(out, partial(run, [_OURS, "merge", config, out])),
+        "start": onto(aside, partial(run, [_OURS, "merge", small, aside])),
     }
+    load = under_load()
     interleaved(steps, 1)
+    runs = interleaved(steps, repeats)
     mergekit = [_THEIRS, config, out, "--no-copy-tokenizer", "--no-write-model-card"]
-    return Timed(
-        method, shape, **interleaved(steps, repeats), theirs=[onto(out, partial(run, mergekit, env=_OFFLINE))()]
-    )
+    theirs = [onto(out, partial(run, mergekit, env=_OFFLINE))()]
+    packages = ("numpy", "numba", "torch", "mergekit", "weightops")
+    return Timed(method, shape, **runs, theirs=theirs, conditions=conditions(repeats, *packages, load=load))
 
 
 def _targets(timed: Timed) -> Iterable[Target]:
     method, named = timed.method, f"{timed.method.name}, {timed.shape.name}"
-    if method.of_limit is not None:
-        met = timed.of_limit.median <= method.of_limit
-        yield Target(f"{named}: wall after imports", f"{method.of_limit:g} x limit", times(timed.of_limit), met)
+    met = timed.of_limit.median <= method.of_limit
+    yield Target(f"{named}: wall after start-up", f"{method.of_limit:g} x limit", times(timed.of_limit), met)
     met = timed.faster >= method.faster
     yield Target(f"{named}: faster than mergekit, at least", f"{method.faster:g} x", f"{timed.faster:.1f} x", met)
+    started = walls(timed.start)
+    yield Target(f"{named}: start-up", f"{_START} s", seconds(started), started.median <= _START)
     peak = max(run.anonymous for run in timed.whole)
     yield Target(f"{named}: peak anonymous memory", megabytes(_MEMORY), megabytes(peak), peak <= _MEMORY)
 
@@ -140,6 +190,7 @@ def _table(timed: Sequence[Timed]) -> Table:
             seconds(walls(one.limit)),
             seconds(walls(one.after)),
             seconds(walls(one.whole)),
+            seconds(walls(one.start)),
             f"{cpu(one.whole):.1f} s",
             megabytes(max(run.anonymous for run in one.whole)),
             f"{walls(one.theirs).median:.1f} s",
@@ -149,7 +200,7 @@ def _table(timed: Sequence[Timed]) -> Table:
         for one in timed
     )
     head = (
-        *("", "limit", "ours, after imports", "ours, whole process", "CPU", "anonymous"),
+        *("", "limit", "ours, after start-up", "ours, whole process", "start-up", "CPU", "anonymous"),
         *("mergekit, whole process", "CPU", "anonymous"),
     )
     note = "Limit: `cat` of three inputs and `cp` of one, page cache warm. Both write bf16 and compute with all cores."
@@ -159,5 +210,5 @@ def _table(timed: Sequence[Timed]) -> Table:
 def _figures(timed: Timed) -> dict[str, Any]:
     return {
         key: [{"wall": one.wall, "cpu": one.cpu, "anonymous": one.anonymous} for one in getattr(timed, key)]
-        for key in ("limit", "after", "whole", "theirs")
+        for key in _RUNS
     }

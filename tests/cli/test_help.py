@@ -9,10 +9,13 @@ from collections.abc import Iterator
 
 import click
 import pytest
+import tiny_models as tiny
 from click.testing import CliRunner
 from command_lines import commands_in, parse
 
+import weightops as wo
 from weightops.cli import COMMANDS, RESUMABLE, SECTIONS, main
+from weightops.errors import WeightopsError
 
 
 def every_command(
@@ -147,3 +150,22 @@ def test_an_interrupt_is_one_plain_line_and_exit_code_130(name, resumes, monkeyp
     done = CliRunner().invoke(main, [name])
     assert done.exit_code == 130
     assert done.stderr == "Interrupted." + " Run the same command again to resume." * resumes + "\n"
+
+
+@pytest.mark.parametrize("words", [words for words, command in EVERY.items() if not isinstance(command, click.Group)])
+def test_no_output_is_written_to_the_hub_and_the_command_that_uploads_is_named(words):
+    for parameter in EVERY[words].params:
+        if parameter.name == "out":
+            with (
+                pytest.raises(click.BadParameter, match="weightops push FOLDER org/name"),
+                click.Context(EVERY[words]) as context,
+            ):
+                parameter.type_cast_value(context, "hf://org/name")
+
+
+def test_in_python_too_no_output_is_written_to_the_hub(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    model = wo.open(tiny.write(tmp_path / "model", tiny.llama(0)))
+    with pytest.raises(WeightopsError, match="weightops push FOLDER org/name"):
+        model.save("hf://org/name", progress=False)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["model"]

@@ -58,7 +58,7 @@ def test_ties_is_explained():
     assert "base model: needed" in shown
     assert "arXiv 2306.01708" in shown
     assert "models: 1 to any number" in shown
-    assert "density*   float in (0, 1]  1.0" in shown
+    assert "density*   float in [0, 1]  1.0" in shown
 
 
 @pytest.mark.parametrize(("word", "hint"), [("tise", "ties"), ("slrep", "slerp"), ("modelstock", "model_stock")])

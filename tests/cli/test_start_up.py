@@ -10,7 +10,10 @@ from pathlib import Path
 
 import pytest
 import tiny_models as tiny
+from merge_cases import count, required
 
+from weightops.engine.merging import way
+from weightops.ops import find, methods
 from weightops.version import __version__
 
 HEAVY = ["torch", "transformers", "numba", "huggingface_hub", "peft", "tokenizers", "yaml", "numpy"]
@@ -23,12 +26,12 @@ try:
 except SystemExit as end:
     code = end.code
 print()
-print(json.dumps({"code": code, "modules": sorted(m for m in sys.modules if "." not in m)}))
+print(json.dumps({"code": code, "modules": sorted(sys.modules)}))
 """
 
 
 def imported(*args: str, code: int = 0, **environment: str) -> set[str]:
-    """The top-level modules that a command has imported when it ends."""
+    """The modules that a command has imported when it ends."""
     done = subprocess.run(
         [sys.executable, "-c", CODE, *args], capture_output=True, text=True, timeout=120, check=True,
         env=os.environ | environment,
@@ -68,6 +71,43 @@ def test_compose_guard_copies_label_rows_without_torch_and_transformers(tmp_path
         tiny.tokenizer(tmp_path / name)
     modules = imported("compose-guard", *args, "--labels", "safe,unsafe", "--out", str(tmp_path / "out"))
     assert not modules & {"torch", "transformers"}
+
+
+def test_a_merge_imports_torch_only_for_a_method_that_computes_with_it(tmp_path: Path):
+    # Fused forms, affine methods and combinations by inner products do not: one file merges with each of them in turn.
+    names = [method.name for method in methods() if way(method, {}) in ("fused", "combined") or method.affine]
+    assert {"ties", "della", "linear", "slerp", "karcher"} <= set(names)
+    base = tiny.llama(0)
+    for seed, name in enumerate(("base", "a", "b")):
+        tiny.write(tmp_path / name, tiny.perturbed(base, seed), config={"model_type": "llama", "num_hidden_layers": 2})
+    steps = [_document(tmp_path, name) | {"name": f"by-{name}"} for name in names]
+    last = {
+        "merge_method": "linear",
+        "models": [{"model": step["name"], "parameters": {"weight": 1}} for step in steps],
+    }
+    (tmp_path / "all.yml").write_text("\n---\n".join(json.dumps(document) for document in (*steps, last)))
+    assert not imported("merge", str(tmp_path / "all.yml"), str(tmp_path / "out")) & {
+        "torch",
+        "transformers",
+        "scipy.linalg",
+    }
+
+
+def _document(folder: Path, name: str) -> dict[str, object]:
+    """One document of a merge file, with values for what the method requires."""
+    method = find(name)
+    models = ["a", "b"][: count(method)]
+    base = {"base_model": str(folder / "base")} if method.needs_base else {}
+    listed = [{"model": str(folder / model)} for model in models]
+    return {"merge_method": name, "models": listed, "parameters": required(method)} | base
+
+
+def test_a_kernel_of_the_users_own_finds_its_blas_after_ours_have_run():
+    code = "import numba, numpy as np, weightops.engine.kernels as k; k.gram(np.ones((1, 4), np.float32)); "
+    code += "import sys; assert 'scipy.linalg' not in sys.modules; "
+    code += "print(numba.njit(lambda a: a @ a)(np.full((2, 2), 3.0))[0, 0])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.stdout == "18.0\n", done.stderr
 
 
 def test_extract_imports_neither_torch_nor_transformers(tmp_path: Path):

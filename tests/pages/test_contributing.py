@@ -113,13 +113,23 @@ def test_the_objective_and_the_routine_train(run, tmp_path):
     assert json.loads((tmp_path / "read" / "training.json").read_text())["steps"] == 3  # three texts, each once
 
 
-def test_without_focus_the_objective_is_plain_next_token_and_the_pass_keeps_the_first(run, tmp_path):
+def test_the_pass_rewrites_rows(run, tmp_path):
+    write_chat_model(tmp_path / "model")
+    rows = [{"prompt": "is this safe?", "completion": "safe " * number} for number in (1, 9)]
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    sets = [f"--set={each}" for each in ("base=model", "data.files=rows.jsonl", "rewrite=shorter",
+                                         "rewrite.writer.kind=local", "rewrite.writer.tokens=4")]  # fmt: skip
+    run(COMMAND, "data", "run", "sft", *sets, "--out", "shorter.jsonl")
+    written = [json.loads(line) for line in (tmp_path / "shorter.jsonl").read_text().splitlines()]
+    assert [record["prompt"] for record in written] == ["is this safe?"] * 2
+    assert all(len(record["completion"]) <= len(row["completion"]) for record, row in zip(written, rows, strict=True))
+
+
+def test_without_focus_the_objective_is_plain_next_token(run, tmp_path):
     write_chat_model(tmp_path / "model")
     run(
-        "import doctest, torch, weightops.recipes.passes.once as module\n"
         "from weightops.algebra.loading import load\n"
         "from weightops.recipes.floor.components import component\n"
-        "assert doctest.testmod(module) == (0, 1)\n"
         "model, tokenizer = load('model', 'float32')\n"
         "rows = [{'input_ids': [5, 6, 7, 8], 'trained': [False, False, True, True]},\n"
         "        {'input_ids': [9, 10], 'trained': [True, True]}]\n"

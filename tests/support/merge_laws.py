@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from far_device import FarDevice, far, is_far
@@ -111,7 +112,7 @@ def by_coefficients(name: str, seed: int) -> None:
     for given in ({}, {p.name: spread(p, n) for p in method.parameters if p.per_model}):
         coefficients = method.affine_coefficients({**required(method), **given}, n)
         assert coefficients is not None
-        close(mix(torch.tensor(coefficients, dtype=torch.float64), stack), call(name, stack, **given))
+        close(mix(np.array(coefficients), stack), call(name, stack, **given))
 
 
 def range_ends(name: str, seed: int) -> None:

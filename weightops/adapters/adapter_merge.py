@@ -130,7 +130,7 @@ class AdapterMerge:
         with one_torch_thread():
             for _, one in in_order(lambda target: inner_products(self._read(target)), self.targets, 1):
                 gram += one
-        return self._finite(combine(gram).tolist())
+        return self._finite(combine(gram.numpy()).tolist())
 
     def _finite(self, coefficients: list[float]) -> tuple[float, ...]:
         if not all(map(math.isfinite, coefficients)):
@@ -215,7 +215,7 @@ class AdapterMerge:
     def _combined(self, gram: Tensor) -> tuple[float, ...]:
         combine = self.method.combination(dict(self.settings))
         assert combine is not None, self.method.name  # checked in merge_adapters
-        return self._finite(combine(gram).tolist())
+        return self._finite(combine(gram.numpy()).tolist())
 
     def _merged(self, cores: Tensor, target: AdapterTarget) -> Tensor:
         """The method on the small matrices, [adapters, k, l] to [k, l]."""

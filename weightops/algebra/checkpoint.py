@@ -218,6 +218,7 @@ class Checkpoint(OneLine):
         return make_plan(
             jobs,
             describe(self, dtype),
+            dtype=dtype,
             problems=problems,
             notes=[*(self.source.kept.notes if self.source.kept else ()), *notes, *self.guard_card.notes],
             shard_size=shard_size,

@@ -58,7 +58,9 @@ def _loaded(checkpoint: Checkpoint, dtype: str, trust_remote_code: bool) -> Any:
     with transformers_reading(checkpoint):
         from transformers import AutoModelForCausalLM
 
-        model: Any = AutoModelForCausalLM.from_pretrained(str(folder), dtype=dtype, trust_remote_code=trust_remote_code)
+        model: Any = AutoModelForCausalLM.from_pretrained(
+            str(folder), dtype=dtype, trust_remote_code=trust_remote_code, **_dequantised(checkpoint)
+        )
     _add(model, checkpoint, spec)
     name = known_name(checkpoint)
     model.name_or_path = model.config.name_or_path = (
@@ -66,6 +68,16 @@ def _loaded(checkpoint: Checkpoint, dtype: str, trust_remote_code: bool) -> Any:
     )
     setattr(model, OPENED_AS, str(spec))
     return model
+
+
+def _dequantised(checkpoint: Checkpoint) -> dict[str, Any]:
+    """What lets transformers read FP8 weights as plain ones on every device; by itself it does so without a GPU."""
+    quantisation = checkpoint.source.quantisation
+    if quantisation is None or quantisation.get("quant_method") != "fp8":
+        return {}
+    from transformers import FineGrainedFP8Config
+
+    return {"quantization_config": FineGrainedFP8Config(dequantize=True)}
 
 
 def load_tokenizer(checkpoint: Checkpoint, *, trust_remote_code: bool = False) -> Any:

@@ -114,6 +114,7 @@ class MergedCheckpoint(OneLine):
         return make_plan(
             jobs,
             recipe,
+            dtype=dtype,
             problems=[problem for of_model in problems for problem in of_model],
             notes=[*(note for of_model in notes for note in of_model), *self.guard_card.notes],
             shard_size=shard_size,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -17,16 +16,13 @@ from ..io.adapter import is_adapter, read_adapter
 from ..io.gguf import ALIASES, alias_file, dequantised
 from ..io.hub import download, is_hub_id
 from ..io.opened import AddOn
-from ..io.safetensors import StoredTensor
+from ..io.quantised import joined, without_quantisation
 from ..io.small_files import inside
 from ..io.sparse_delta import FILE as DELTA_FILE
 from ..io.sparse_delta import SparseDelta, delta_file, is_sparse_delta, read_about, read_sparse_delta
 from ..io.weights import Weights
 from .changes import Change
 from .checkpoint import Checkpoint, Delta
-
-#: Tensors of quantised weights; only the code that packed them can read them.
-_PACKED = re.compile(r"\.(qweight|qzeros|scales|g_idx|absmax|quant_map|SCB|weight_scale(_inv)?|weight_packed)$")
 
 
 def open_checkpoint(spec: str | Path) -> Checkpoint:
@@ -38,7 +34,7 @@ def open_checkpoint(spec: str | Path) -> Checkpoint:
             delta; a LoRA adapter or a sparse delta that itself names its base.
 
     Raises:
-        WeightopsError: the model does not exist, it cannot be read, or its weights are quantised.
+        WeightopsError: the model does not exist, it cannot be read, or its weights are quantised, but not in FP8.
     """
     return Opener().open(spec)
 
@@ -143,9 +139,10 @@ def open_added(spec: str | Path) -> AddOn:
 def _weights_at(spec: str, place: Path, revision: str | None) -> Weights:
     """The source in a folder or a single file."""
     if place.is_file() and place.suffix == ".safetensors":
-        return _sound(Weights(spec, folders.tensors_of_file(place)))
+        return Weights(spec, joined(folders.tensors_of_file(place), {}, spec)[0])
     config = folders.read_json(place / "config.json")
-    return _sound(Weights(spec, folders.stored_tensors(place), place, revision, config))
+    tensors, quantisation = joined(folders.stored_tensors(place), config, spec)
+    return Weights(spec, tensors, place, revision, without_quantisation(config), quantisation=quantisation)
 
 
 def adapter_base(spec: str) -> tuple[str, str | None]:
@@ -270,19 +267,3 @@ def _converted_if_pickled(folder: Path) -> Path:
     if len(packed) > 1:
         raise WeightopsError(f"{folder}: {len(packed)} GGUF files; name one of them, for example {folder / packed[0]}")
     return dequantised(inside(folder / packed[0], folder)) if packed else folder
-
-
-def _sound(weights: Weights) -> Weights:
-    """Refuse quantised weights: their stored numbers are not the weights' values."""
-    remedy = "dequantise first: load it in transformers, call model.dequantize() and model.save_pretrained(FOLDER)"
-    if method := weights.config.get("quantization_config"):
-        name = method.get("quant_method", "unknown") if isinstance(method, dict) else "unknown"
-        raise WeightopsError(f"{weights.spec}: quantised weights ({name}, says config.json); {remedy}")
-    packed = next((tensor for tensor in weights.tensors.values() if _is_packed(tensor)), None)
-    if packed is not None:
-        raise WeightopsError(f"{packed.file}: {packed.name} belongs to quantised weights; {remedy}")
-    return weights
-
-
-def _is_packed(tensor: StoredTensor) -> bool:
-    return _PACKED.search(tensor.name) is not None

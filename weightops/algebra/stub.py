@@ -65,6 +65,8 @@ def _parameter(parameter: Parameter) -> str:
     kind = parameter.kind
     if parameter.choices:
         kind = f"typing.Literal[{', '.join(map(repr, parameter.choices))}]"
+    if parameter.switch is not None:
+        kind = f"{kind} | bool"
     if parameter.per_model:
         kind = f"{kind} | Sequence[{kind}]"
     if parameter.optional:

@@ -140,6 +140,9 @@ class DataMerge:
             dtype: Of the weights, as for :meth:`weightops.Checkpoint.plan`.
             shard_size: Most bytes in a file.
         """
+        if dtype == dtypes.FP8_BLOCK:
+            problem = f"{dtypes.FP8_BLOCK}: a merge by data does not write weights in 8 bits"
+            raise WeightopsError(Message(problem, Remedy("choose another {}", "dtype")))
         plan = self._mean.plan(dtype=dtype, shard_size=shard_size)
         recipe = {
             "kind": "data merge", "method": self.method, **self.setting, "seed": self.seed, "dtype": dtype,

@@ -20,7 +20,7 @@ from .. import dtypes
 from ..errors import WeightopsError
 from ..io.safetensors import StoredTensor
 from . import kernels
-from .exact_reads import read_exactly
+from .exact_reads import read_elements
 from .jobs import BLOCK, Input, Job, LowRank, Scattered
 from .low_rank_kernel import low_rank
 from .scatter import add_entries
@@ -36,7 +36,7 @@ class Block:
     Attributes:
         begin: First element.
         stack: The method's input, models or task vectors: [n, length], fp32. A method may overwrite it in its last
-            pass.
+            pass; what it overwrites earlier, the next pass sees if the blocks are kept (:attr:`Blocks.kept`).
         base: The base's elements, [length], or ``None``.
     """
 
@@ -127,6 +127,11 @@ class Blocks:
         self._raw = self._room.take("raw", min(self._step, self.count) * 2).view(np.uint8)
         self._passed = False
 
+    @property
+    def kept(self) -> bool:
+        """Whether the blocks stay in memory between passes; what a pass overwrites is then lost to the next."""
+        return self._keep
+
     def scratch(self, role: str, *shape: int) -> Floats:
         """A work array; the same memory at each call for a role."""
         return self._room.take(role, math.prod(shape)).reshape(shape)
@@ -181,7 +186,7 @@ class Blocks:
         else:
             size = dtypes.itemsize(stored.dtype)
             raw = self._raw[: (end - begin) * size]
-            read_exactly(self._files[stored.file], raw, stored.offset + begin * size, stored.file)
+            read_elements(stored, begin, raw, self._files)
             if digest is not None:
                 digest.update(raw)
             if stored.dtype == "F64":  # the kernel does not support F64
@@ -189,7 +194,7 @@ class Blocks:
             else:
                 kernels.widen_into(self._raw, stored.dtype, row)
         if not self._allow_nonfinite and kernels.holds_nonfinite(row.view(np.uint8), "F32"):
-            raise WeightopsError(nonfinite(f"{stored.file}: {stored.name}"))
+            raise WeightopsError(nonfinite(stored))
         for term in source.updates:
             if isinstance(term.plus, Scattered):
                 add_entries(term.plus, term.coefficient, begin, row, stored, self._files)
@@ -200,7 +205,7 @@ class Blocks:
         """Rows first..last of a matrix: [rows, width], fp32."""
         width, size = tensor.shape[-1], dtypes.itemsize(tensor.dtype)
         raw = np.empty((last - first) * width * size, np.uint8)
-        read_exactly(self._files[tensor.file], raw, tensor.offset + first * width * size, tensor.file)
+        read_elements(tensor, first * width, raw, self._files)
         return kernels.widen(raw, tensor.dtype).astype(np.float32).reshape(last - first, width)
 
     def _update(self, operand: Any, begin: int, end: int) -> Floats:

@@ -1,6 +1,15 @@
-"""Whether a device that the user names can be used."""
+"""The device that the user names, and whether it can be used."""
 
 from __future__ import annotations
+
+
+def named_device(device: str) -> str:
+    """A device by its torch name: ``auto`` is ``cuda`` where there is one, else ``cpu``."""
+    if device != "auto":
+        return device
+    import torch
+
+    return "cuda" if torch.cuda.is_available() else "cpu"
 
 
 def device_problems(device: str) -> list[str]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 import numpy as np
@@ -168,11 +168,31 @@ class Measure:
 
 
 @dataclass(frozen=True)
+class BlockScales:
+    """How a result is written in 8 bits: as numbers, and a tensor with the scale of each block.
+
+    Attributes:
+        name: Of the tensor of scales.
+        dtype: Of the scales.
+        shape: Of the tensor of scales.
+        block: Rows and columns that share a scale.
+        power_of_two: Scales are powers of two.
+    """
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+    block: tuple[int, int]
+    power_of_two: bool
+
+
+@dataclass(frozen=True)
 class Job:
     """One output tensor: anchor + sum of terms, rounded once to ``dtype``; or, with ``merge``, a method's result.
 
     With no terms and the anchor's own dtype the bytes are copied. A job that is not ``written`` only measures. An
-    anchor shorter than the job is followed by zeros, for patches to fill.
+    anchor shorter than the job is followed by zeros, for patches to fill. With ``scales`` it is two output tensors: the
+    result in 8 bits, rounded from fp32, and its scales.
     """
 
     name: str
@@ -184,10 +204,24 @@ class Job:
     merge: Merge | None = None
     measure: Measure | None = None
     written: bool = True
+    scales: BlockScales | None = None
 
     @property
     def count(self) -> int:
         return dtypes.count(self.shape)
+
+    @property
+    def outputs(self) -> dict[str, tuple[str, tuple[int, ...]]]:
+        """dtype and shape of each tensor that it writes."""
+        if not self.written:
+            return {}
+        scales = {} if self.scales is None else {self.scales.name: (self.scales.dtype, self.scales.shape)}
+        return {self.name: (self.dtype, self.shape), **scales}
+
+    @property
+    def computed(self) -> Job:
+        """The job whose result is written: in fp32, if it is then rounded to 8 bits."""
+        return self if self.scales is None else replace(self, dtype="F32", scales=None)
 
     @property
     def copies(self) -> bool:
@@ -229,7 +263,7 @@ class Job:
     @property
     def whole(self) -> bool:
         """Whether one thread computes the tensor as a whole, in passes over its blocks."""
-        return self.merge is not None
+        return self.merge is not None or self.scales is not None
 
     @property
     def row_bytes(self) -> int:
@@ -239,8 +273,7 @@ class Job:
     @property
     def widest(self) -> int:
         """Bytes of the widest element that is read or written."""
-        sizes = [dtypes.itemsize(dtype_of(operand)) for operand in self.operands]
-        return max(*sizes, dtypes.itemsize(self.dtype))
+        return max(dtypes.itemsize(dtype) for dtype in (self.dtype, *map(dtype_of, self.operands)))
 
     @property
     def factor_bytes(self) -> int:

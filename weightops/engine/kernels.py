@@ -16,6 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from .. import dtypes
+from .numba_start import import_array_functions
 
 Bytes = npt.NDArray[np.uint8]
 
@@ -26,6 +27,8 @@ _TILE = 2048  # three fp32 tiles of this length stay in the first-level cache
 _NONE = -1
 
 F = TypeVar("F", bound=Callable[..., Any])
+
+import_array_functions()
 
 
 def jit(function: F) -> F:

@@ -102,6 +102,12 @@ def way(method: Operator, settings: Mapping[str, Any]) -> Literal["fused", "comb
     return "blocks" if method.reads == "elementwise" else "whole"
 
 
+def needs_torch(job: Job) -> bool:
+    """Whether a job runs the reference of a merge method, on blocks or on the whole tensor."""
+    merge = job.merge
+    return merge is not None and way(find(merge.method), dict(merge.settings)) in ("blocks", "whole")
+
+
 def gram_of(job: Job, files: Mapping[Path, int], room: Room, *, allow_nonfinite: bool) -> Gram:
     """Inner products of the inputs of one merge, in one pass, fp64: [n, n], the same for any memory and threads.
 
@@ -167,10 +173,9 @@ def _combined(
     blocks: Blocks, method: Operator, merge: Merge, combine: Callable[[Any], Any], model: Gram | None
 ) -> Results:
     """The linear combination from the inner products of the whole models, or of this tensor (one more pass)."""
-    import torch
-
     gram = _gram(blocks, method, merge) if model is None else model
-    coefficients = combine(torch.from_numpy(gram)).to(torch.float32).numpy()
+    with np.errstate(all="ignore"):  # NaN or Inf shows in the result
+        coefficients = combine(gram).astype(np.float32)
     added = merge.base is not None and method.takes == "models" and not _base_first(method)
     for block in blocks:
         vectors = _vectors(blocks, block, method)

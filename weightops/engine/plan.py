@@ -13,9 +13,11 @@ from typing import Any
 
 from .. import dtypes
 from ..errors import Message, Remedy, WeightopsError
+from ..io.quantised import CODES
 from ..io.safetensors import MAX_HEADER, StoredTensor, build_header, read_header
 from ..io.small_files import open_file
 from .jobs import Job, LowRank, Scattered
+from .requantise import requantised, strip_bytes
 from .slices import file_of
 from .whole_models import looks_at_models, measuring_work
 from .whole_models import problems as model_problems
@@ -23,8 +25,9 @@ from .whole_models import problems as model_problems
 GIB = 1 << 30
 DEFAULT_SHARD = 5_000_000_000
 DEFAULT_MEMORY = 256 << 20
-#: The dtypes of an output: ``auto`` keeps each tensor's dtype, others apply to every float tensor.
-DTYPES = ("auto", *dtypes.FROM_TORCH)
+#: The dtypes of an output: ``auto`` keeps each tensor's, ``fp8-block`` a source's FP8 layout; others apply to all.
+DTYPES = ("auto", *dtypes.FROM_TORCH, dtypes.FP8_BLOCK)
+_COPIED = (*CODES, "F8_E8M0")  # stored numbers and scales that a job copies as they are
 _MOST_BLOCKS = 2  # longer slices are not faster and need more memory: a slice should fit the cache
 
 
@@ -106,7 +109,8 @@ class Plan:
         merges = [(job, job.merge) for job in self.jobs if job.merge is not None]
         kept = max((min(4 * job.count * len(m.all_inputs), memory // threads) for job, m in merges), default=0)
         workspace = max((merge.workspace for _, merge in merges), default=0)
-        return threads * (self.buffer_bytes(threads, memory) + max(kept, workspace))
+        strip = max((strip_bytes(job) for job in self.jobs), default=0)
+        return threads * (self.buffer_bytes(threads, memory) + max(kept, workspace) + strip)
 
     def buffer_bytes(self, threads: int, memory: int) -> int:
         """Bytes of one thread's buffer for slices."""
@@ -115,7 +119,7 @@ class Plan:
 
     def _largest(self) -> tuple[int, int]:
         """The largest buffer bytes of a job's block, and of a job's low-rank factors."""
-        blocks = (job.block_elements * job.row_bytes for job in self.jobs if not job.whole)
+        blocks = (job.block_elements * job.computed.row_bytes for job in self.jobs if job.merge is None)
         return max(blocks, default=1) or 1, max((job.factor_bytes for job in self.jobs), default=0)
 
     def identity(self) -> dict[str, Any]:
@@ -136,8 +140,8 @@ class Plan:
             WeightopsError: an input was replaced since it was opened.
         """
         used: dict[Path, set[StoredTensor]] = {}
-        for tensor in (tensor for job in self.jobs for tensor in stored(job)):
-            used.setdefault(tensor.file, set()).add(tensor)
+        for part in (part for job in self.jobs for tensor in stored(job) for part in tensor.parts):
+            used.setdefault(part.file, set()).add(part)
         changed = [file for file, tensors in sorted(used.items()) if not tensors <= set(read_header(file).tensors)]
         if changed:
             raise WeightopsError(*(_changed(file, "since it was opened") for file in changed))
@@ -161,6 +165,7 @@ def make_plan(
     jobs: Iterable[Job],
     recipe: Mapping[str, Any],
     *,
+    dtype: str = "auto",
     problems: Iterable[str] = (),
     notes: Iterable[str] = (),
     shard_size: int = DEFAULT_SHARD,
@@ -169,9 +174,13 @@ def make_plan(
     """Assign the jobs' results to files and collect all problems that headers show.
 
     Args:
+        dtype: ``fp8-block`` writes in 8 bits what a source stores so; the jobs already have any other dtype.
         shard_size: Most bytes of data in a file; a single tensor may be larger.
     """
     jobs = tuple(jobs)
+    if dtype == dtypes.FP8_BLOCK:
+        jobs, layout_problems = requantised(jobs)
+        problems = [*problems, *layout_problems]
     all_problems = [*problems, *(problem for job in jobs for problem in _job_problems(job)), *model_problems(jobs)]
     written = [job for job in jobs if job.written]
     if not written and not all_problems:
@@ -179,7 +188,7 @@ def make_plan(
     files = () if all_problems else _files(written, shard_size)
     order = {name: number for number, name in enumerate(name for file in files for name in file.offsets)}
     jobs = tuple(sorted(jobs, key=lambda job: (not job.written, order.get(job.name, 0))))
-    inputs = sorted({tensor.file for job in jobs for tensor in stored(job)})
+    inputs = sorted({part.file for job in jobs for tensor in stored(job) for part in tensor.parts})
     return Plan(
         jobs,
         files,
@@ -252,7 +261,7 @@ def _files(jobs: Sequence[Job], shard_size: int) -> tuple[OutputFile, ...]:
     shards: list[list[Job]] = [[]]
     filled = 0
     for job in jobs:
-        size = dtypes.nbytes(job.dtype, job.shape)
+        size = sum(dtypes.nbytes(*output) for output in job.outputs.values())
         if shards[-1] and filled + size > shard_size:
             shards.append([])
             filled = 0
@@ -263,19 +272,20 @@ def _files(jobs: Sequence[Job], shard_size: int) -> tuple[OutputFile, ...]:
 
 def _output_file(jobs: Sequence[Job], number: int, of: int) -> OutputFile:
     name = "model.safetensors" if of == 1 else f"model-{number:05d}-of-{of:05d}.safetensors"
-    head, offsets = build_header({job.name: (job.dtype, job.shape) for job in jobs})
-    size = len(head) + sum(dtypes.nbytes(job.dtype, job.shape) for job in jobs)
+    outputs = {name: output for job in jobs for name, output in job.outputs.items()}
+    head, offsets = build_header(outputs)
+    size = len(head) + sum(dtypes.nbytes(*output) for output in outputs.values())
     return OutputFile(name, head, offsets, size)
 
 
 def _job_problems(job: Job) -> Iterable[str]:
     """Problems of one job that the headers of its operands show."""
     for tensor in dict.fromkeys(stored(job)):
-        if tensor.dtype in dtypes.QUANTISED_FLOATS:
+        if tensor.dtype in dtypes.QUANTISED_FLOATS and not (job.unchanged and tensor.dtype in _COPIED):
             yield quantised(tensor)
     sparse = [operand for operand in job.operands if isinstance(operand, Scattered)]
     positions = {entries.indices for entries in sparse}
-    kinds = sorted({tensor.dtype for tensor in stored(job) if tensor not in positions} | {job.dtype})
+    kinds = sorted({tensor.dtype for tensor in stored(job) if tensor not in positions} | {job.computed.dtype})
     if len({kind in dtypes.FLOATS for kind in kinds}) > 1:
         problem = f"{job.name}: mixes floats and integers ({', '.join(kinds)})"
         yield Message(problem, Remedy("leave it out with {}", "exclude"))
@@ -309,7 +319,7 @@ def quantised(tensor: StoredTensor) -> str:
 
 
 def _bytes_read(job: Job) -> int:
-    return sum(tensor.nbytes for tensor in stored(job))
+    return sum(part.nbytes for tensor in stored(job) for part in tensor.parts)
 
 
 def _state(path: Path) -> list[int | str]:

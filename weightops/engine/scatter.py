@@ -14,7 +14,7 @@ from .. import dtypes
 from ..errors import WeightopsError
 from ..io.safetensors import StoredTensor
 from . import kernels
-from .exact_reads import read_exactly
+from .exact_reads import read_elements
 from .jobs import Scattered
 
 Bytes = npt.NDArray[np.uint8]
@@ -72,7 +72,7 @@ def add_entries(
     if entries.replaces and entries.of is not None:
         size = dtypes.itemsize(entries.of.dtype)
         base = np.empty(len(row) * size, np.uint8)
-        read_exactly(files[entries.of.file], base, entries.of.offset + begin * size, entries.of.file)
+        read_elements(entries.of, begin, base, files)
         before = kernels.widen(_gathered(base, entries.of.dtype, places), entries.of.dtype).astype(np.float32)
         if coefficient == 1.0 and entries.of == stored and np.array_equal(row[places], before):
             row[places] = values
@@ -106,7 +106,7 @@ def _gathered(row: Bytes, dtype: str, places: Positions) -> Bytes:
 def _span(tensor: StoredTensor, first: int, last: int, files: Mapping[Path, int]) -> Bytes:
     size = dtypes.itemsize(tensor.dtype)
     raw = np.empty((last - first) * size, np.uint8)
-    read_exactly(files[tensor.file], raw, tensor.offset + first * size, tensor.file)
+    read_elements(tensor, first, raw, files)
     return raw
 
 

@@ -12,9 +12,11 @@ import numpy.typing as npt
 
 from .. import dtypes
 from ..errors import Message, Remedy, WeightopsError
+from ..io.quantised import QuantisedTensor
 from ..io.safetensors import StoredTensor
 from . import kernels
-from .exact_reads import read_exactly
+from .exact_reads import read_elements
+from .fp8 import VALUES
 from .jobs import Job, JobSlice, LowRank, Measure, Operand, Patch, Scattered, Term, dtype_of
 from .low_rank_kernel import low_rank
 from .scatter import overwrite, scattered_row
@@ -60,6 +62,7 @@ def compute(piece: JobSlice, rows: Bytes, files: Mapping[Path, int], *, allow_no
     elif job.dtype not in dtypes.FLOATS:
         result = rows[0][:size]
         _check_equal(job, rows, size)
+        flags[0] = job.dtype in VALUES and not np.isfinite(VALUES[job.dtype])[result].all()
     elif job.copies:
         result = rows[0][:size]
         flags[0] = kernels.holds_nonfinite(result, job.dtype)
@@ -183,7 +186,7 @@ def _refuse_nonfinite(job: Job, flags: Flags) -> None:
     """Name the first operand with NaN or Inf, or else the result."""
     for operand, bad in zip(job.operands, flags, strict=False):
         if bad:
-            raise WeightopsError(nonfinite(f"{file_of(operand)}: {operand.name}"))
+            raise WeightopsError(nonfinite(operand))
     if flags.any():
         raise WeightopsError(_too_large(job))
 
@@ -197,10 +200,14 @@ def _too_large(job: Job) -> str:
     )
 
 
-def nonfinite(where: str) -> Message:
+def nonfinite(operand: Operand) -> Message:
     """The problem line for a source with NaN or Inf."""
+    scales = operand.scales if isinstance(operand, QuantisedTensor) else None
+    or_scales = f", or {scales.name} which scales it," if scales else ""
     return Message(
-        f"{where} holds NaN or Inf", Remedy("repair the source"), Remedy("accept it with {}", "allow_nonfinite", True)
+        f"{file_of(operand)}: {operand.name}{or_scales} holds NaN or Inf",
+        Remedy("repair the source"),
+        Remedy("accept it with {}", "allow_nonfinite", True),
     )
 
 
@@ -240,13 +247,13 @@ def _read_operand(operand: StoredTensor | LowRank, piece: JobSlice, row: Bytes, 
     size = dtypes.itemsize(operand.dtype)
     begin, end = min(piece.begin, operand.count), min(piece.end, operand.count)
     row[(end - begin) * size : (piece.end - piece.begin) * size] = 0
-    read_exactly(files[operand.file], row[: (end - begin) * size], operand.offset + begin * size, operand.file)
+    read_elements(operand, begin, row[: (end - begin) * size], files)
 
 
 def factor(tensor: StoredTensor, files: Mapping[Path, int]) -> npt.NDArray[np.float32]:
     """A complete low-rank factor in fp32."""
     raw = np.empty(tensor.nbytes, np.uint8)
-    read_exactly(files[tensor.file], raw, tensor.offset, tensor.file)
+    read_elements(tensor, 0, raw, files)
     return kernels.widen(raw, tensor.dtype).astype(np.float32).reshape(tensor.shape)
 
 
@@ -258,9 +265,9 @@ def _apply_patch(
         return
     source, size = patch.source, dtypes.itemsize(patch.source.dtype)
     raw = np.empty((hi - lo) * size, np.uint8)
-    read_exactly(files[source.file], raw, source.offset + (patch.begin + lo - patch.at) * size, source.file)
+    read_elements(source, patch.begin + lo - patch.at, raw, files)
     if not allow_nonfinite and source.dtype in dtypes.FLOATS and kernels.holds_nonfinite(raw, source.dtype):
-        raise WeightopsError(nonfinite(f"{source.file}: {source.name}"))
+        raise WeightopsError(nonfinite(source))
     if source.dtype != piece.job.dtype:
         raw = kernels.narrow(kernels.widen(raw, source.dtype), piece.job.dtype)
         if not allow_nonfinite and kernels.holds_nonfinite(raw, piece.job.dtype):

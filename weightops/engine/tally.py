@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, Any
 
 from blake3 import blake3
 
-from .. import dtypes
 from ..errors import WeightopsError
 from ..io.safetensors import StoredTensor
-from .jobs import BLOCK, Job, JobSlice, Merge, Scattered
+from .exact_reads import blocks_of
+from .jobs import BLOCK, Job, JobSlice, Scattered
 
 if TYPE_CHECKING:
     from .plan import Plan
@@ -37,7 +37,7 @@ class Tally:
 
 def block_digest(data: Any) -> str:
     """Digest of one block's bytes: BLAKE3. A tensor's digest is the digest of its blocks' digests, concatenated."""
-    return str(blake3(data).hexdigest())
+    return blake3(data).hexdigest()
 
 
 def combined_digest(digests: Iterable[str]) -> str:
@@ -45,17 +45,12 @@ def combined_digest(digests: Iterable[str]) -> str:
     total = blake3()
     for digest in digests:
         total.update(bytes.fromhex(digest))
-    return str(total.hexdigest())
+    return total.hexdigest()
 
 
 def tensor_digest(tensor: StoredTensor) -> str:
     """The content digest of one stored tensor, equal to the one computed while writing."""
-    total, step = blake3(), BLOCK * dtypes.BITS[tensor.dtype] // 8
-    with open(tensor.file, "rb") as stream:
-        stream.seek(tensor.offset)
-        for begin in range(0, tensor.nbytes, step):
-            total.update(bytes.fromhex(block_digest(stream.read(min(step, tensor.nbytes - begin)))))
-    return total.hexdigest()
+    return combined_digest(map(block_digest, blocks_of(tensor, BLOCK)))
 
 
 def check_bases(jobs: Iterable[Job], digests: Mapping[StoredTensor, str]) -> None:
@@ -87,7 +82,7 @@ def owned_operands(plan: Plan) -> list[list[StoredTensor]]:
     seen: set[StoredTensor] = set()
     owned: list[list[StoredTensor]] = []
     for job in plan.jobs:
-        candidates = () if job.whole else job.operands
+        candidates = () if job.merge is not None else job.operands
         complete = [o for o in candidates if isinstance(o, StoredTensor) and o.count <= job.count and o not in seen]
         seen.update(complete)
         owned.append(complete)
@@ -111,8 +106,8 @@ class Gather:
 
     def add(self, piece: JobSlice, records: list[Record]) -> None:
         """Add the records of a slice."""
-        if piece.job.merge is not None:
-            self._add_merged(piece.job, piece.job.merge, records[0])
+        if piece.job.whole:
+            self._add_whole(piece.number, piece.job, records[0])
             return
         for record in records:
             for tensor, digest in zip(self._owned[piece.number], record["in"], strict=True):
@@ -125,11 +120,17 @@ class Gather:
         if piece.end == piece.job.count:
             self._close(piece.number, piece.job)
 
-    def _add_merged(self, job: Job, merge: Merge, record: Record) -> None:
-        for source, digest in zip(merge.all_inputs, record["in"], strict=True):
+    def _add_whole(self, number: int, job: Job, record: Record) -> None:
+        """A tensor that one thread computed, which has one record."""
+        read = self._owned[number] if job.merge is None else [source.stored for source in job.merge.all_inputs]
+        for tensor, digest in zip(read, record["in"], strict=True):
             if digest is not None:
-                self.tally.inputs.setdefault(source.stored, digest)
+                self.tally.inputs.setdefault(tensor, digest)
         self.tally.outputs[job.name] = record["out"]
+        if job.scales is not None:
+            self.tally.outputs[job.scales.name] = record["scales"]
+        if "squares" in record:
+            self.tally.squares[job] = (record["squares"][0], record["squares"][1])
 
     def _close(self, number: int, job: Job) -> None:
         for tensor in self._owned[number]:

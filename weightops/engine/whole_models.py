@@ -29,7 +29,7 @@ def looks_at_models(job: Job) -> bool:
     """Whether a job can only be computed once the whole models have been measured."""
     if job.merge is None or not job.count:
         return False
-    from ..ops.registry import find  # imported here because it loads torch, as every merge does
+    from ..ops.registry import find  # imported here because only merges need the methods
 
     return find(job.merge.method).reads == "model"
 

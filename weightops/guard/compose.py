@@ -157,6 +157,7 @@ def compose_guard(
             "labels": list(labels),
             "dtype": dtype,
         },
+        dtype=dtype,
         problems=[*_no_overlap(guard, base, target, common, applied), *_no_change(guard, base, vector), *problems],
         notes=[*rows.notes, *notes],
         shard_size=shard_size,
@@ -371,8 +372,7 @@ def _measurable(terms: Sequence[Term]) -> bool:
     """Whether a norm makes sense: floats in rows of one width. Quantised floats are refused by the plan."""
     operands = _operands(terms)
     kinds = {operand.dtype for operand in operands if isinstance(operand, StoredTensor)}
-    floats = kinds <= {*FLOATS, *QUANTISED_FLOATS}
-    return floats and len({operand.shape[1:] for operand in operands}) == 1
+    return kinds <= {*FLOATS, *QUANTISED_FLOATS} and len({operand.shape[1:] for operand in operands}) == 1
 
 
 def _norms(

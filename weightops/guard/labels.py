@@ -16,9 +16,10 @@ import numpy as np
 from .. import dtypes
 from ..anatomy.groups import group_of
 from ..anatomy.vocabulary import vocabulary_tensors
+from ..engine.exact_reads import read_tensor
 from ..engine.jobs import Patch
 from ..errors import Message, Remedy, WeightopsError
-from ..io.safetensors import StoredTensor, read_row
+from ..io.safetensors import StoredTensor
 from ..io.tokenizer import tokenizer_of
 from ..io.weights import Weights
 from .card import NAME, GuardCard
@@ -112,8 +113,14 @@ def changed_rows(labels: Sequence[Label], guard: Weights, base: Weights) -> list
 def _row_changed(label: Label, tensor: StoredTensor, other: StoredTensor | None) -> bool:
     if other is None or label.base is None or label.base >= other.shape[0] or label.guard >= tensor.shape[0]:
         return True
-    rows = (tensor, read_row(tensor, label.guard)), (other, read_row(other, label.base))
+    rows = (tensor, _row(tensor, label.guard)), (other, _row(other, label.base))
     return len({_rounded(stored, row, _narrower(tensor.dtype, other.dtype)) for stored, row in rows}) > 1
+
+
+def _row(tensor: StoredTensor, number: int) -> bytes:
+    """The bytes of one row."""
+    width = tensor.count // tensor.shape[0]
+    return read_tensor(tensor, number * width, width).tobytes()
 
 
 def _narrower(one: str, other: str) -> str:

@@ -22,6 +22,10 @@ class Faults:
         """Add a problem on a line; the same problem is kept only once."""
         self._problems[(line, problem)] = None
 
+    def ignored(self, line: int, what: str) -> None:
+        """Add something that the file says without effect: a problem here, but a subclass may only note it."""
+        self.add(line, what)
+
     def __bool__(self) -> bool:
         return bool(self._problems)
 

@@ -16,6 +16,19 @@ def is_hub_id(spec: str) -> bool:
     return _ID.match(spec) is not None and not spec.startswith((".", "/"))
 
 
+def hub_place(out: Path | str) -> str | None:
+    """The problem line for an output that is to be a repository of the hub; ``None`` for any other.
+
+    >>> hub_place("hf://org/name"), hub_place("org/name")
+    ('hf://org/name: outputs are written to a folder; write to one, then run weightops push FOLDER org/name', None)
+    """
+    scheme, separator, repository = str(out).partition(":/")
+    if scheme != "hf" or not separator:
+        return None
+    name = repository.strip("/")
+    return f"hf://{name}: outputs are written to a folder; write to one, then run weightops push FOLDER {name}"
+
+
 def download(spec: str) -> Path:
     """The snapshot folder of a hub model, downloaded unless it is cached; the hub's client shows progress.
 

@@ -13,6 +13,7 @@ from .gguf_header import read_gguf_header
 from .gguf_names import hub_tensor_name
 from .pickle_reader import PickledTensor, read_table
 from .pickled import pickled_files
+from .quantised import READ_AS, QuantisedTensor
 from .safetensors import StoredTensor
 
 _SHORT: Final = {
@@ -56,8 +57,14 @@ class Listing:
 
 
 def list_stored(tensors: Mapping[str, StoredTensor]) -> Listing:
-    """The tensors of safetensors files."""
-    return Listing({n: ListedTensor(n, t.dtype, t.shape, t.nbytes, t.file) for n, t in tensors.items()})
+    """The tensors of safetensors files. Those of 8 bits have their stored dtype, and the bytes of their scales too."""
+    listed = {
+        name: ListedTensor(name, t.parts[0].dtype, t.shape, sum(part.nbytes for part in t.parts), t.file)
+        for name, t in tensors.items()
+    }
+    quantised = sum(isinstance(tensor, QuantisedTensor) for tensor in tensors.values())
+    note = f"{quantised} tensors are stored in 8 bits; they are read as {READ_AS}, multiplied by their scales"
+    return Listing(listed, (note,) if quantised else ())
 
 
 def list_gguf(file: Path) -> Listing:

@@ -28,6 +28,11 @@ def no_progress() -> Iterator[None]:
         _SHOWN.reset(before)
 
 
+def progress_is_shown() -> bool:
+    """Whether progress is printed here; not inside :func:`no_progress`."""
+    return _SHOWN.get()
+
+
 class Progress:
     """How far a piece of work is. Use it in a ``with`` block, or call :meth:`close`.
 
@@ -47,7 +52,7 @@ class Progress:
     ) -> None:
         self.total, self.what, self.unit, self.done = total, what, unit, begun
         self._begun, self._note = begun, ""
-        self._stream: Any = sys.stderr if shown and _SHOWN.get() else None
+        self._stream: Any = sys.stderr if shown and progress_is_shown() else None
         self._start = self._last_line = time.monotonic()
         self._bar: Any = None
         if self._stream is not None and self._stream.isatty():

@@ -16,6 +16,7 @@ from typing import Final
 
 from ..errors import Message, Remedy, WeightopsError, short
 from .folder import read_json
+from .hub import hub_place
 from .tokenizer import FILES as TOKENIZER_FILES
 
 RECORD: Final = "weightops.json"
@@ -125,8 +126,10 @@ def check_place(out: Path, *, overwrite: bool, why_not: Callable[[Path], str | N
             :func:`refusal` for models.
 
     Raises:
-        WeightopsError: the path exists and is not replaced, with the reason.
+        WeightopsError: the path exists and is not replaced, with the reason, or it names a repository of the hub.
     """
+    if problem := hub_place(out):
+        raise WeightopsError(problem)
     if not os.path.lexists(out):
         return
     problem = why_not(out) if overwrite else exists_already(out)

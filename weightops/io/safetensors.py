@@ -49,6 +49,11 @@ class StoredTensor:
     def count(self) -> int:
         return dtypes.count(self.shape)
 
+    @property
+    def parts(self) -> tuple[StoredTensor, ...]:
+        """The tensors of the file that hold it: itself."""
+        return (self,)
+
 
 @dataclass(frozen=True)
 class Header:
@@ -108,14 +113,6 @@ def parse_header(raw: bytes, file: Path, data_size: int) -> Header:
         for (begin, _), name in spans
     )
     return Header(tensors, metadata)
-
-
-def read_row(tensor: StoredTensor, row: int) -> bytes:
-    """The bytes of one row of a stored matrix."""
-    width = tensor.nbytes // tensor.shape[0]
-    with open(tensor.file, "rb") as stream:
-        stream.seek(tensor.offset + row * width)
-        return stream.read(width)
 
 
 def build_header(

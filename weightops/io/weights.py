@@ -45,7 +45,8 @@ class Weights:
         tensors: Every tensor, by name.
         folder: The folder with configuration and tokenizer; ``None`` for a single file.
         revision: The hub's commit, for a model from the hub.
-        config: The content of ``config.json``; empty if the file does not exist.
+        config: The content of ``config.json``, without what it says of quantised weights; empty if there is none.
+        quantisation: What ``config.json`` says of quantised weights, which are read as plain ones.
         kept: Where layers were cut out, those that are left; names and config are then the cut model's.
     """
 
@@ -55,11 +56,12 @@ class Weights:
     revision: str | None = None
     config: Mapping[str, Any] = field(default_factory=dict)
     kept: KeptLayers | None = None
+    quantisation: Mapping[str, Any] | None = None
 
     @property
     def files(self) -> tuple[Path, ...]:
         """The files that hold the tensors, each once, in order of name."""
-        return tuple(sorted({tensor.file for tensor in self.tensors.values()}))
+        return tuple(sorted({part.file for tensor in self.tensors.values() for part in tensor.parts}))
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Weights) and (self is other or self._contents == other._contents)

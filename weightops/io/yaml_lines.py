@@ -159,7 +159,7 @@ def _scalar(loader: yaml.SafeLoader, node: yaml.Node, faults: Faults) -> Any:
 
 
 def _mapping(loader: yaml.SafeLoader, node: yaml.MappingNode, faults: Faults) -> dict[str, Entry]:
-    _refuse_twice(node, faults)
+    _check_twice(node, faults)
     loader.flatten_mapping(node)
     entries: dict[str, Entry] = {}
     for key, value in node.value:
@@ -173,12 +173,13 @@ def _mapping(loader: yaml.SafeLoader, node: yaml.MappingNode, faults: Faults) ->
     return entries
 
 
-def _refuse_twice(node: yaml.MappingNode, faults: Faults) -> None:
+def _check_twice(node: yaml.MappingNode, faults: Faults) -> None:
     """Report equal keys: YAML readers silently keep the last one, and we cannot know which one the user meant."""
     lines: dict[str, int] = {}
     for key, _ in node.value:
         if not isinstance(key, yaml.ScalarNode) or key.tag == _PREFIX + "merge":
             continue
         if key.value in lines:
-            faults.add(_start(key), f"key {short(repr(key.value))} is listed twice (first on line {lines[key.value]})")
+            first = f"first on line {lines[key.value]}"
+            faults.ignored(_start(key), f"key {short(repr(key.value))} is listed twice ({first}); only the last counts")
         lines.setdefault(key.value, _start(key))

@@ -33,6 +33,9 @@ from .layout.outputs import Layout, ModelTensors, OutputTensor, Source, lay_out
 from .tokens.planning import Vocabulary, plan_vocabulary
 from .tokens.row_alignment import Alignment, gather_rows, mean_row
 
+#: Where the hub's tools look for the merge file of a model.
+MERGE_FILE = "mergekit_config.yml"
+
 Floats = npt.NDArray[np.float32]
 
 
@@ -121,20 +124,23 @@ def build(config: MergeConfig, models: Mapping[str, Checkpoint], options: Option
     layout, vocabulary = cast(Layout, planned[0]), cast("Vocabulary | None", planned[1])
     lowering = _Lowering(config, models, vocabulary, options)
     jobs: list[Job] = []
-    problems = [*device_problems(options.device), *_model_problems(layout.tensors)]
+    problems = _model_problems(layout.tensors)
     for tensor in layout.tensors:
         try:
             jobs.append(lowering.job(tensor))
         except WeightopsError as error:
             problems += [at(tensor.name, problem) for problem in error.problems]
     notes = [*config.notes, *layout.notes, *(vocabulary.notes if vocabulary else ())]
-    notes += _device_notes(options.device, jobs)
+    unused = _device_notes(options.device, jobs)
+    notes += unused
+    problems += device_problems(options.device) if not unused else []
     for name in config.referenced_models():
         model_problems, model_notes = misfits(models[name].source, models[name].delta.changes)
         problems, notes = problems + model_problems, notes + model_notes
     plan = make_plan(
         jobs,
         {"kind": "merge", "config": options.text, "document": config.name, "seed": options.seed},
+        dtype=config.out_dtype or "auto",
         problems=list(dict.fromkeys(problems)),
         notes=notes,
         shard_size=options.shard_size,
@@ -205,8 +211,8 @@ class _Lowering:
 
     def _dtype(self, stored: Sequence[StoredTensor]) -> str:
         """``out_dtype``, else ``dtype``, else the first input's dtype. Arithmetic is always fp32."""
-        named = self.config.out_dtype or self.config.dtype
-        first = stored[0].dtype
+        out_dtype = None if self.config.out_dtype == dtypes.FP8_BLOCK else self.config.out_dtype
+        named, first = out_dtype or self.config.dtype, stored[0].dtype
         return dtypes.FROM_TORCH[named] if named and first in dtypes.FLOATS else first
 
     def _lines(self, tensor: OutputTensor, method: Operator) -> float:
@@ -310,6 +316,7 @@ def _package(
     method = find(config.merge_method)
     papers = (Paper(method.name, method.paper),) if method.paper[:4].isdigit() else ()
     block = fenced(options.text.strip(), "yaml")
+    text = options.text.encode()
     names = ", ".join(map(code, config.referenced_models()))
     return Package(
         model=reference,
@@ -323,6 +330,6 @@ def _package(
             roles={models[config.base_model].source: "base"} if config.base_model else {},
         ),
         config=changed,
-        files=dict(vocabulary.files) if vocabulary else {},
+        files={**(vocabulary.files if vocabulary else {}), **({MERGE_FILE: text} if text else {})},
         left_out=vocabulary.left_out if vocabulary else (),
     )

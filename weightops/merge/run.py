@@ -5,16 +5,17 @@ from __future__ import annotations
 import os
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
 from ..algebra.checkpoint import Checkpoint, sources
 from ..algebra.opening import Opener
+from ..engine.merging import needs_torch
 from ..engine.plan import DEFAULT_MEMORY
 from ..engine.torch_threads import one_torch_thread
-from ..errors import WeightopsError, attempt_all
+from ..errors import Message, Remedy, WeightopsError, attempt_all
 from ..io.folder import read_json
 from ..io.output_lock import OutputLock
 from ..io.replacing import private_folder
@@ -45,14 +46,29 @@ class Recipe:
         return self.documents[:-1]
 
 
-def read(path: Path) -> Recipe:
+def read(path: Path, *, strict: bool = False) -> Recipe:
     """Read a merge file.
+
+    Args:
+        strict: Refuse what has no effect in it, and weights that are not set.
 
     Raises:
         WeightopsError: all problems of the file.
     """
-    text = read_text(path)
-    return Recipe(in_order(parse(text, str(path))), text)
+    return from_text(read_text(path), str(path), strict=strict)
+
+
+def from_text(text: str, where: str, *, strict: bool = False) -> Recipe:
+    """A merge file from its text.
+
+    Args:
+        where: The file's name in messages.
+        strict: As for :func:`read`.
+
+    Raises:
+        WeightopsError: all problems of the text.
+    """
+    return Recipe(in_order(parse(text, where, strict=strict)), text)
 
 
 def plan(recipe: Recipe, options: Options, results: Mapping[str, Path] | None = None) -> Built:
@@ -74,6 +90,7 @@ def merge(
     threads: int | None = None,
     memory: int = DEFAULT_MEMORY,
     progress: bool = True,
+    keep_steps: Path | None = None,
     tell: Callable[[str], None] = lambda note: None,
 ) -> Saved:
     """Run every document in order; the last one's result is ``out``.
@@ -82,15 +99,18 @@ def merge(
     a killed one uses them again; a run that fails deletes them. Meanwhile a second run to the same ``out`` is refused.
 
     Args:
+        keep_steps: Folder in which the results of the others stay, each under its document's name. A result that is
+            there already is used if it has the same recipe and is newer than its inputs.
         tell: Called with the text of each note.
 
     Raises:
         WeightopsError: as :func:`weightops.merge.build.build` and :func:`weightops.output.save.save`.
     """
     opener = Opener()
+    _check_apart(recipe, out, keep_steps)
     states = _check_first(recipe, out, opener, overwrite=overwrite)
     results: dict[str, Path] = {}
-    with _steps_folder(recipe, out) as (steps, lock):
+    with _steps_folder(recipe, out, keep_steps) as (steps, lock):
         for config in recipe.documents:
             _refuse_changed(states)
             built = build(config, open_models(config, results, opener), replace(options, text=recipe.text))
@@ -99,12 +119,12 @@ def merge(
             last = config is recipe.documents[-1]
             place = out if last else steps / str(config.name)
             if last or not _is_complete(place, built):
-                with one_torch_thread():
+                with one_torch_thread() if any(map(needs_torch, built.plan.jobs)) else nullcontext():
                     saved = save(
                         built.plan,
                         built.package,
                         place,
-                        overwrite=overwrite or not last,
+                        overwrite=overwrite or not (last or keep_steps),
                         threads=threads,
                         memory=memory,
                         progress=progress,
@@ -115,16 +135,23 @@ def merge(
 
 
 @contextmanager
-def _steps_folder(recipe: Recipe, out: Path) -> Iterator[tuple[Path, OutputLock | None]]:
+def _steps_folder(recipe: Recipe, out: Path, kept: Path | None) -> Iterator[tuple[Path, OutputLock | None]]:
     """The folder for the results of earlier documents, and the output's lock; deleted once the output is complete.
 
     A file with a single document needs neither: no folder is made, and saving takes the lock.
+
+    Args:
+        kept: A folder that the user named; it is not deleted.
     """
     steps = out.absolute().parent / f".{out.name}.steps"
     if not recipe.steps:
         yield steps, None
         return
     with OutputLock(out) as lock:
+        if kept is not None:
+            kept.mkdir(parents=True, exist_ok=True)
+            yield kept, lock
+            return
         new = not os.path.lexists(steps)
         private_folder(steps)
         try:
@@ -134,6 +161,16 @@ def _steps_folder(recipe: Recipe, out: Path) -> Iterator[tuple[Path, OutputLock 
                 shutil.rmtree(steps, ignore_errors=True)
             raise
         shutil.rmtree(steps, ignore_errors=True)
+
+
+def _check_apart(recipe: Recipe, out: Path, kept: Path | None) -> None:
+    """Raise if the output and a result that is to be kept would be one folder, or one inside the other."""
+    place = out.resolve()
+    for step in recipe.steps if kept is not None else ():
+        other = (Path(kept or "") / str(step.name)).resolve()
+        if place == other or place in other.parents or other in place.parents:
+            problem = f"{out}: the output, and {other} for the result of {step.name!r}, must lie apart"
+            raise WeightopsError(Message(problem, Remedy("choose another {}", "keep_steps")))
 
 
 def _check_first(recipe: Recipe, out: Path, opener: Opener, *, overwrite: bool) -> dict[Path, tuple[int, int]]:
@@ -194,9 +231,15 @@ def named_models(config: MergeConfig) -> tuple[str, ...]:
     return tuple(dict.fromkeys(names))
 
 
-def missing_steps(recipe: Recipe) -> tuple[str, ...]:
-    """The earlier documents that the last one needs; a dry run does not have their results."""
+def needed_steps(recipe: Recipe) -> tuple[str, ...]:
+    """The earlier documents that the last one needs."""
     return dependencies(recipe.documents[-1], names_of(recipe.steps))
+
+
+def kept_results(recipe: Recipe, folder: Path | None) -> dict[str, Path]:
+    """The results of earlier documents that lie in a folder where they are kept, by name."""
+    names = names_of(recipe.steps) if folder is not None else ()
+    return {name: place for name in names if (place := Path(folder or "") / name).is_dir()}
 
 
 def _only_tokenizer(source: str) -> bool:

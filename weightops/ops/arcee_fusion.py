@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from torch import Tensor
-
 from .registry import operator
+from .torch_later import Tensor
 
 
 @operator(reads="tensor", paper="Arcee AI, mergekit", needs_base=True, models=(1, 1))

@@ -7,14 +7,12 @@ from __future__ import annotations
 
 from typing import Annotated, Any
 
-import torch
-from torch import Tensor
-
 from .registry import operator
 from .signature import PerModel, Range
 from .sparsify import Density, kept_count, largest, numbers, same_l1
 from .task_arithmetic import weighted_sum
 from .ties import agreeing_sum
+from .torch_later import Tensor, torch
 
 
 @operator(reads="tensor", paper="2312.06795", breaks=("identical",))
@@ -84,7 +82,7 @@ def keep_middle(deltas: Tensor, density: Any, gamma: Any, *, rescale: bool) -> T
 
     Fewer are skipped where numel is too small for both. Among equals the lower flat index counts as larger (ours).
     """
-    shares = zip(numbers(density, len(deltas)).tolist(), numbers(gamma, len(deltas)).tolist(), strict=True)
+    shares = zip(numbers(density, len(deltas)), numbers(gamma, len(deltas)), strict=True)
     kept = torch.stack([_middle(delta, d, g) for delta, (d, g) in zip(deltas, shares, strict=True)])
     return same_l1(kept, deltas) if rescale else kept
 

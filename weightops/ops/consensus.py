@@ -7,11 +7,10 @@ from __future__ import annotations
 
 from typing import Annotated
 
-from torch import Tensor
-
 from .registry import operator
 from .signature import PerModel, Range
 from .sparsify import per_model
+from .torch_later import Tensor
 
 
 @operator(reads="elementwise", paper="2405.07813", breaks=("identical", "one"))

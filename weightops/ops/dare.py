@@ -1,22 +1,22 @@
 """DARE: drop entries of each task vector by chance and rescale the rest.
 
-Source: Yu et al. 2024, arXiv 2311.03099. An entry stays with probability ``density`` and is divided by it,
-so its expectation is unchanged. (mergekit scales to equal L1 norm instead, which tends to the same as tensors grow.)
+Source: Yu et al. 2024, arXiv 2311.03099. An entry stays with probability ``density`` and is divided by it, so its
+expectation is unchanged. mergekit instead scales a tensor's kept entries to its L1 norm (``rescale="l1"``); that factor
+also tends to 1 / density as tensors grow.
 """
 
 from __future__ import annotations
 
-from torch import Tensor
-
 from .draw import Draw
 from .registry import operator
 from .signature import PerModel
-from .sparsify import Density, keep_random, per_model
+from .sparsify import ByProbability, Density, keep_random, per_model
 from .task_arithmetic import weighted_sum
 from .ties import agreeing_sum
+from .torch_later import Tensor
 
 
-@operator(reads="elementwise", paper="2311.03099", breaks=("identical",))
+@operator(reads="tensor", paper="2311.03099", breaks=("identical",))
 def dare_linear(
     deltas: Tensor,
     *,
@@ -24,7 +24,7 @@ def dare_linear(
     weight: PerModel = 1.0,
     density: Density = 1.0,
     normalize: bool = False,
-    rescale: bool = True,
+    rescale: ByProbability = "probability",
     lambda_: float = 1.0,
 ) -> Tensor:
     """Drop at random, rescale, add.
@@ -35,7 +35,8 @@ def dare_linear(
         weight: Coefficient of each model.
         density: Probability of each entry to stay.
         normalize: Divide by the sum of the weights, unless that is zero.
-        rescale: Divide kept entries by the density.
+        rescale: Divide kept entries by the density (probability, true), scale them to the L1 norm of the task vector
+            (l1), or neither (none, false).
         lambda_: Factor on the whole.
 
     Returns:
@@ -49,7 +50,7 @@ def dare_linear(
     return weighted_sum(kept, weight, normalize, lambda_)
 
 
-@operator(reads="elementwise", paper="2311.03099", breaks=("identical",))
+@operator(reads="tensor", paper="2311.03099", breaks=("identical",))
 def dare_ties(
     deltas: Tensor,
     *,
@@ -57,7 +58,7 @@ def dare_ties(
     weight: PerModel = 1.0,
     density: Density = 1.0,
     normalize: bool = False,
-    rescale: bool = True,
+    rescale: ByProbability = "probability",
     lambda_: float = 1.0,
 ) -> Tensor:
     """Drop at random, rescale, add the entries that agree in sign.
@@ -68,7 +69,8 @@ def dare_ties(
         weight: Coefficient of each model.
         density: Probability of each entry to stay.
         normalize: Divide by the summed weights of the models that agree.
-        rescale: Divide kept entries by the density.
+        rescale: Divide kept entries by the density (probability, true), scale them to the L1 norm of the task vector
+            (l1), or neither (none, false).
         lambda_: Factor on the whole.
 
     Returns:

@@ -1,23 +1,22 @@
 """DELLA: drop entries by chance, small ones more often than large ones of their row.
 
-Source: Deep et al. 2024, arXiv 2406.11617. Kept entries are divided by their probability, as in the paper, so the
-expectation is unchanged. (mergekit scales to equal L1 norm instead, which favours the large entries.)
+Source: Deep et al. 2024, arXiv 2406.11617. The paper divides kept entries by their probability, which leaves the
+expectation unchanged (``rescale="probability"``). The default is mergekit's, so that its files keep their meaning: one
+factor for the whole task vector, to its L1 norm, with which large entries grow on average and small ones shrink.
 """
 
 from __future__ import annotations
 
 from typing import Annotated, Any
 
-import torch
-from torch import Tensor
-
 from ..errors import WeightopsError
 from .draw import Draw
 from .registry import operator
 from .signature import PerModel, Range
-from .sparsify import Density, keep_random, numbers
+from .sparsify import ByNorm, Density, keep_random, numbers
 from .task_arithmetic import weighted_sum
 from .ties import agreeing_sum
+from .torch_later import Tensor, torch
 
 
 @operator(reads="tensor", paper="2406.11617")
@@ -29,7 +28,7 @@ def della(
     density: Density = 1.0,
     epsilon: Annotated[PerModel, Range(0, 1, below_high=True)] = 0.15,
     normalize: bool = True,
-    rescale: bool = True,
+    rescale: ByNorm = "l1",
     lambda_: float = 1.0,
 ) -> Tensor:
     """Drop by rank within each row, rescale, average what agrees in sign.
@@ -41,7 +40,8 @@ def della(
         density: Mean probability of an entry to stay; 1 keeps all.
         epsilon: The probability runs from density - epsilon (smallest of a row) to density + epsilon (largest).
         normalize: Divide by the summed weights of the models that agree.
-        rescale: Divide kept entries by their probability.
+        rescale: Scale kept entries to the L1 norm of the task vector (l1, true), divide each by its probability
+            (probability), or neither (none, false).
         lambda_: Factor on the whole.
 
     Returns:
@@ -63,7 +63,7 @@ def della_linear(
     density: Density = 1.0,
     epsilon: Annotated[PerModel, Range(0, 1, below_high=True)] = 0.15,
     normalize: bool = False,
-    rescale: bool = True,
+    rescale: ByNorm = "l1",
     lambda_: float = 1.0,
 ) -> Tensor:
     """Drop by rank within each row, rescale, add.
@@ -75,7 +75,8 @@ def della_linear(
         density: Mean probability of an entry to stay; 1 keeps all.
         epsilon: The probability runs from density - epsilon (smallest of a row) to density + epsilon (largest).
         normalize: Divide by the sum of the weights, unless that is zero.
-        rescale: Divide kept entries by their probability.
+        rescale: Scale kept entries to the L1 norm of the task vector (l1, true), divide each by its probability
+            (probability), or neither (none, false).
         lambda_: Factor on the whole.
 
     Returns:
@@ -107,7 +108,7 @@ def row_probabilities(deltas: Tensor, density: Any, epsilon: Any) -> Tensor:
     >>> row_probabilities(torch.tensor([[3.0, -1.0, 2.0]]), 0.5, 0.25)
     tensor([[0.7500, 0.2500, 0.5000]])
     """
-    shares = zip(numbers(density, len(deltas)).tolist(), numbers(epsilon, len(deltas)).tolist(), strict=True)
+    shares = zip(numbers(density, len(deltas)), numbers(epsilon, len(deltas)), strict=True)
     return torch.stack([_probability(delta, d, e) for delta, (d, e) in zip(deltas, shares, strict=True)])
 
 

@@ -10,28 +10,34 @@ The inputs are the first argument. ``slerp`` needs a base and puts it before the
 
 from __future__ import annotations
 
-import torch
-from torch import Tensor
+import numpy as np
+import numpy.typing as npt
+
+from .torch_later import Tensor, torch
+
+#: Inner products of the inputs, [n, n] or [..., n, n], or coefficients of them, [n] or [..., n]; fp64.
+Doubles = npt.NDArray[np.float64]
 
 
-def gram(stack: Tensor) -> Tensor:
+def gram(stack: Tensor) -> Doubles:
     """Inner products of n vectors, or of n rows at each of several places.
 
     Args:
         stack: [n, ..., length].
 
     Returns:
-        [..., n, n], fp64.
+        [..., n, n].
 
     >>> gram(torch.tensor([[3.0, 4.0], [1.0, 0.0]]))
-    tensor([[25.,  3.],
-            [ 3.,  1.]], dtype=torch.float64)
+    array([[25.,  3.],
+           [ 3.,  1.]])
     """
     rows = stack.double().movedim(0, -2)
-    return rows @ rows.transpose(-1, -2)
+    products: Doubles = (rows @ rows.transpose(-1, -2)).cpu().numpy()
+    return products
 
 
-def mix(coefficients: Tensor, stack: Tensor) -> Tensor:
+def mix(coefficients: Doubles, stack: Tensor) -> Tensor:
     """Sum of coefficient times vector.
 
     Args:
@@ -41,14 +47,14 @@ def mix(coefficients: Tensor, stack: Tensor) -> Tensor:
     Returns:
         [..., length], the stack's dtype.
 
-    >>> mix(torch.tensor([2.0, 1.0]), torch.tensor([[3.0, 4.0], [1.0, 0.0]]))
+    >>> mix(np.array([2.0, 1.0]), torch.tensor([[3.0, 4.0], [1.0, 0.0]]))
     tensor([7., 8.])
     """
-    factors = coefficients.movedim(-1, 0).to(stack.dtype)
+    factors = torch.from_numpy(coefficients).movedim(-1, 0).to(stack.dtype).to(stack.device)
     return (factors.reshape(*factors.shape, *[1] * (stack.dim() - factors.dim())) * stack).sum(0)
 
 
-def cosines(gram: Tensor) -> Tensor:
+def cosines(gram: Doubles) -> Doubles:
     """Cosines between n vectors; a zero vector counts as orthogonal to all.
 
     Args:
@@ -57,32 +63,32 @@ def cosines(gram: Tensor) -> Tensor:
     Returns:
         [..., n, n], within [-1, 1]; the diagonal is 1 (0 for a zero vector).
 
-    >>> cosines(torch.tensor([[4.0, 2.0], [2.0, 4.0]]))
-    tensor([[1.0000, 0.5000],
-            [0.5000, 1.0000]])
+    >>> cosines(np.array([[4.0, 2.0], [2.0, 4.0]]))
+    array([[1. , 0.5],
+           [0.5, 1. ]])
     """
     lengths = norms(gram)
-    inverse = torch.where(lengths > 0, 1 / lengths, 0)
-    return (gram * inverse.unsqueeze(-1) * inverse.unsqueeze(-2)).clamp(-1, 1)
+    inverse = np.divide(1, lengths, out=np.zeros_like(lengths), where=lengths > 0)
+    return np.clip(gram * inverse[..., :, None] * inverse[..., None, :], -1, 1)
 
 
-def norms(gram: Tensor) -> Tensor:
+def norms(gram: Doubles) -> Doubles:
     """Lengths of the n vectors: [..., n, n] to [..., n]."""
-    return gram.diagonal(dim1=-2, dim2=-1).clamp(min=0).sqrt()
+    squares: Doubles = np.diagonal(gram, axis1=-2, axis2=-1).clip(min=0)
+    return np.sqrt(squares)
 
 
-def arc(cosine: Tensor, t: float, straight: Tensor) -> Tensor:
+def arc(cosine: Doubles, t: float, straight: npt.NDArray[np.bool_]) -> Doubles:
     """Coefficients of two vectors a fraction t along the great circle between them, or along the straight line.
 
     Args:
-        cosine: Of the angle between them, [...], fp64.
+        cosine: Of the angle between them, [...].
         t: 0 is the first vector, 1 the second.
         straight: Whether to take the straight line, [...].
 
     Returns:
-        [..., 2], fp64.
+        [..., 2].
     """
-    angle = torch.acos(torch.where(straight, 0, cosine))
-    curve = torch.stack([((1 - t) * angle).sin(), (t * angle).sin()], -1) / angle.sin().unsqueeze(-1)
-    line = torch.tensor([1 - t, t], dtype=cosine.dtype, device=cosine.device)
-    return torch.where(straight.unsqueeze(-1), line, curve)
+    angle = np.arccos(np.where(straight, 0, cosine))
+    curve = np.stack([np.sin((1 - t) * angle), np.sin(t * angle)], -1) / np.sin(angle)[..., None]
+    return np.where(straight[..., None], [1 - t, t], curve)

@@ -2,58 +2,63 @@
 
 from __future__ import annotations
 
+import math
 from typing import Annotated
 
-import torch
-from torch import Tensor
+import numpy as np
+import numpy.typing as npt
 
-from .gram import cosines, gram, mix, norms
+from .gram import Doubles, cosines, gram, mix, norms
 from .registry import operator
 from .signature import Range
 from .sparsify import flat
+from .torch_later import Tensor
 
 
-def karcher_coefficients(gram: Tensor, *, max_iter: int = 10, tol: float = 1e-5) -> Tensor:
-    """Coefficients of the n models: [n, n] to [n], fp64. Gradient descent within the span of the unit vectors."""
+def karcher_coefficients(gram: Doubles, *, max_iter: int = 10, tol: float = 1e-5) -> Doubles:
+    """Coefficients of the n models: [n, n] to [n]. Gradient descent within the span of the unit vectors."""
     if len(gram) == 1:
-        return torch.ones_like(gram[0])
+        return np.ones_like(gram[0])
     lengths = norms(gram)
     present = lengths > tol
     if not present.any():
-        return torch.zeros_like(lengths)
-    cosine, share = cosines(gram), present.double() / present.sum()
+        return np.zeros_like(lengths)
+    cosine, share = cosines(gram), present / present.sum()
     mean = _start(cosine, share, present, tol)
     for _ in range(max_iter):
         step = _tangent(cosine, share, mean, tol)
         length = _length(cosine, step)
         if length < tol:
             break
-        mean = length.cos() * mean + length.sin() / length * step
+        mean = math.cos(length) * mean + math.sin(length) / length * step
         mean = mean / _length(cosine, mean)
-    return lengths.mean() * mean / torch.where(present, lengths, 1)
+    coefficients: Doubles = lengths.mean() * mean / np.where(present, lengths, 1)
+    return coefficients
 
 
-def _start(cosine: Tensor, share: Tensor, present: Tensor, tol: float) -> Tensor:
+def _start(cosine: Doubles, share: Doubles, present: npt.NDArray[np.bool_], tol: float) -> Doubles:
     """The plain mean's direction, or the first vector where the mean vanishes."""
     length = _length(cosine, share)
     if length >= tol:
         return share / length
-    first = torch.zeros_like(share)
-    first[int(present.int().argmax())] = 1
+    first = np.zeros_like(share)
+    first[present.argmax()] = 1
     return first
 
 
-def _tangent(cosine: Tensor, share: Tensor, mean: Tensor, tol: float) -> Tensor:
+def _tangent(cosine: Doubles, share: Doubles, mean: Doubles, tol: float) -> Doubles:
     """The mean of the steps to each vector along the sphere; zero for a vector at or exactly opposite to the mean."""
-    height = (cosine @ mean).clamp(-1, 1)
-    angle = height.acos()
-    way = torch.where((angle >= tol) & (torch.pi - angle >= tol), share * angle / angle.sin(), 0)
-    return way - (way @ height) * mean
+    height = np.clip(cosine @ mean, -1, 1)
+    angle = np.arccos(height)
+    inside = (angle >= tol) & (np.pi - angle >= tol)
+    way = np.divide(share * angle, np.sin(angle), out=np.zeros_like(angle), where=inside)
+    step: Doubles = way - (way @ height) * mean
+    return step
 
 
-def _length(cosine: Tensor, point: Tensor) -> Tensor:
+def _length(cosine: Doubles, point: Doubles) -> float:
     """Length of a combination of the unit vectors."""
-    return (point @ cosine @ point).clamp(min=0).sqrt()
+    return math.sqrt(max(float(point @ cosine @ point), 0.0))
 
 
 @operator(reads="tensor", paper="2603.04972", coefficients=karcher_coefficients)
@@ -70,6 +75,7 @@ def karcher(
     Returns:
         [...], the models' dtype; zero where every model is shorter than ``tol``.
 
+    >>> import torch
     >>> karcher(torch.tensor([[2.0, 0.0], [0.0, 4.0]]))
     tensor([2.1213, 2.1213])
     """

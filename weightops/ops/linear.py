@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
-from torch import Tensor
-
 from ..errors import WeightopsError
 from .registry import operator
 from .signature import PerModel
 from .sparsify import numbers, per_model
+from .torch_later import Tensor
 
 CANCELLED = "the weights sum to 0 and cannot be normalised; change them or set normalize: false"
 
@@ -20,7 +19,7 @@ def linear_coefficients(count: int, *, weight: Any = 1.0, normalize: bool = True
     Raises:
         WeightopsError: ``normalize`` with weights that sum to zero.
     """
-    weights: list[float] = numbers(weight, count).tolist()
+    weights = numbers(weight, count)
     total = sum(weights)
     if not normalize:
         return weights

@@ -7,12 +7,11 @@ from __future__ import annotations
 
 from typing import Annotated
 
-from torch import Tensor
-
 from ..anatomy.place import Place
 from .registry import operator
 from .signature import PerModel, Range
 from .task_arithmetic import weighted_sum
+from .torch_later import Tensor
 
 
 def lines_scale(place: Place, alpha: float, beta: float) -> float:

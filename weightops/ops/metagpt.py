@@ -6,19 +6,17 @@ the tasks k of ||theta_k - theta_0||^2, norms over all weights of the model. No 
 
 from __future__ import annotations
 
-import torch
-from torch import Tensor
-
-from .gram import gram, mix
+from .gram import Doubles, gram, mix
 from .registry import operator
 from .sparsify import flat
+from .torch_later import Tensor
 
 
-def metagpt_coefficients(gram: Tensor, *, lambda_: float = 1.0) -> Tensor:
-    """Coefficients of the n task vectors: [n, n] to [n], fp64; all zero where no model differs from the base (ours)."""
+def metagpt_coefficients(gram: Doubles, *, lambda_: float = 1.0) -> Doubles:
+    """Coefficients of the n task vectors: [n, n] to [n]; all zero where no model differs from the base (ours)."""
     squares = gram.diagonal()
     total = squares.sum()
-    return squares / torch.where(total > 0, total, 1) * lambda_
+    return squares / (total if total > 0 else 1.0) * lambda_
 
 
 @operator(reads="model", paper="2406.11385", coefficients=metagpt_coefficients)
@@ -34,6 +32,7 @@ def metagpt(deltas: Tensor, *, lambda_: float = 1.0) -> Tensor:
     Returns:
         The merged task vector, [...].
 
+    >>> import torch
     >>> metagpt(torch.tensor([[1.0, 1.0], [2.0, 0.0]]))  # squared lengths 2 and 4
     tensor([1.6667, 0.3333])
     """

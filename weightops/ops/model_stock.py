@@ -2,24 +2,25 @@
 
 from __future__ import annotations
 
-import torch
-from torch import Tensor
+import numpy as np
 
-from .gram import cosines, gram, mix
+from .gram import Doubles, cosines, gram, mix
 from .registry import operator
 from .sparsify import flat
+from .torch_later import Tensor
 
 
-def model_stock_coefficients(gram: Tensor) -> Tensor:
-    """Coefficients of the n task vectors, all equal: [..., n, n] to [..., n], fp64.
+def model_stock_coefficients(gram: Doubles) -> Doubles:
+    """Coefficients of the n task vectors, all equal: [..., n, n] to [..., n].
 
     With c the mean cosine of all pairs, t = n c / (1 + (n - 1) c) of their average; none at the pole.
     """
     count = gram.shape[-1]
     cosine = cosines(gram)
-    mean = torch.stack([cosine[..., i, j] for i in range(count) for j in range(i + 1, count)]).mean(0)
+    mean = np.mean([cosine[..., i, j] for i in range(count) for j in range(i + 1, count)], 0)
     pole = 1 + (count - 1) * mean
-    return torch.where(pole.abs() < 1e-6, 0, mean / pole).unsqueeze(-1).expand(*mean.shape, count)
+    share = np.divide(mean, pole, out=np.zeros_like(pole), where=np.abs(pole) >= 1e-6)
+    return np.repeat(share[..., None], count, -1)
 
 
 @operator(
@@ -41,6 +42,7 @@ def model_stock(deltas: Tensor, *, filter_wise: bool = False) -> Tensor:
     Returns:
         The merged task vector, [...].
 
+    >>> import torch
     >>> model_stock(torch.tensor([[1.0, 1.0], [1.0, 0.0]]))
     tensor([0.8284, 0.4142])
     """

@@ -4,17 +4,15 @@ from __future__ import annotations
 
 from typing import Any
 
-from torch import Tensor
-
 from .registry import operator
 from .signature import PerModel
 from .sparsify import numbers, per_model
+from .torch_later import Tensor
 
 
 def passthrough_coefficients(count: int, *, scale: Any = 1.0) -> list[float]:
     """The factor of the one model, fp64."""
-    factors: list[float] = numbers(scale, count).tolist()
-    return factors
+    return numbers(scale, count)
 
 
 @operator(reads="elementwise", paper="mergekit", models=(1, 1), affine=passthrough_coefficients)

@@ -8,12 +8,10 @@ from __future__ import annotations
 
 from typing import Annotated
 
-import torch
-from torch import Tensor
-
 from .registry import operator
 from .signature import PerModel, Range
 from .sparsify import flat, per_model
+from .torch_later import Tensor, torch
 
 CLIPPED = 1e-4  # share of the smallest and of the largest magnitudes
 

@@ -16,9 +16,9 @@ Some methods are linear combinations of their inputs. They declare it, because t
 * ``affine=function``: the coefficients depend only on the parameters: ``function(count, **parameters)`` returns one
   for each of ``count`` models;
 * ``coefficients=function``: the coefficients depend on the inner products of the inputs, the Gram matrix:
-  ``function(gram, **parameters)`` ([n, n] to [n], fp64; :mod:`.gram` lists the inputs). A first pass over the slices
-  sums the products, a second applies the combination. With ``reads="model"`` the products are summed over every tensor
-  of the merge, so the coefficients depend on the whole models.
+  ``function(gram, **parameters)`` ([n, n] to [n], fp64, numpy; :mod:`.gram` lists the inputs). A first pass over the
+  slices sums the products, a second applies the combination. With ``reads="model"`` the products are summed over every
+  tensor of the merge, so the coefficients depend on the whole models.
 
 The tests check every method against the laws of ``tests/support/merge_laws.py``. A method declares the laws that it
 breaks: ``breaks=("size",)``.
@@ -116,7 +116,7 @@ class Operator:
         raise WeightopsError(f"{self.name} needs {name!r}, which has no default")
 
     def combination(self, settings: Mapping[str, Any]) -> Callable[[Any], Any] | None:
-        """The coefficients as a function of the Gram matrix alone, [n, n] to [n], fp64.
+        """The coefficients as a function of the Gram matrix alone, [n, n] to [n], numpy fp64.
 
         Returns:
             ``None`` if the method, with these settings, is not one linear combination of whole tensors.

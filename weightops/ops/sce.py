@@ -7,13 +7,11 @@ from __future__ import annotations
 
 from typing import Annotated
 
-import torch
-from torch import Tensor
-
 from .registry import operator
 from .signature import Range
 from .sparsify import flat, largest, per_model
 from .ties import agreement
+from .torch_later import Tensor, torch
 
 
 @operator(reads="tensor", paper="2408.07990")
@@ -41,13 +39,29 @@ def sce(deltas: Tensor, *, select_topk: Annotated[float, Range(0, 1)] = 1.0) -> 
 def selected(deltas: Tensor, select_topk: float) -> Tensor:
     """The mask of the entries to merge: [n, ...] to [...].
 
-    The variance is computed in fp64 and rounded to the deltas' dtype, so that equal models differ by exactly zero.
+    The order is that of the variance: entries are compared by n^2 times it.
     """
-    shifted = deltas.double() - deltas[0].double()
-    variance = (shifted - shifted.mean(0)).square().mean(0).to(deltas.dtype)
     if select_topk >= 1:
-        return torch.ones_like(variance, dtype=torch.bool)
-    return largest(variance, int(int(variance.count_nonzero()) * select_topk))
+        return torch.ones_like(deltas[0], dtype=torch.bool)
+    score = spread(deltas)
+    return largest(score, int(int(score.count_nonzero()) * select_topk))
+
+
+def spread(deltas: Tensor) -> Tensor:
+    """n^2 times the variance over the models: [n, ...] to [...], computed in fp64 and rounded to the deltas' dtype.
+
+    By sums about the first model, exactly zero where all models are equal. No digits cancel: one of the n differences
+    is zero, so the result is at least the sum of their squares.
+
+    >>> spread(torch.tensor([[1.0, 5.0], [3.0, 5.0]]))
+    tensor([4., 0.])
+    """
+    total = torch.zeros(deltas.shape[1:], dtype=torch.float64, device=deltas.device)
+    squares = torch.zeros_like(total)
+    for delta in deltas[1:]:  # in order, as the fused form adds
+        shifted = delta.double() - deltas[0].double()
+        total, squares = total + shifted, squares + shifted.square()
+    return (len(deltas) * squares - total.square()).to(deltas.dtype)
 
 
 def _energy(deltas: Tensor) -> Tensor:

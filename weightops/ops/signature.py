@@ -61,6 +61,14 @@ class Range:
 
 
 @dataclass(frozen=True)
+class Switch:
+    """The texts that ``true`` and ``false`` stand for, in a parameter that mergekit's files have as a switch."""
+
+    on: str
+    off: str
+
+
+@dataclass(frozen=True)
 class Parameter:
     """One configuration key of a method.
 
@@ -71,6 +79,7 @@ class Parameter:
         help: The description in the docstring.
         range: The allowed numbers; ``None``: any number.
         optional: Whether the value may be ``None``.
+        switch: The choices that ``true`` and ``false`` stand for; ``None``: they are no values.
     """
 
     name: str
@@ -81,6 +90,7 @@ class Parameter:
     help: str = ""
     range: Range | None = None
     optional: bool = False
+    switch: Switch | None = None
 
     @property
     def required(self) -> bool:
@@ -106,6 +116,8 @@ class Parameter:
         """
         if value is None and self.optional:
             return None
+        if self.switch is not None and (flag := _flag(value)) is not None:
+            return self.switch.on if flag else self.switch.off
         result = _READERS[self.kind](value)
         if result is None:
             raise WeightopsError(f"{self.name} must be {_KINDS[self.kind]}, not {value!r}")
@@ -152,17 +164,19 @@ def _parameter(method: str, argument: inspect.Parameter, hint: Any, described: M
     choices: tuple[Any, ...] = typing.get_args(inner) if typing.get_origin(inner) is Literal else ()
     kind = "float" if per_model else "str" if choices else _PLAIN.get(inner)
     ranges = [extra for extra in extras if isinstance(extra, Range)]
-    unknown = [extra for extra in extras if not isinstance(extra, Range | PerModelMark)]
+    switch = next((extra for extra in extras if isinstance(extra, Switch)), None)
+    unknown = [extra for extra in extras if not isinstance(extra, Range | PerModelMark | Switch)]
+    unknown += [switch] * (switch is not None and not {switch.on, switch.off} <= set(choices))
     texts = all(isinstance(choice, str) for choice in choices)
     if kind is None or unknown or len(ranges) > 1 or not texts or (ranges and kind not in ("float", "int")):
         raise TypeError(
             f"{method}: the annotation of {argument.name!r} is not supported; allowed are float, int, bool, str, "
             "Literal of texts and PerModel, each optionally with `| None`; a number may have one range: "
-            "Annotated[float, Range(0, 1)]"
+            "Annotated[float, Range(0, 1)]; texts may have a switch among them: Switch(on, off)"
         )
     range_ = ranges[0] if ranges else None
     name, text = argument.name.rstrip("_"), described.get(argument.name, "")
-    parameter = Parameter(name, argument.default, kind, per_model, choices, text, range_, optional)
+    parameter = Parameter(name, argument.default, kind, per_model, choices, text, range_, optional, switch)
     if not parameter.required:
         try:
             parameter.read(argument.default)

@@ -2,22 +2,23 @@
 
 from __future__ import annotations
 
+import math
 from typing import Annotated, Any
 
-import torch
-from torch import Tensor
+import numpy as np
 
 from ..errors import WeightopsError
-from .gram import arc, cosines, gram, mix, norms
+from .gram import Doubles, arc, cosines, gram, mix, norms
 from .registry import operator
 from .signature import PerModel, Range
 from .sparsify import flat, numbers
+from .torch_later import Tensor, torch
 
 
-def slerp_coefficients(gram: Tensor, *, t: float) -> Tensor:
-    """Coefficients of (base, model): [2, 2] to [2], fp64. Above |cos| 0.9995 the straight line is taken."""
+def slerp_coefficients(gram: Doubles, *, t: float) -> Doubles:
+    """Coefficients of (base, model): [2, 2] to [2]. Above |cos| 0.9995 the straight line is taken."""
     cosine = cosines(gram)[..., 0, 1]
-    return arc(cosine, t, cosine.abs() > 0.9995)
+    return arc(cosine, t, np.abs(cosine) > 0.9995)
 
 
 @operator(reads="tensor", paper="Shoemake 1985", needs_base=True, models=(1, 1), coefficients=slerp_coefficients)
@@ -41,12 +42,12 @@ def slerp(models: Tensor, *, base: Tensor, t: float) -> Tensor:
     return mix(slerp_coefficients(gram(flat(pair)), t=t), pair)
 
 
-def nuslerp_coefficients(gram: Tensor, *, weight: Any = 1.0) -> Tensor:
-    """Coefficients of the two inputs: [..., 2, 2] to [..., 2], fp64. Parallel or opposite: the straight line."""
-    first, second = numbers(weight, 2).tolist()
+def nuslerp_coefficients(gram: Doubles, *, weight: Any = 1.0) -> Doubles:
+    """Coefficients of the two inputs: [..., 2, 2] to [..., 2]. Parallel or opposite: the straight line."""
+    first, second = numbers(weight, 2)
     t = second / (first + second) if abs(first + second) >= 1e-6 else 0.5
     cosine = cosines(gram)[..., 0, 1]
-    return arc(cosine, t, 1 - cosine.square() <= 1e-12)
+    return arc(cosine, t, 1 - np.square(cosine) <= 1e-12)
 
 
 @operator(
@@ -89,19 +90,20 @@ def nuslerp(
     return merged if base is None else base + merged
 
 
+@np.errstate(all="ignore")  # weights that cancel out show in the result
 def multislerp_coefficients(
-    gram: Tensor, *, weight: Any = 1.0, normalize_weights: bool = True, eps: float = 1e-8
-) -> Tensor:
-    """Coefficients of the n inputs: [n, n] to [n], fp64."""
+    gram: Doubles, *, weight: Any = 1.0, normalize_weights: bool = True, eps: float = 1e-8
+) -> Doubles:
+    """Coefficients of the n inputs: [n, n] to [n]."""
     if len(gram) == 1:
-        return torch.ones_like(gram[0])
-    lengths, weights = norms(gram), numbers(weight, len(gram)).to(gram.device)
+        return np.ones_like(gram[0])
+    lengths, weights = norms(gram), np.array(numbers(weight, len(gram)))
     if normalize_weights:
         weights = weights / weights.sum()
     mean = weights / (lengths + eps)  # of the unit vectors, in terms of the vectors
-    spread = (mean @ gram @ mean).clamp(min=0).sqrt()
+    spread = math.sqrt(max(float(mean @ gram @ mean), 0.0))
     if spread >= eps:
-        return mean / spread * (weights @ lengths)
+        return mean / spread * float(weights @ lengths)
     if len(gram) > 2 and lengths.any():
         raise WeightopsError("multislerp: the models' directions cancel out; take other weights")
     return weights

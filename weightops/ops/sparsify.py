@@ -6,17 +6,21 @@ order). It does not depend on how a tensor is sliced or on the sorting routine.
 
 from __future__ import annotations
 
-from typing import Annotated, Any
-
-import torch
-from torch import Tensor
+from collections.abc import Sequence
+from typing import Annotated, Any, Literal
 
 from ..errors import WeightopsError
 from .draw import Draw
-from .signature import PerModel, Range
+from .signature import PerModel, Range, Switch
+from .torch_later import Tensor, torch
 
 #: Share of the entries of a task vector to keep.
-Density = Annotated[PerModel, Range(0, 1, above_low=True)]
+Density = Annotated[PerModel, Range(0, 1)]
+
+#: How entries that were kept by chance are scaled: each by its probability, or all to the task vector's L1 norm.
+Rescale = Literal["probability", "l1", "none"]
+ByProbability = Annotated[Rescale, Switch("probability", "none")]
+ByNorm = Annotated[Rescale, Switch("l1", "none")]
 
 
 def per_model(value: Any, stack: Tensor) -> Tensor:
@@ -35,18 +39,25 @@ def per_model(value: Any, stack: Tensor) -> Tensor:
     >>> per_model([0.5, 2.0], torch.ones(2, 3)).shape
     torch.Size([2, 1])
     """
-    vector = numbers(value, len(stack)).to(stack.dtype).to(stack.device)
+    vector = torch.tensor(numbers(value, len(stack)), dtype=torch.float64).to(stack.dtype).to(stack.device)
     return vector.reshape(-1, *[1] * (stack.dim() - 1))
 
 
-def numbers(value: Any, count: int) -> Tensor:
-    """A number for each model, as a vector: [count], fp64."""
-    vector = torch.as_tensor(value, dtype=torch.float64)
-    if vector.dim() == 0:
-        return vector.repeat(count)
-    if vector.shape != (count,):
-        raise WeightopsError(f"{vector.numel()} values for {count} models; give one number, or one for each")
-    return vector
+def numbers(value: Any, count: int) -> list[float]:
+    """A number for each of ``count`` models, in double precision.
+
+    Raises:
+        WeightopsError: a sequence of another length.
+
+    >>> numbers(0.5, 2), numbers((1, 2), 2)
+    ([0.5, 0.5], [1.0, 2.0])
+    """
+    values = value.tolist() if hasattr(value, "tolist") else value
+    if not isinstance(values, Sequence):
+        return [float(values)] * count
+    if len(values) != count:
+        raise WeightopsError(f"{len(values)} values for {count} models; give one number, or one for each")
+    return [float(number) for number in values]
 
 
 def flat(stack: Tensor) -> Tensor:
@@ -97,7 +108,7 @@ def keep_largest(deltas: Tensor, density: Any) -> Tensor:
     >>> keep_largest(torch.tensor([[1.0, -3.0, 2.0, 3.0]]), 0.5)
     tensor([[ 0., -3.,  0.,  3.]])
     """
-    shares = numbers(density, len(deltas)).tolist()
+    shares = numbers(density, len(deltas))
     return torch.stack([_keep(delta, share) for delta, share in zip(deltas, shares, strict=True)])
 
 
@@ -106,19 +117,22 @@ def _keep(delta: Tensor, density: float) -> Tensor:
     return delta.where(largest(delta.abs(), count), 0)
 
 
-def keep_random(deltas: Tensor, probability: Tensor, draw: Draw, *, rescale: bool) -> Tensor:
+def keep_random(deltas: Tensor, probability: Tensor, draw: Draw, *, rescale: Rescale) -> Tensor:
     """Keep each entry by chance.
 
     Args:
         deltas: Task vectors, or the same slice of each, [n, ...].
         probability: Probability of an entry to stay, broadcastable to [n, ...].
         draw: Random numbers, from the first entry on.
-        rescale: Divide kept entries by their probability, so that the expectation is the task vector.
+        rescale: ``probability``: divide kept entries by theirs, so that the expectation is the task vector. ``l1``:
+            scale each model's to the L1 norm of its task vector, as mergekit does.
     """
     drawn = [torch.from_numpy(draw.uniform(i, d.numel())).reshape(d.shape) for i, d in enumerate(deltas)]
     uniform = torch.stack(drawn).to(deltas.device)
     kept = deltas.where(uniform < probability, 0)
-    return kept / probability.where(probability > 0, 1) if rescale else kept
+    if rescale == "probability":
+        return kept / probability.where(probability > 0, 1)
+    return same_l1(kept, deltas) if rescale == "l1" else kept
 
 
 def same_l1(sparse: Tensor, deltas: Tensor) -> Tensor:

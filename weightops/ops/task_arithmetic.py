@@ -4,18 +4,17 @@ from __future__ import annotations
 
 from typing import Any
 
-from torch import Tensor
-
 from .registry import operator
 from .signature import PerModel
 from .sparsify import numbers, per_model
+from .torch_later import Tensor
 
 
 def task_arithmetic_coefficients(
     count: int, *, weight: Any = 1.0, normalize: bool = False, lambda_: float = 1.0
 ) -> list[float]:
     """The coefficient of each of ``count`` task vectors, fp64."""
-    weights: list[float] = numbers(weight, count).tolist()
+    weights = numbers(weight, count)
     total = sum(weights)
     divisor = total if normalize and abs(total) >= 1e-8 else 1.0
     return [number / divisor * lambda_ for number in weights]

@@ -7,11 +7,10 @@ from __future__ import annotations
 
 from typing import Any
 
-from torch import Tensor
-
 from .registry import operator
 from .signature import PerModel
 from .sparsify import Density, keep_largest, per_model, same_l1
+from .torch_later import Tensor
 
 
 @operator(reads="tensor", paper="2306.01708")

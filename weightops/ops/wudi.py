@@ -8,11 +8,9 @@ from __future__ import annotations
 
 from typing import Annotated
 
-import torch
-from torch import Tensor
-
 from .registry import operator
 from .signature import Range
+from .torch_later import Tensor, torch
 
 
 @operator(reads="matrix", paper="2503.08099", breaks=("identical", "size"))

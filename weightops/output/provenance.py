@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -25,13 +25,13 @@ from ..version import __version__
 
 def record(plan: Plan, tally: Tally, sources: Iterable[Source]) -> dict[str, Any]:
     """The record of a finished run, as JSON values: recipe, sources with revision and content, outputs with digests."""
-    jobs = {job.name: job for job in plan.jobs if job.written}
+    outputs = {name: output for job in plan.jobs for name, output in job.outputs.items()}
     digests = {_place(tensor): digest for tensor, digest in tally.inputs.items()}
     return {
         "weightops": __version__,
         "recipe": dict(plan.recipe),
         "sources": [_source(source, digests) for source in sources],
-        "outputs": {name: _as_written(job.dtype, job.shape, tally.outputs[name]) for name, job in sorted(jobs.items())},
+        "outputs": {name: _as_written(*output, tally.outputs[name]) for name, output in sorted(outputs.items())},
     }
 
 
@@ -52,7 +52,7 @@ def record_file(made: Mapping[str, Any], files: Mapping[str, bytes]) -> bytes:
         made: As :func:`record` gives it.
         files: Their contents by name.
     """
-    digests = {name: _file_digest(data) for name, data in sorted(files.items())}
+    digests = {name: file_digest(data) for name, data in sorted(files.items())}
     return (json.dumps({**made, "files": digests}, indent=2, ensure_ascii=False) + "\n").encode()
 
 
@@ -61,23 +61,27 @@ def record_again(folder: Path, name: str) -> None:
     made = read_json(folder / RECORD)
     files = made.get("files")
     if isinstance(files, dict) and name in files:
-        files[name] = _file_digest(read_beside(folder, name))
+        files[name] = file_digest(read_beside(folder, name))
         unfinished = folder / f".{RECORD}.part"
         unfinished.write_text(json.dumps(made, indent=2, ensure_ascii=False) + "\n", "utf-8")
         os.replace(unfinished, folder / RECORD)
 
 
-def has_file_digests(folder: Path) -> bool:
+def hasfile_digests(folder: Path) -> bool:
     """Whether the record of an output holds digests of its small files; older records hold only their names."""
     return isinstance(read_json(folder / RECORD).get("files"), dict)
 
 
-def _file_digest(data: bytes) -> str:
+def file_digest(data: bytes) -> str:
+    """The digest of a small file, as the record holds it."""
     return "blake3:" + blake3(data).hexdigest()
 
 
-def verify(folder: Path) -> list[str]:
+def verify(folder: Path, *, unchecked: Collection[str] = ()) -> list[str]:
     """Compare an output with its record: its tensors, and its small files if the record has their digests.
+
+    Args:
+        unchecked: Small files that may differ.
 
     Returns:
         A line for every tensor that is missing, extra or changed, and every small file that is missing or changed;
@@ -90,13 +94,16 @@ def verify(folder: Path) -> list[str]:
     recorded, files = made.get("outputs"), made.get("files")
     if not isinstance(recorded, dict):
         raise WeightopsError(f"{folder}: no {RECORD} with output digests; only outputs of weightops can be verified")
-    return [*_tensor_problems(folder, recorded), *_file_problems(folder, files if isinstance(files, dict) else {})]
+    digests = (
+        {name: digest for name, digest in files.items() if name not in unchecked} if isinstance(files, dict) else {}
+    )
+    return [*_tensor_problems(folder, recorded), *_file_problems(folder, digests)]
 
 
 def _file_problems(folder: Path, recorded: Mapping[str, Any]) -> Iterator[str]:
     for name, digest in sorted(recorded.items()):
         try:
-            if _file_digest(read_beside(folder, name)) != digest:
+            if file_digest(read_beside(folder, name)) != digest:
                 yield f"{folder / name}: has changed since it was written"
         except FileNotFoundError:
             yield f"{folder / name}: is in the record but not in the folder"
@@ -124,7 +131,8 @@ def _place(tensor: StoredTensor) -> tuple[str, int, int]:
 
 def _source(source: Source, digests: Mapping[tuple[str, int, int], str]) -> dict[str, Any]:
     if isinstance(source, Weights):
-        used = {tensor: digests[place] for tensor in source.tensors.values() if (place := _place(tensor)) in digests}
+        read = (part for tensor in source.tensors.values() for part in (tensor, *tensor.parts))
+        used = {tensor: digests[place] for tensor in read if (place := _place(tensor)) in digests}
     else:  # what is added to a model is small, and writing may have read it many times
         used = {tensor: digests.get(_place(tensor)) or tensor_digest(tensor) for tensor in stored_in(source)}
     entry: dict[str, Any] = {"name": source.spec, "content": content(used), "tensors": len(used)}

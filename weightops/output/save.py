@@ -19,6 +19,7 @@ from ..io.folder import INDEX
 from ..io.opened import Source
 from ..io.output_lock import OutputLock
 from ..io.progress import Progress
+from ..io.quantised import CODES, CONFIG_KEY
 from ..io.small_files import MOST_BYTES, read_beside
 from ..io.staging import Staging, output_problems
 from ..io.weights import Weights
@@ -189,7 +190,8 @@ def _files(plan: Plan, package: Package, tally: Tally, carried: Mapping[str, byt
     provenance = record(plan, tally, package.sources)
     files = {n: data for n, data in carried.items() if n not in package.left_out}
     if package.model.config:
-        files["config.json"] = _json({**package.model.config, **_dtype_keys(plan, package.model), **package.config})
+        changed = {**_dtype_keys(plan, package.model), **_quantisation(plan, package), **package.config}
+        files["config.json"] = _json({**package.model.config, **changed})
     if len(plan.files) > 1:
         files[INDEX] = _json(_index(plan))
     files |= package.files
@@ -218,6 +220,14 @@ def _dtype_keys(plan: Plan, model: Weights) -> dict[str, str]:
     if len(written) != 1 or written == {t.dtype for t in model.tensors.values() if t.dtype in dtypes.FLOATS}:
         return {}
     return {"torch_dtype" if "torch_dtype" in model.config else "dtype": dtypes.TO_TORCH[written.pop()]}
+
+
+def _quantisation(plan: Plan, package: Package) -> dict[str, Any]:
+    """What the config says of weights that are written in 8 bits: the words of the source whose layout they have."""
+    if not any(job.dtype in CODES for job in plan.jobs):
+        return {}
+    models = [source for source in (package.model, *package.sources) if isinstance(source, Weights)]
+    return next(({CONFIG_KEY: dict(model.quantisation)} for model in models if model.quantisation), {})
 
 
 def _index(plan: Plan) -> dict[str, Any]:

@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 
+from ..dtypes import FP8_BLOCK
 from ..engine.execute import default_threads
 from ..engine.plan import DEFAULT_MEMORY, check_options
 from ..errors import Message, Remedy, WeightopsError
@@ -183,6 +184,9 @@ def plan_soup(
     ]
     if report and metric is None:
         problems.append(Message("a report needs a metric", Remedy("name one as {}", "metric")))
+    if dtype == FP8_BLOCK:
+        problem = f"{FP8_BLOCK}: what a soup chooses is judged and written as plain weights"
+        problems.append(Message(problem, Remedy("choose another {}", "dtype")))
     try:
         check_options({"dtype": "auto" if dtype is None else dtype})
         ingredients = open_ingredients(names, base, Options(seed=seed))

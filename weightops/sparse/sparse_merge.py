@@ -103,7 +103,7 @@ class MergedEntries:
         stack = torch.from_numpy(values)
         if self.method == "ties":
             stack = self._trimmed(stack, dtypes.count(there[0].shape))
-        weights = numbers(self.weights, len(operands)).float().reshape(-1, 1)
+        weights = torch.tensor(numbers(self.weights, len(operands))).reshape(-1, 1)
         merged = METHODS[self.method](stack, torch.from_numpy(has).float(), weights).numpy()
         raw = kernels.narrow(np.ascontiguousarray(merged, np.float32), self.dtype)
         if kernels.holds_nonfinite(raw, self.dtype):

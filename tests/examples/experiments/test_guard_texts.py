@@ -7,7 +7,7 @@ import pytest
 
 from examples.experiments.guard import texts
 from weightops.errors import WeightopsError
-from weightops.recipes.passes.prefixes import prefixes
+from weightops.recipes.data.prefixes import prefixes
 from weightops.rows.labelled import labelled_texts
 from weightops.rows.row import Row
 

@@ -98,7 +98,7 @@ def test_a_merge_that_fails_leaves_the_output_that_was_there(again, monkeypatch)
         ({"merge": {}}, "merge: needs a method; write it as {method: ties, density: 0.5}"),
         ({"merge": {"method": "tied"}}, "merge: unknown merge method 'tied' (did you mean 'ties'?)"),
         ({"merge": {"method": "ties", "densty": 0.5}}, "ties: unknown parameter 'densty' (did you mean 'density'?)"),
-        ({"merge": {"method": "ties", "density": 2}}, "density must be in (0, 1], not 2"),
+        ({"merge": {"method": "ties", "density": 2}}, "density must be in [0, 1], not 2"),
         ({"merge": {"method": "ties", "weight": 1}}, "merge: weight follows from the key weigh; remove it here"),
         ({"merge": {"method": "model_stock"}, "weigh": "rows"}, "model_stock gives no sub-model more weight than"),
         ({"merge": {"method": "slerp"}}, "merge: slerp merges whole models, not their changes; choose a method of"),

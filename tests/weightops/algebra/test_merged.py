@@ -131,9 +131,9 @@ def test_a_selection_that_matches_nothing_is_a_problem_of_the_plan(models, tmp_p
 @pytest.mark.parametrize(
     ("settings", "problem"),
     [
-        ({"density": -5}, "density must be in (0, 1], not -5"),
-        ({"density": 3}, "density must be in (0, 1], not 3"),
-        ({"density": [0.5, 0]}, "density must be in (0, 1], not 0"),
+        ({"density": -5}, "density must be in [0, 1], not -5"),
+        ({"density": 3}, "density must be in [0, 1], not 3"),
+        ({"density": [0.5, -1]}, "density must be in [0, 1], not -1"),
         ({"density": "abc"}, "density must be a number, not 'abc'"),
         ({"density": [0.1, 0.2, 0.3]}, "density has 3 values for 2 models; give one number, or one for each model"),
         ({"normalize": 3}, "normalize must be true or false, not 3"),

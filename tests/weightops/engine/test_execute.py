@@ -9,6 +9,7 @@ import random
 import signal
 import subprocess
 import sys
+import threading
 import time
 import tracemalloc
 from collections.abc import Callable
@@ -131,6 +132,24 @@ def test_an_interrupted_run_computes_only_the_rest_and_ends_in_the_same_bytes(su
         computed.clear()
         assert write(sum_of_three, out, threads=2, memory=4 * UNIT) == expected
         assert len(computed) <= pieces - after + 1
+
+
+def test_a_tensor_that_takes_long_keeps_no_other_thread_from_working(sum_of_three):
+    # The first slice waits until twenty later ones are computed; all come back in order.
+    pieces = [
+        replace(piece, number=n) for n, piece in enumerate([next(execution._pieces(sum_of_three.plan(), 1))] * 25)
+    ]
+    later = threading.Semaphore(0)
+
+    def work(piece, recorded):
+        if piece.number:
+            later.release()
+        else:
+            assert all(later.acquire(timeout=20) for _ in range(20))
+        return [{}], True
+
+    todo = ((piece, []) for piece in pieces)
+    assert [done.piece for done in execution._by_threads(todo, work, threads=2)] == pieces
 
 
 def test_a_run_may_be_interrupted_and_resumed_with_other_threads_and_memory(sum_of_three, tmp_path):

@@ -139,8 +139,8 @@ def test_a_seed_gives_the_same_result_and_another_seed_another(name):
 @pytest.mark.parametrize("name", RANDOM)
 def test_the_stated_share_of_a_task_vector_is_kept_and_its_expectation_too(name):
     stack = [torch.ones(300, 400)]
-    with merge_job(name, stack, torch.zeros(300, 400), {"density": 0.4, "epsilon": 0.0} if "della" in name
-                   else {"density": 0.4}) as job:  # fmt: skip
+    given_settings = {"density": 0.4, "rescale": "probability"} | ({"epsilon": 0.0} if "della" in name else {})
+    with merge_job(name, stack, torch.zeros(300, 400), given_settings) as job:
         merged = torch.frombuffer(bytearray(run(job)[0]), dtype=torch.float32)
     n, p = merged.numel(), 0.4
     assert abs(int((merged != 0).sum()) - n * p) < 5 * (n * p * (1 - p)) ** 0.5
@@ -157,6 +157,17 @@ def test_rows_longer_than_a_block_and_blocks_that_end_inside_a_row(name):
         for block in (7, 100, 300, 302, 904):
             patch.setattr(blocks, "BLOCK", block)
             assert run(job, memory=0)[0] == expected
+
+
+@pytest.mark.parametrize("name", RANDOM)
+@pytest.mark.parametrize("rescale", ["probability", "l1", "none"])
+def test_each_way_to_rescale_gives_the_reference_bit_for_bit_kept_or_read_again(name, rescale):
+    base, stack = normal(0, 40, 30), list(normal(1, 3, 40, 30))
+    given_settings = {"density": 0.5, "rescale": rescale}
+    expected = raw(reference(name, stack, base, given_settings, torch.float32))
+    with pytest.MonkeyPatch.context() as patch, merge_job(name, stack, base, given_settings) as job:
+        patch.setattr(blocks, "BLOCK", 128)
+        assert run(job, memory=0)[0] == run(job)[0] == expected
 
 
 @pytest.mark.parametrize("name", ["ties", "breadcrumbs_ties"])

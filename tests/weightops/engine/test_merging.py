@@ -142,7 +142,7 @@ def test_a_random_method_of_a_users_own_draws_by_element_whatever_the_blocks(mon
 @pytest.mark.parametrize(
     ("settings", "problem"),
     [
-        ({"density": -5}, r"density must be in \(0, 1\], not -5"),
+        ({"density": -5}, r"density must be in \[0, 1\], not -5"),
         ({"normalize": 3}, "normalize must be true or false, not 3"),
         ({"weight": (1.0, 2.0)}, "weight has 2 values for 1 models"),
         ({"densty": 0.5}, "did you mean 'density'"),

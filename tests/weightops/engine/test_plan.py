@@ -71,16 +71,16 @@ def test_every_problem_is_named_at_once(tmp_path):
     odd = base | {
         "model.layers.0.mlp.up_proj.weight": torch.ones(8, 16, dtype=torch.bfloat16),
         "model.layers.1.mlp.up_proj.weight": torch.ones(32, 16, dtype=torch.int32),
-        "model.norm.weight": torch.ones(16).to(torch.float8_e4m3fn),
+        "model.norm.weight": torch.ones(16).to(torch.float8_e8m0fnu),
     }
     b = tiny.write(tmp_path / "b", odd)
     t, g, c = open_all([a, b, a])
     problems = (t + (g - c)).plan().problems
-    assert len(problems) == 3 + ("F8_E4M3" in problems[-1])
+    assert len(problems) == 3 + ("F8_E8M0" in problems[-1])
     text = "\n".join(problems)
     assert f"model.layers.0.mlp.up_proj.weight: shape (8, 16) in {b}/model.safetensors, (32, 16) in the output" in text
     assert "model.layers.1.mlp.up_proj.weight: mixes floats and integers (BF16, I32)" in text
-    assert f"{b}/model.safetensors: model.norm.weight is quantised (F8_E4M3); dequantise first" in text
+    assert f"{b}/model.safetensors: model.norm.weight is quantised (F8_E8M0); dequantise first" in text
     with pytest.raises(WeightopsError) as caught:
         (t + (g - c)).save(tmp_path / "out", progress=False)
     assert caught.value.problems == problems

@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import save_file
 
 import weightops as wo
-from weightops.engine import slices
+from weightops.engine import exact_reads, slices
 from weightops.engine.execute import compute
 from weightops.engine.jobs import BLOCK, Job, JobSlice, LowRank, Patch, Term
 from weightops.errors import WeightopsError
@@ -147,7 +147,7 @@ def test_reading_and_writing_go_on_where_the_system_stops_short(tmp_path, monkey
     monkeypatch.setattr(os, "pwrite", lambda d, data, at: write(d, data[:9], at))
     into = np.zeros(100, np.uint8)
     descriptor = os.open(file, os.O_RDWR)
-    slices.read_exactly(descriptor, into, 50, file)
+    exact_reads.read_exactly(descriptor, into, 50, file)
     slices.write_all(descriptor, into, 100)
     os.close(descriptor)
     assert into.tolist() == list(range(50, 150))

@@ -350,6 +350,20 @@ def test_models_with_adapters_merge_as_the_models_that_peft_merges_them_into(mod
     assert not list(tmp_path.glob("**/lora_merge_cache"))
 
 
+@pytest.mark.parametrize(("method", "rescale"), [("della", "true"), ("della_linear", None), ("dare_linear", "l1")])
+def test_what_is_kept_has_the_l1_norm_that_mergekit_gives_it(models, tmp_path, method, rescale):
+    # One model with weight 1: whatever was drawn, each tensor's change has the L1 norm of the task vector, as theirs.
+    parameters = {"density": 0.5, "weight": 1.0}
+    text = file_of(models, method, 1, True, parameters | ({"rescale": rescale} if rescale else {}))
+    theirs_text = file_of(models, method, 1, True, parameters)
+    mine, other = ours(text, tmp_path / "ours"), theirs(theirs_text, tmp_path / "theirs")
+    base, model = tiny.read(models["base"]), tiny.read(models["a"])
+    for name, value in mine.items():
+        expected = float((model[name] - base[name]).abs().sum())
+        for merged in (value, other[name]):
+            assert float((merged - base[name]).abs().sum()) == pytest.approx(expected, rel=1e-3), name
+
+
 # --- where mergekit is wrong -----------------------------------------------------------------------------------------
 
 
@@ -388,9 +402,9 @@ def test_sce_weighs_models_of_small_changes_by_their_energy(tmp_path):
 
 
 @pytest.mark.parametrize("method", ["dare_linear", "dare_ties", "della", "della_linear"])
-def test_what_dare_and_della_keep_is_divided_by_its_probability(models, tmp_path, method):
-    # mergekit scales to equal L1 norm instead. With epsilon near 0 each kept entry is delta / density, the others 0.
-    density, extra = 0.5, {"epsilon": 1e-6} if "della" in method else {}
+def test_by_probability_what_dare_and_della_keep_is_divided_by_it(models, tmp_path, method):
+    # With epsilon near 0 each kept entry is delta / density, the others 0.
+    density, extra = 0.5, {"rescale": "probability"} | ({"epsilon": 1e-6} if "della" in method else {})
     text = file_of(models, method, 1, True, {"density": density, **extra})
     mine, base, model = ours(text, tmp_path / "ours", seed=3), tiny.read(models["base"]), tiny.read(models["a"])
     kept = total = 0

@@ -372,3 +372,42 @@ def test_an_output_that_may_not_be_replaced_is_said_before_any_step_runs(tmp_pat
         run.merge(run.read(file), tmp_path / "out", Options(), overwrite=True, progress=False)
     with pytest.raises(WeightopsError, match="would be inside the input"):
         run.merge(run.read(file), models["a"] / "merged", Options(), progress=False)
+
+
+def test_steps_are_kept_each_in_its_folder_and_used_by_the_next_run(models, tmp_path):
+    text, file, steps = STEPS.format(**models), tmp_path / "steps.yml", tmp_path / "kept" / "steps"
+    file.write_text(text)
+    recipe = run.read(file)
+    names = sorted(str(config.name) for config in recipe.steps)
+    run.merge(recipe, tmp_path / "out", Options(), progress=False, keep_steps=steps)
+    assert sorted(path.name for path in steps.iterdir()) == names
+    assert all(verify(steps / name) == [] for name in names)
+    assert all((steps / name / "mergekit_config.yml").read_text() == text for name in names)
+    assert run.kept_results(recipe, steps) == {name: steps / name for name in names}
+    before = tiny.files_of(steps)
+    again = run.merge(recipe, tmp_path / "again", Options(), progress=False, keep_steps=steps)
+    assert tiny.files_of(steps) == before, "a kept result was made again"
+    assert tiny.read(again.folder).keys() == tiny.read(tmp_path / "out").keys()
+    with pytest.raises(WeightopsError, match="exists"):  # another recipe: its results would replace these
+        run.merge(recipe, tmp_path / "other", Options(seed=1), progress=False, keep_steps=steps)
+    assert tiny.files_of(steps) == before
+
+
+@pytest.mark.parametrize("place", ["first", "first/inside", "."])
+def test_the_output_and_kept_steps_must_lie_apart(models, tmp_path, place):
+    file = tmp_path / "steps.yml"
+    file.write_text(STEPS.format(**models))
+    with pytest.raises(WeightopsError, match="must lie apart; choose another keep_steps"):
+        run.merge(run.read(file), tmp_path / "steps" / place, Options(), keep_steps=tmp_path / "steps")
+    assert not (tmp_path / "steps").exists()
+
+
+def test_the_merge_file_lies_beside_the_weights_byte_for_byte_and_is_verified(models, tmp_path):
+    text = f"# what I merged: é\r\n{file_of('linear', models, 'weight: 1')}\n"
+    (tmp_path / "merge.yml").write_bytes(text.encode())
+    run.merge(run.read(tmp_path / "merge.yml"), tmp_path / "out", Options(), progress=False)
+    written = tmp_path / "out" / "mergekit_config.yml"
+    assert written.read_bytes() == text.encode()
+    assert verify(tmp_path / "out") == []
+    written.write_text("changed")
+    assert any("mergekit_config.yml: has changed" in problem for problem in verify(tmp_path / "out"))

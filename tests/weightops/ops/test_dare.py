@@ -19,7 +19,7 @@ def test_dare_by_hand():
     deltas = torch.tensor([[1.0, 2.0, 3.0, 4.0], [-3.0, 5.0, 6.0, 7.0]])
     draw = Fixed(seed=0, name="w")
     assert dare_linear(deltas, density=0.5, draw=draw).tolist() == [-4.0, 10.0, 6.0, 0.0]
-    assert dare_linear(deltas, density=0.5, draw=draw, rescale=False).tolist() == [-2.0, 5.0, 3.0, 0.0]
+    assert dare_linear(deltas, density=0.5, draw=draw, rescale="none").tolist() == [-2.0, 5.0, 3.0, 0.0]
     # By sign: at entry 0 the sum 2 - 6 elects minus.
     assert dare_ties(deltas, density=0.5, draw=draw).tolist() == [-6.0, 10.0, 6.0, 0.0]
     # Density for each model: all of the first, and of the second those below 0.25, times 4.

@@ -27,10 +27,15 @@ def test_della_by_hand():
     # A draw of 0.45 keeps probabilities 0.75 and 0.5, each divided by itself.
     deltas = torch.tensor([[3.0, -1.0, 2.0], [-6.0, 1.0, 3.0]])
     draw = Fixed(seed=0, name="w")
+    how = {"density": 0.5, "epsilon": 0.25, "draw": draw}
     expected = torch.tensor([4.0 - 8.0, 0.0, 4.0 + 6.0])
-    torch.testing.assert_close(della_linear(deltas, density=0.5, epsilon=0.25, draw=draw), expected)
+    torch.testing.assert_close(della_linear(deltas, rescale="probability", **how), expected)
     # By sign and averaged: minus wins at entry 0.
-    torch.testing.assert_close(della(deltas, density=0.5, epsilon=0.25, draw=draw), torch.tensor([-8.0, 0.0, 5.0]))
+    torch.testing.assert_close(della(deltas, rescale="probability", **how), torch.tensor([-8.0, 0.0, 5.0]))
+    # To the L1 norm: 3 + 2 of 6 are kept of the first, 6 + 3 of 10 of the second.
+    expected = torch.tensor([3 * 6 / 5 - 6 * 10 / 9, 0.0, 2 * 6 / 5 + 3 * 10 / 9])
+    torch.testing.assert_close(della_linear(deltas, **how), expected)
+    torch.testing.assert_close(della_linear(deltas, rescale="none", **how), torch.tensor([-3.0, 0.0, 5.0]))
 
 
 @given(seed=seeds, density=st.floats(0.3, 0.7))
@@ -48,7 +53,8 @@ def test_probabilities_average_to_the_density_and_follow_the_magnitude(seed, den
 
 def test_the_average_over_many_seeds_is_task_arithmetic():
     deltas, draws = normal(1, 2, 3, 4, dtype=torch.float64), 3000
-    mean = sum(della_linear(deltas, density=0.5, draw=Draw(s, "w")) for s in range(draws)) / draws
+    how = {"density": 0.5, "rescale": "probability"}
+    mean = sum(della_linear(deltas, draw=Draw(s, "w"), **how) for s in range(draws)) / draws
     probability = row_probabilities(deltas, 0.5, 0.15)
     deviation = (deltas.square() * (1 - probability) / probability / draws).sum(0).sqrt()
     assert bool(((mean - deltas.sum(0)).abs() < 5 * deviation).all())

@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from merge_cases import call, normal, seeds
 
-from weightops.ops import find
+from weightops.ops import Draw, find
 
 merge_tensors = pytest.importorskip("mergekit.merge_methods").merge_tensors
 mergekit_method = pytest.importorskip("mergekit.merge_methods").get
@@ -94,6 +94,8 @@ def test_parameters_and_defaults_are_theirs(name):
             assert parameter.default == 1.0
         elif parameter.required:
             assert spec[parameter.name].required
+        elif parameter.switch is not None:
+            assert parameter.read(spec[parameter.name].default) == parameter.default
         else:
             assert spec[parameter.name].default == parameter.default
         assert parameter.per_model == (spec[parameter.name].scope.value != "shared")
@@ -187,20 +189,25 @@ def test_dare_on_many_entries_tends_to_theirs(seed, density):
 
 @given(seed=seeds)
 @few
-def test_della_keeps_at_their_rates_and_unlike_theirs_keeps_the_expectation(seed):
+def test_della_keeps_at_their_rates_and_by_probability_keeps_the_expectation(seed):
     # One row, many draws: per entry the kept share lies within binomial bounds of the other's.
     delta, draws = torch.tensor([1.0, -2.0, 3.0, 4.0]).repeat(500, 1), 500
     probability = torch.tensor([0.35, 0.45, 0.55, 0.65])  # density 0.5, epsilon 0.15
     torch.manual_seed(seed)
-    kept = ours("della_linear", delta.unsqueeze(0), torch.zeros(draws, 4), density=0.5)
+    kept, same_norm = (
+        ours("della_linear", delta.unsqueeze(0), torch.zeros(draws, 4), density=0.5, rescale=rescale)
+        for rescale in ("probability", "l1")
+    )
     others = theirs("della_linear", [delta], torch.zeros(draws, 4), weight=[1.0], density=0.5)
     deviation = (probability * (1 - probability) / draws).sqrt()
     for merged in (kept, others):
         assert bool((((merged != 0).float().mean(0) - probability).abs() < 5 * deviation).all())
     mean_ratio = (kept / delta).mean(0)
     assert bool(((mean_ratio - 1).abs() < 5 * deviation / probability).all())
-    # Theirs gives all the same factor, so the smallest come out too small: 0.35 times at most 2.
+    # To the L1 norm, as theirs, all get the same factor, so the smallest come out too small: 0.35 times at most 2.
     assert float((others / delta).mean(0)[0]) < 0.9
+    torch.testing.assert_close((same_norm / delta).mean(0), (others / delta).mean(0), atol=0.25, rtol=0)
+    torch.testing.assert_close(same_norm.abs().sum(), delta.abs().sum())
 
 
 def test_della_ranks_rows_of_stacked_matrices_too():
@@ -210,3 +217,24 @@ def test_della_ranks_rows_of_stacked_matrices_too():
     stack = normal(0, 1, 2, 3, 5)
     rows = torch.stack([row_probabilities(stack[:, expert], 0.5, 0.2) for expert in range(2)], 1)
     assert torch.equal(row_probabilities(stack, 0.5, 0.2), rows)
+
+
+@pytest.mark.parametrize("name", ["dare_linear", "dare_ties", "della", "della_linear"])
+@pytest.mark.parametrize("shape", [(300,), (12, 25)])
+def test_drawing_methods_scale_what_they_keep_as_theirs_do(monkeypatch, name, shape):
+    # Given our draws, mergekit's method gives our result: the one difference is the random numbers.
+    stack, base = normal(3, 2, *shape, dtype=torch.float64), normal(4, *shape, dtype=torch.float64)
+    draws = iter([torch.from_numpy(Draw(seed=1, name="w").uniform(i, base.numel())) for i in range(2)])
+    monkeypatch.setattr(torch, "bernoulli", lambda p: (next(draws).reshape(p.shape) < p).to(p.dtype))
+    given = {"weight": [0.5, 1.25], "density": 0.6, "lambda": 0.7}
+    expected = theirs(name, stack, base, **given)
+    torch.testing.assert_close(ours(name, stack, base, rescale="l1", **given), expected, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("name", ["dare_linear", "della_linear"])
+def test_without_rescale_they_only_drop(monkeypatch, name):
+    stack, base = normal(3, 1, 12, 25, dtype=torch.float64), torch.zeros(12, 25, dtype=torch.float64)
+    draw = torch.from_numpy(Draw(seed=1, name="w").uniform(0, base.numel())).reshape(base.shape)
+    monkeypatch.setattr(torch, "bernoulli", lambda p: (draw < p).to(p.dtype))
+    expected = theirs(name, stack, base, weight=1.0, density=0.6, rescale=False)
+    torch.testing.assert_close(ours(name, stack, base, density=0.6, rescale="none"), expected, rtol=1e-5, atol=1e-6)

@@ -75,7 +75,7 @@ def test_settings_are_read_and_every_problem_is_told_at_once():
         find("ties").settings({"densty": 1, "density": -5, "weight": [1, 2, 3], "normalize": 3}, 2)
     assert [problem.split(";")[0] for problem in caught.value.problems] == [
         "ties: unknown parameter 'densty' (did you mean 'density'?)",
-        "density must be in (0, 1], not -5",
+        "density must be in [0, 1], not -5",
         "weight has 3 values for 2 models",
         "normalize must be true or false, not 3",
     ]

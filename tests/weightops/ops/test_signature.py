@@ -11,7 +11,7 @@ from torch import Tensor
 
 from weightops.errors import WeightopsError
 from weightops.ops import methods
-from weightops.ops.signature import Parameter, PerModel, Range, parameters_of
+from weightops.ops.signature import Parameter, PerModel, Range, Switch, parameters_of
 
 
 def parameter(kind="float", **more) -> Parameter:
@@ -54,6 +54,7 @@ def test_annotations_become_parameters(hint, default, expected):
     [
         None, Any, list, tuple[int, int], dict[str, float], complex, float | str, Literal[1, 2], Annotated[str, Range(0)],
         Annotated[bool, Range(0)], Annotated[float, "text"], Annotated[float, Range(0), Range(1)],
+        Annotated[Literal["a", "b"], Switch("a", "c")],
     ],
 )  # fmt: skip
 def test_other_annotations_are_refused_with_what_is_allowed(hint):
@@ -135,3 +136,15 @@ def test_choices_and_how_ranges_are_written():
     assert (str(Range(high=2)), str(Range(high=2, below_high=True))) == ("at most 2", "below 2")
     assert [parameter("float", range=r).type for r in ranges[:1]] == ["float in (0, 1]"]
     assert mode.type == "mean | sum"
+
+
+@pytest.mark.parametrize(
+    ("value", "expected"), [(True, "a"), (False, "b"), ("yes", "a"), (0, "b"), ("c", "c"), ("a", "a")]
+)
+def test_a_switch_among_texts_reads_true_and_false_as_two_of_them(value, expected):
+    assert schema(Annotated[Literal["a", "b", "c"], Switch("a", "b")], "a").read(value) == expected
+
+
+def test_without_a_switch_true_is_no_text():
+    with pytest.raises(WeightopsError, match="x must be text, not True"):
+        schema(Literal["a", "b"], "a").read(True)

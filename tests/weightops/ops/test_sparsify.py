@@ -49,7 +49,7 @@ def test_per_model_refuses_another_number_of_values():
 @settings(max_examples=20, deadline=None)
 def test_random_keeping_has_the_rate_and_the_expectation_asked_for(seed, density):
     ones = torch.ones(1, 40_000, dtype=torch.float64)
-    kept = keep_random(ones, per_model(density, ones), Draw(seed=seed, name="w"), rescale=True)
+    kept = keep_random(ones, per_model(density, ones), Draw(seed=seed, name="w"), rescale="probability")
     deviation = (density * (1 - density) / ones.numel()) ** 0.5  # of the kept share, binomial
     assert abs(float((kept != 0).double().mean()) - density) < 6 * deviation
     assert abs(float(kept.mean()) - 1) < 6 * deviation / density

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
-from ..blocks import Floats
+from ..blocks import Block, Blocks, Floats
 from ..kernels import jit
+
+Doubles = npt.NDArray[np.float64]
 
 _TILE = 2048
 
@@ -15,6 +19,47 @@ _TILE = 2048
 def vector(value: Any, count: int) -> Floats:
     """A number for each model: [n], fp32, of one number or of n."""
     return np.broadcast_to(np.asarray(value, np.float32), (count,)).copy()
+
+
+def l1_norms(stack: Floats) -> Doubles:
+    """The L1 norm of each row, fp64: [n, m] to [n]."""
+    norms: Doubles = np.abs(stack).sum(1, dtype=np.float64)
+    return norms
+
+
+def l1_factors(passed: Iterable[tuple[Doubles, Doubles]], count: int) -> Floats:
+    """|full| / |kept| for each of ``count`` models; 1 if nothing is kept.
+
+    Args:
+        passed: For each block of a pass, the L1 norms of the task vectors and those of their kept entries.
+    """
+    before, after = np.zeros(count), np.zeros(count)
+    for full, kept in passed:
+        before += full
+        after += kept
+    return np.divide(before, after, out=np.ones_like(before), where=after > 0).astype(np.float32)
+
+
+def dropped(blocks: Blocks, drop: Callable[[Block], None], *, to_l1: bool) -> Iterator[Block]:
+    """Every block after ``drop`` has removed entries from its stack, in place.
+
+    Args:
+        to_l1: Scale what is left of each task vector to its L1 norm; this takes a pass more.
+    """
+    factors = l1_factors(_before_and_after(blocks, drop), blocks.models) if to_l1 else None
+    for block in blocks:
+        if factors is None or not blocks.kept:  # kept blocks still hold what the first pass left
+            drop(block)
+        if factors is not None:
+            np.multiply(block.stack, factors[:, None], out=block.stack)
+        yield block
+
+
+def _before_and_after(blocks: Blocks, drop: Callable[[Block], None]) -> Iterator[tuple[Doubles, Doubles]]:
+    for block in blocks:
+        full = l1_norms(block.stack)
+        drop(block)
+        yield full, l1_norms(block.stack)
 
 
 def weighted_sum(stack: Floats, out: Floats, weight: Any, normalize: bool, scale: float) -> Floats:

@@ -2,21 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 
 from ...ops.draw import Draw, key
-from ..blocks import Blocks
+from ..blocks import Block, Blocks
 from ..kernels import jit
-from .combine import agreeing_sum, vector, weighted_sum
+from .combine import agreeing_sum, dropped, vector, weighted_sum
 from .forms import Results, fused
 
 
 @fused("dare_linear")
 def dare_linear(
-    blocks: Blocks, *, draw: Draw, weight: Any = 1.0, density: Any = 1.0, normalize: bool = False, rescale: bool = True,
-    lambda_: float = 1.0,
+    blocks: Blocks, *, draw: Draw, weight: Any = 1.0, density: Any = 1.0, normalize: bool = False,
+    rescale: str = "probability", lambda_: float = 1.0,
 ) -> Results:  # fmt: skip
     """See :func:`weightops.ops.dare.dare_linear`."""
     for block in _dropped(blocks, draw, density, rescale):
@@ -25,22 +26,24 @@ def dare_linear(
 
 @fused("dare_ties")
 def dare_ties(
-    blocks: Blocks, *, draw: Draw, weight: Any = 1.0, density: Any = 1.0, normalize: bool = False, rescale: bool = True,
-    lambda_: float = 1.0,
+    blocks: Blocks, *, draw: Draw, weight: Any = 1.0, density: Any = 1.0, normalize: bool = False,
+    rescale: str = "probability", lambda_: float = 1.0,
 ) -> Results:  # fmt: skip
     """See :func:`weightops.ops.dare.dare_ties`."""
     for block in _dropped(blocks, draw, density, rescale):
         yield block.begin, agreeing_sum(block.stack, blocks.scratch("out", block.length), weight, normalize, lambda_)
 
 
-def _dropped(blocks: Blocks, draw: Draw, density: Any, rescale: bool) -> Any:
-    """One pass in which each entry is kept or dropped at random, in place."""
+def _dropped(blocks: Blocks, draw: Draw, density: Any, rescale: str) -> Iterator[Block]:
+    """Each block after its entries were kept or dropped at random, in place."""
     shares = np.clip(vector(density, blocks.models), 0, 1)
-    for block in blocks:
+
+    def drop(block: Block) -> None:
         for model, row in enumerate(block.stack):
             seed = np.uint64(key(draw.seed, draw.name, model))
-            _drop(row, seed, draw.offset + block.begin, shares[model], rescale)
-        yield block
+            _drop(row, seed, draw.offset + block.begin, shares[model], rescale == "probability")
+
+    return dropped(blocks, drop, to_l1=rescale == "l1")
 
 
 @jit
@@ -54,8 +57,8 @@ def uniform(seed: Any, element: Any) -> Any:
 
 
 @jit
-def _drop(row: Any, seed: Any, first: int, share: Any, rescale: bool) -> None:
-    divisor = share if rescale and share > np.float32(0) else np.float32(1)
+def _drop(row: Any, seed: Any, first: int, share: Any, divides: bool) -> None:
+    divisor = share if divides and share > np.float32(0) else np.float32(1)
     start = np.uint64(first)
     for j in range(len(row)):
         kept = uniform(seed, start + np.uint64(j)) < share

@@ -20,6 +20,8 @@ from ..kernels import jit
 _LOW = 15  # lower bits of the 31 that a magnitude has
 _HIGH_BINS, _LOW_BINS = 1 << 16, 1 << _LOW
 
+Counts = npt.NDArray[np.unsignedinteger[Any]]
+
 
 @dataclass
 class Selection:
@@ -46,27 +48,39 @@ def select(
         count: Elements of a row.
         wanted: For each row, how many entries to select; several numbers give several selections.
     """
-    selections: list[list[Selection | None]] = [[_trivial(number, count) for number in numbers] for numbers in wanted]
-    if all(selection is not None for row in selections for selection in row):
-        return selections  # type: ignore[return-value]
-    counts = np.uint32 if count < 1 << 32 else np.uint64
-    high = np.zeros((len(wanted), _HIGH_BINS), counts)
-    for block in passes():
-        for row in range(len(wanted)):
+    needed = any(_trivial(number, count) is None for numbers in wanted for number in numbers)
+    high = count_high(passes() if needed else (), len(wanted), count)
+    return select_in(high, passes(), count, wanted)
+
+
+def count_high(blocks: Iterable[Floats], rows: int, count: int) -> Counts:
+    """The first pass of :func:`select`: for each row a histogram of the upper half of the bits."""
+    high = np.zeros((rows, _HIGH_BINS), np.uint32 if count < 1 << 32 else np.uint64)
+    for block in blocks:
+        for row in range(rows):
             _count_high(block[row], high[row])
-    bins = [[_bin_of(high[row], number) for number in numbers] for row, numbers in enumerate(wanted)]
-    low = np.zeros((len(wanted), max(map(len, wanted)), _LOW_BINS), counts)
-    for block in passes():
-        for row, places in enumerate(bins):
-            for k, (which, _) in enumerate(places):
-                if selections[row][k] is None:
-                    _count_low(block[row], which, low[row, k])
-    for row, numbers in enumerate(wanted):
-        for k, number in enumerate(numbers):
-            if selections[row][k] is None:
-                which, above = bins[row][k]
-                inner, more = _bin_of(low[row, k], number - above)
-                selections[row][k] = Selection((which << _LOW) | inner, number - above - more)
+    return high
+
+
+def select_in(
+    high: Counts, blocks: Iterable[Floats], count: int, wanted: Sequence[Sequence[int]]
+) -> list[list[Selection]]:
+    """The second pass of :func:`select`, which counts the lower half of the bits in the bins of the thresholds."""
+    selections = [[_trivial(number, count) for number in numbers] for numbers in wanted]
+    unknown = [
+        (row, k, *_bin_of(high[row], numbers[k]))
+        for row, numbers in enumerate(wanted)
+        for k in range(len(numbers))
+        if selections[row][k] is None
+    ]
+    low = np.zeros((len(unknown), _LOW_BINS), high.dtype)
+    for block in blocks if unknown else ():
+        for counts, (row, _, which, _) in zip(low, unknown, strict=True):
+            _count_low(block[row], which, counts)
+    for counts, (row, k, which, above) in zip(low, unknown, strict=True):
+        rest = wanted[row][k] - above
+        inner, more = _bin_of(counts, rest)
+        selections[row][k] = Selection((which << _LOW) | inner, rest - more)
     return selections  # type: ignore[return-value]
 
 
@@ -74,12 +88,21 @@ def _trivial(number: int, count: int) -> Selection | None:
     return NOTHING if number <= 0 else EVERYTHING if number >= count else None
 
 
-def _bin_of(counts: npt.NDArray[np.unsignedinteger[Any]], number: int) -> tuple[int, int]:
+def _bin_of(counts: Counts, number: int) -> tuple[int, int]:
     """The bin of the number-th largest entry, and the number of entries in the bins above it."""
-    above = counts[::-1].cumsum(dtype=np.int64)
-    place = int(np.searchsorted(above, max(number, 1)))
-    place = min(place, len(counts) - 1)
-    return len(counts) - 1 - place, int(above[place] - counts[::-1][place])
+    place, above = _from_top(counts, number)
+    return int(place), int(above)
+
+
+@jit
+def _from_top(counts: Any, number: int) -> tuple[Any, Any]:
+    above = np.int64(0)
+    for place in range(len(counts) - 1, 0, -1):
+        here = np.int64(counts[place])
+        if above + here >= number:
+            return place, above
+        above += here
+    return 0, above
 
 
 @jit

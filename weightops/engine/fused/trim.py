@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from ..blocks import Block, Blocks, Floats
-from .combine import agreeing_sum, vector, weighted_sum
+from .combine import agreeing_sum, l1_factors, l1_norms, vector, weighted_sum
 from .forms import Results, fused
 from .select import EVERYTHING, NOTHING, Selection, between, select
 
@@ -66,7 +66,8 @@ def _trimmed(
     blocks: Blocks, ranges: list[tuple[Selection, Selection]], rescale: bool, combine: Combine, *settings: Any
 ) -> Results:
     """Trim each task vector to its range, rescale it to its L1 norm if ``rescale``, and combine."""
-    factors = _l1_factors(blocks, ranges) if rescale else np.ones(blocks.models, np.float32)
+    passed = ((l1_norms(block.stack), l1_norms(kept)) for block, kept in _kept_blocks(blocks, ranges))
+    factors = l1_factors(passed, blocks.models) if rescale else np.ones(blocks.models, np.float32)
     for block, kept in _kept_blocks(blocks, ranges):
         if rescale:
             kept *= factors[:, None]
@@ -86,15 +87,6 @@ def _kept_blocks(blocks: Blocks, ranges: list[tuple[Selection, Selection]]) -> I
                     block.stack[row], low.threshold, low.ties, high.threshold, high.ties, kept[row]
                 )
         yield block, kept
-
-
-def _l1_factors(blocks: Blocks, ranges: list[tuple[Selection, Selection]]) -> Floats:
-    """|full| / |kept| for each model (L1 norms in fp64); 1 if nothing is kept."""
-    before, after = np.zeros(blocks.models), np.zeros(blocks.models)
-    for block, kept in _kept_blocks(blocks, ranges):
-        before += np.abs(block.stack).sum(1, dtype=np.float64)
-        after += np.abs(kept).sum(1, dtype=np.float64)
-    return np.divide(before, after, out=np.ones_like(before), where=after > 0).astype(np.float32)
 
 
 def _kept(density: float, count: int) -> int:

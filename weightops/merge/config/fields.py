@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import TypeVar
 
-from ...dtypes import FROM_TORCH
+from ...dtypes import FP8_BLOCK, FROM_TORCH
 from ...errors import WeightopsError, short
 from ...io.faults import Faults
 from ...io.yaml_lines import Entry, Node
-from ...ops.registry import nearest
+from ...ops.registry import methods, nearest
 from ..tokens.chat_template import TEMPLATES
 from .schema import reference
 
@@ -54,11 +54,30 @@ def mapping(node: Node, what: str, faults: Faults) -> dict[str, Entry] | None:
     return None
 
 
-def refuse_unknown(entries: Mapping[str, Entry], known: tuple[str, ...], faults: Faults) -> None:
+def ignore_unknown(entries: Mapping[str, Entry], known: tuple[str, ...], faults: Faults) -> None:
+    """Note the keys that are not known, with the place they belong to, or the nearest known key."""
     for key, entry in entries.items():
         if key not in known:
-            hint = nearest(key, known) or f"; known here: {', '.join(known)}"
-            faults.add(entry.line, f"unknown key {key!r}{hint}")
+            hint = _belongs(key, known) or nearest(key, known) or f"; known here: {', '.join(known)}"
+            faults.ignored(entry.line, f"unknown key {key!r} has no effect{hint}")
+
+
+#: Keys that are often put in a wrong place, and where they belong.
+_BELONGS = {
+    "pad_to_multiple_of": "write it under tokenizer",
+    "random_seed": "give the seed to the command",
+    "revision": "write the model as NAME@REVISION",
+    "adapter": "write the model as NAME+ADAPTER",
+    "lora": "write the model as NAME+ADAPTER",
+}
+
+
+def _belongs(key: str, known: tuple[str, ...]) -> str:
+    """A hint for a key that is known in another place, or an empty string."""
+    if key in _BELONGS:
+        return f"; {_BELONGS[key]}"
+    parameters = {parameter.name for method in methods() for parameter in method.parameters}
+    return "; write it under parameters" if key in parameters and "parameters" in known else ""
 
 
 def text(node: Node, faults: Faults) -> str | None:
@@ -106,7 +125,7 @@ def model_name(node: Node, faults: Faults) -> str | None:
 
 
 def _long_model(node: Node, faults: Faults) -> str | None:
-    refuse_unknown(node.value, ("model", "lora", "override_architecture"), faults)  # the last has no effect here
+    ignore_unknown(node.value, ("model", "lora", "override_architecture"), faults)  # the last has no effect here
     parts = [read_key(node.value, key, _model_path, faults) for key in ("model", "lora")]
     if parts[0] is None:
         faults.add(node.line, "model is missing")
@@ -117,7 +136,7 @@ def _long_model(node: Node, faults: Faults) -> str | None:
 def _model_path(node: Node, faults: Faults) -> str | None:
     if not isinstance(node.value, dict):
         return text(node, faults)
-    refuse_unknown(node.value, ("path", "revision"), faults)
+    ignore_unknown(node.value, ("path", "revision"), faults)
     path, revision = (read_key(node.value, key, text, faults) for key in ("path", "revision"))
     return f"{path}@{revision}" if path and revision else path
 
@@ -129,6 +148,11 @@ def dtype_name(node: Node, faults: Faults) -> str | None:
     hint = nearest(name, FROM_TORCH) or f"; it is one of {', '.join(FROM_TORCH)}"
     faults.add(node.line, f"unknown dtype {node.value!r}{hint}")
     return None
+
+
+def out_dtype_name(node: Node, faults: Faults) -> str | None:
+    """The dtype of what is written, which may be a layout in 8 bits."""
+    return FP8_BLOCK if node.value == FP8_BLOCK else dtype_name(node, faults)
 
 
 def chat_template(node: Node, faults: Faults) -> str | None:

@@ -1,16 +1,17 @@
 """Reads a merge file: mergekit's YAML, unchanged. All faults are reported at once, each with its line.
 
 A file may hold several documents; one with a ``name`` can be used as a model by the others (see :mod:`.documents`).
-Keys that mergekit does not know are faults here; mergekit ignores them silently.
+Keys that mergekit does not know have no effect, as there, but a note says so; they are faults if the reading is strict.
 """
 
 from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from pathlib import Path
 
-from ...errors import Message, Remedy, WeightopsError, short
+from ...errors import WeightopsError, short
 from ...io.faults import Faults
 from ...io.small_files import read_small
 from ...io.yaml_lines import Entry, Node, documents
@@ -21,17 +22,19 @@ from .fields import (
     document_name,
     dtype_name,
     flag,
+    ignore_unknown,
     index,
     items,
     mapping,
     model_name,
     multiple,
     number,
+    out_dtype_name,
     read_key,
-    refuse_unknown,
     text,
     too_many,
 )
+from .merge_faults import MergeFaults
 from .schema import (
     Condition,
     InputModel,
@@ -55,6 +58,13 @@ ELSEWHERE = {
     "layer_slices": "bakllama",
 }
 
+#: What to do with such a file.
+_REMEDIES = {
+    "mergekit-moe": "run it with weightops moe",
+    "mergekit-evolve": "search with weightops soup search, whose options say the same",
+    "bakllama": "write its layers as slices",
+}
+
 MOST_DOCUMENTS = 100
 MOST_MODULES = 100
 #: Most layers of one document's output, all slices together. The deepest models in use have about 200.
@@ -68,12 +78,13 @@ _TOP = (
 )
 
 
-def load(source: str | os.PathLike[str], where: str | None = None) -> tuple[MergeConfig, ...]:
+def load(source: str | os.PathLike[str], where: str | None = None, *, strict: bool = False) -> tuple[MergeConfig, ...]:
     """Read a merge file, or text with at least one line break.
 
     Args:
         source: Path of the file, or the YAML itself.
         where: Name of the file in messages; by default the path, or ``config`` for text.
+        strict: Refuse what has no effect, and weights that are not set.
 
     Returns:
         The documents in file order; :func:`.documents.in_order` puts them in the order to run.
@@ -82,8 +93,8 @@ def load(source: str | os.PathLike[str], where: str | None = None) -> tuple[Merg
         WeightopsError: all problems of the file, each on a line of its own with its line number.
     """
     if isinstance(source, str) and "\n" in source:
-        return parse(source, where or "config")
-    return parse(read_text(source), where or os.fspath(source))
+        return parse(source, where or "config", strict=strict)
+    return parse(read_text(source), where or os.fspath(source), strict=strict)
 
 
 def read_text(file: str | os.PathLike[str]) -> str:
@@ -99,25 +110,28 @@ def read_text(file: str | os.PathLike[str]) -> str:
         raise WeightopsError(f"{os.fspath(file)}: cannot read the merge file ({why}); check the path") from error
 
 
-def parse(text: str, where: str = "config") -> tuple[MergeConfig, ...]:
+def parse(text: str, where: str = "config", *, strict: bool = False) -> tuple[MergeConfig, ...]:
     """Read the text of a merge file; see :func:`load`.
 
     Raises:
         WeightopsError: all problems of the text.
     """
-    faults = Faults(where)
+    faults = MergeFaults(where, strict=strict)
     nodes = documents(text, faults)
     if len(nodes) > MOST_DOCUMENTS:
         faults.add(nodes[MOST_DOCUMENTS].line, f"{len(nodes):,} documents, the limit is {MOST_DOCUMENTS}")
         faults.raise_any()
-    read = [_document(node, faults) for node in nodes]
-    configs = [config for config in read if config is not None]
-    if not read and not faults:
+    configs: list[MergeConfig] = []
+    for node in nodes:
+        config = _document(node, faults)
+        if config is not None:
+            check(config, faults)
+            configs.append(replace(config, notes=faults.take_notes()))
+    if not nodes and not faults:
         faults.add(1, "the file is empty; it needs at least `merge_method` and `models`")
-    checked = tuple(check(config, faults) for config in configs)
-    check_documents(checked, faults)
+    check_documents(configs, faults)
     faults.raise_any()
-    return checked
+    return tuple(configs)
 
 
 # --- documents -------------------------------------------------------------------------------------------------------
@@ -129,10 +143,9 @@ def _document(node: Node, faults: Faults) -> MergeConfig | None:
         return None
     for key, tool in ELSEWHERE.items():
         if key in entries:
-            problem = Message(f"{key!r} belongs to a file for {tool}", Remedy("run it with {}", "engine", "mergekit"))
-            faults.add(entries[key].line, problem)
+            faults.add(entries[key].line, f"{key!r} belongs to a file for {tool}; {_REMEDIES[tool]}")
             return None
-    refuse_unknown(entries, _TOP, faults)
+    ignore_unknown(entries, _TOP, faults)
     lines = {key: entry.line for key, entry in entries.items()}
     given = [key for key in _SOURCES if key in entries and entries[key].node.value is not None]
     if len(given) != 1:
@@ -150,7 +163,7 @@ def _document(node: Node, faults: Faults) -> MergeConfig | None:
         parameters=_parameters(entries, faults),
         base_model=read_key(entries, "base_model", model_name, faults),
         dtype=read_key(entries, "dtype", dtype_name, faults),
-        out_dtype=read_key(entries, "out_dtype", dtype_name, faults),
+        out_dtype=read_key(entries, "out_dtype", out_dtype_name, faults),
         tokenizer=_tokenizer(entries, faults),
         chat_template=read_key(entries, "chat_template", chat_template, faults),
         layer_scaling=read_key(entries, "lines", _lines, faults),
@@ -188,7 +201,7 @@ def _module(node: Node, faults: Faults) -> Module | None:
     entries = mapping(node, "a module", faults)
     if entries is None:
         return None
-    refuse_unknown(entries, ("models", "slices", "parameters"), faults)
+    ignore_unknown(entries, ("models", "slices", "parameters"), faults)
     if ("models" in entries) == ("slices" in entries):
         faults.add(node.line, "a module needs either models or slices")
     return Module(
@@ -204,7 +217,7 @@ def _slice(node: Node, faults: Faults) -> Slice | None:
     if entries is None:
         return None
     # mergekit accepts residual_weight and never reads it
-    refuse_unknown(entries, ("sources", "base_model", "parameters", "residual_weight"), faults)
+    ignore_unknown(entries, ("sources", "base_model", "parameters", "residual_weight"), faults)
     if "sources" not in entries:
         faults.add(node.line, "a slice needs sources: a list of models with their layer_range")
     return Slice(
@@ -223,7 +236,7 @@ def _slice_source(node: Node, faults: Faults) -> InputModel | None:
     entries = mapping(node, "a slice's source", faults)
     if entries is None:
         return None
-    refuse_unknown(entries, ("model", "layer_range", "parameters"), faults)
+    ignore_unknown(entries, ("model", "layer_range", "parameters"), faults)
     if "layer_range" not in entries:
         faults.add(node.line, "a slice's source needs a layer_range, for example [0, 16]")
     span = read_key(entries, "layer_range", _layer_range, faults)
@@ -234,7 +247,7 @@ def _input_model(node: Node, faults: Faults) -> InputModel | None:
     entries = mapping(node, "an entry of models", faults)
     if entries is None:
         return None
-    refuse_unknown(entries, ("model", "parameters"), faults)
+    ignore_unknown(entries, ("model", "parameters"), faults)
     return _input(node, entries, None, faults)
 
 
@@ -292,7 +305,7 @@ def _condition(node: Node, faults: Faults) -> Condition | None:
         faults.add(node.line, "a list must have either plain values or {filter, value} entries, not both")
         return None
     entries: Mapping[str, Entry] = node.value
-    refuse_unknown(entries, ("filter", "value"), faults)
+    ignore_unknown(entries, ("filter", "value"), faults)
     if "value" not in entries:
         faults.add(node.line, "value is missing")
         return None
@@ -319,7 +332,7 @@ def _lines(node: Node, faults: Faults) -> Lines | None:
     entries = mapping(node, "lines", faults)
     if entries is None:
         return None
-    refuse_unknown(entries, ("alpha", "beta"), faults)
+    ignore_unknown(entries, ("alpha", "beta"), faults)
     given = {key: read_key(entries, key, number, faults) for key in ("alpha", "beta") if key in entries}
     return Lines(**{key: value for key, value in given.items() if value is not None})
 
@@ -334,7 +347,7 @@ def _tokenizer(entries: Mapping[str, Entry], faults: Faults) -> TokenizerConfig 
     given = mapping(new.node, "tokenizer", faults) if new and new.node.value is not None else None
     if given is None or new is None:
         return None
-    refuse_unknown(given, ("source", "tokens", "pad_to_multiple_of"), faults)
+    ignore_unknown(given, ("source", "tokens", "pad_to_multiple_of"), faults)
     return TokenizerConfig(
         source=read_key(given, "source", model_name, faults) or "union",
         tokens=read_key(given, "tokens", _tokens, faults) or {},
@@ -350,7 +363,7 @@ def _tokens(node: Node, faults: Faults) -> dict[str, TokenSource]:
 
 def _token(node: Node, faults: Faults) -> TokenSource:
     entries = mapping(node, "a token's entry", faults) or {}
-    refuse_unknown(entries, ("source", "force"), faults)
+    ignore_unknown(entries, ("source", "force"), faults)
     force = bool(read_key(entries, "force", flag, faults))
     source = entries["source"].node if "source" in entries else Node(None, node.line)
     if source.value is None:
@@ -363,12 +376,12 @@ def _token(node: Node, faults: Faults) -> TokenSource:
 def _token_of_kind(node: Node, force: bool, faults: Faults) -> TokenSource:
     kind = node.value["kind"].node.value
     if kind == "zero":
-        refuse_unknown(node.value, ("kind",), faults)
+        ignore_unknown(node.value, ("kind",), faults)
         return TokenSource("zero", force=force, line=node.line)
     if kind != "model_token":
         faults.add(node.line, f"kind {kind!r} is unknown; use zero or model_token")
         return TokenSource(force=force, line=node.line)
-    refuse_unknown(node.value, ("kind", "model", "token", "token_id"), faults)
+    ignore_unknown(node.value, ("kind", "model", "token", "token_id"), faults)
     token = read_key(node.value, "token", text, faults)
     token_id = read_key(node.value, "token_id", index, faults)
     if "model" not in node.value or (token is None) == (token_id is None):

@@ -29,9 +29,14 @@ class Condition:
     def gradient(self) -> bool:
         return isinstance(self.value, tuple)
 
+    @property
+    def covers_all(self) -> bool:
+        """Whether the condition applies to every tensor."""
+        return self.filter is None or self.filter == "*"
+
     def covers(self, name: str) -> bool:
         """Whether the condition applies to the tensor of that name."""
-        return self.filter is None or self.filter == "*" or self.filter in name
+        return self.covers_all or str(self.filter) in name
 
 
 #: The first condition that covers a tensor sets its value.
@@ -149,6 +154,12 @@ class MergeConfig:
     def line_of(self, key: str) -> int:
         """The line of a top-level key, or of the document if the key is absent."""
         return self.lines.get(key, self.line)
+
+    def line_of_group(self, group: Group) -> int:
+        """The line of a group: of its slice or its module, or of ``models``."""
+        if group.slice is not None:
+            return group.slice.line
+        return group.module.line if group.module is not None else self.line_of("models")
 
     def at(self, line: int, problem: str) -> str:
         """A problem, with the file and line in front."""

@@ -19,7 +19,7 @@ from ...ops.registry import Operator
 from ..config.check import inputs_of, uses_base
 from ..config.parameters import Resolved, missing_setting, resolve
 from ..config.schema import Condition, Group, MergeConfig
-from .placing import LayerSource, ModelTensors, Part, Spot, line_of, parts, place, reference_model, source_layers
+from .placing import LayerSource, ModelTensors, Part, Spot, parts, place, reference_model, source_layers
 
 __all__ = ["LayerSource", "Layout", "ModelTensors", "OutputTensor", "Source", "lay_out"]
 
@@ -114,7 +114,7 @@ def _named(
         read = {model: _find(models[model], name) for model, name in spot.names.items()}
         for model, name in read.items():
             if name is None and spot.group is not None:
-                lacking.setdefault((model, line_of(spot.group, config)), []).append(spot.names[model])
+                lacking.setdefault((model, config.line_of_group(spot.group)), []).append(spot.names[model])
         if None not in read.values():
             complete.append((spot, {model: name for model, name in read.items() if name is not None}))
     for (model, line), names in lacking.items():
@@ -136,7 +136,7 @@ def _check_extra(
     """Add a fault if only some inputs have a weight of a merged layer; it would be lost silently."""
     merged: dict[tuple[int, str], set[str]] = {}  # for each (line of the group, model), the tensors that are read
     for spot in spots:
-        line = line_of(spot.group, config) if spot.group is not None else 0
+        line = config.line_of_group(spot.group) if spot.group is not None else 0
         for model, name in spot.names.items() if spot.group is not None else ():
             merged.setdefault((line, model), set()).add(name)
     for (line, model), names in merged.items():
@@ -207,6 +207,8 @@ def _output(named: _Named, method: Operator, resolved: Resolved | None) -> Outpu
         return OutputTensor(spot.name, copied, None, spot.t, spot.layer, spot.layers, "passthrough")
     inputs = tuple(Source(source.model, names[source.model]) for source in inputs_of(method, spot.group))
     base = _base(method, spot.group, names)
+    if base is not None and not inputs:  # nothing is added to the base
+        return OutputTensor(spot.name, (base,), None, spot.t, spot.layer, spot.layers, "passthrough")
     return OutputTensor(spot.name, inputs, base, spot.t, spot.layer, spot.layers, method.name, resolved.values)
 
 

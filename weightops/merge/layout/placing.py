@@ -154,13 +154,6 @@ def lead_of(group: Group) -> str:
     return group.base if group.base is not None and group.base in models else models[0]
 
 
-def line_of(group: Group, config: MergeConfig) -> int:
-    """The line of a group in the file."""
-    if group.slice is not None:
-        return group.slice.line
-    return group.module.line if group.module is not None else config.line_of("models")
-
-
 # --- models merged name by name --------------------------------------------------------------------------------------
 
 
@@ -179,7 +172,7 @@ def _by_name(part: Part, faults: Faults, config: MergeConfig) -> Iterator[Spot]:
     depths = {source.model: _length(part, source.model) for source in group.inputs}
     if len(set(depths.values())) > 1:
         counts = ", ".join(f"{model} has {depth}" for model, depth in depths.items())
-        faults.add(line_of(group, config), f"the inputs must have the same number of layers: {counts}")
+        faults.add(config.line_of_group(group), f"the inputs must have the same number of layers: {counts}")
         return
     lengths = part.lengths
     for name in part.names:
@@ -223,7 +216,7 @@ def _can_restack(part: Part, config: MergeConfig, faults: Faults) -> bool:
 
 
 def _wrong_range(source: InputModel, group: Group, part: Part, config: MergeConfig) -> tuple[int, str] | None:
-    line, stack = source.line or line_of(group, config), part.stacks[source.model]
+    line, stack = source.line or config.line_of_group(group), part.stacks[source.model]
     if stack is None:
         return line, f"{source.model} has no single stack of layers to slice; name its parts under modules"
     if source.layer_range and source.layer_range[1] > stack.length:
@@ -233,7 +226,7 @@ def _wrong_range(source: InputModel, group: Group, part: Part, config: MergeConf
 
 
 def _wrong_part(part: Part, config: MergeConfig) -> tuple[int, str] | None:
-    stack, line = part.stacks[reference_model(config)], line_of(part.groups[0], config)
+    stack, line = part.stacks[reference_model(config)], config.line_of_group(part.groups[0])
     if stack is None:
         return None  # reported for each source
     if kind_of(stack.prefix) != "text":

@@ -137,7 +137,7 @@ def gather_rows(
     out = np.zeros((hi - lo, *shape), np.float32)
     rows, lacking = alignment.rows_in[model][lo:hi], alignment.lacking(model)[lo:hi]
     present = np.flatnonzero(~lacking)
-    out[present] = _scattered(read, model, rows[present], shape)
+    out[present] = scattered_rows(read, model, rows[present], shape)
     if not lacking.any():
         return out
     fallback = alignment.fallback
@@ -169,11 +169,11 @@ def _add_means(out: Floats, places: Ints, lo: int, fallback: Fallback, read: Rea
         pairs = begins[remaining] + turn
         for number in np.unique(fallback.which[pairs]):
             these = fallback.which[pairs] == number
-            sums[remaining[these]] += _scattered(read, fallback.models[number], fallback.rows[pairs[these]], shape)
+            sums[remaining[these]] += scattered_rows(read, fallback.models[number], fallback.rows[pairs[these]], shape)
     out[places] = sums / np.maximum(counts, 1).reshape(-1, *(1 for _ in shape))
 
 
-def _scattered(read: Read, model: str, rows: Ints, shape: tuple[int, ...]) -> Floats:
+def scattered_rows(read: Read, model: str, rows: Ints, shape: tuple[int, ...]) -> Floats:
     """Read rows in any order, with one read for each run of consecutive rows."""
     if not len(rows):
         return np.zeros((0, *shape), np.float32)

@@ -85,9 +85,9 @@ merge_method: passthrough
 EXAMPLES = {"linear": LINEAR, "ties": TIES, "slices": SLICES, "modules": MODULES}
 
 
-def problems(text: str) -> list[str]:
+def problems(text: str, *, strict: bool = False) -> list[str]:
     with pytest.raises(WeightopsError) as caught:
-        parse(text, "c.yml")
+        parse(text, "c.yml", strict=strict)
     return list(caught.value.problems)
 
 
@@ -244,28 +244,28 @@ chat_template: no
 tokenizer: {sorce: union}
 parameters: {densty: 1}
 """
-    assert problems(text) == [
-        "c.yml:1: unknown key 'merge_metod' (did you mean 'merge_method'?)",
+    assert problems(text, strict=True) == [
+        "c.yml:1: unknown key 'merge_metod' has no effect (did you mean 'merge_method'?)",
         "c.yml:1: exactly one of models, slices and modules is needed; none given",
         "c.yml:1: merge_method is missing",
-        "c.yml:2: unknown key 'modelss' (did you mean 'models'?)",
+        "c.yml:2: unknown key 'modelss' has no effect (did you mean 'models'?)",
         "c.yml:4: 12 is not text; put it in quotes",
         "c.yml:5: unknown dtype 'bf16' (did you mean 'bfloat16'?)",
         "c.yml:6: False is not text; put it in quotes",
-        "c.yml:7: unknown key 'sorce' (did you mean 'source'?)",
+        "c.yml:7: unknown key 'sorce' has no effect (did you mean 'source'?)",
     ]
 
 
 FAULTS = {
-    "misspelt parameter": ("weight: 0.7", "wieght: 0.7", "6: unknown parameter 'wieght' of linear (did you mean"),
+    "misspelt parameter": ("weight: 0.7", "wieght: 0.7", "6: unknown parameter 'wieght' has no effect with linear (did"),
     "misspelt method": ("linear", "linaer", "1: unknown merge method 'linaer' (did you mean 'linear'?)"),
-    "misspelt key of a model": ("- model: org/b", "- modell: org/b", "5: unknown key 'modell' (did you mean 'model'?)"),
+    "misspelt key of a model": ("- model: org/b", "- modell: org/b", "5: unknown key 'modell' has no effect (did you"),
     "not a number": ("weight: 0.7", "weight: heavy", "6: weight must be a number, not 'heavy'"),
     "not finite": ("weight: 0.7", "weight: .nan", "6: weight must be a number, not nan"),
     "null": ("weight: 0.7", "weight: null", "6: 'weight' needs a number, text"),
     "empty list": ("weight: 0.7", "weight: []", "6: 'weight' needs a number, text"),
     "mixed list": ("weight: 0.7", "weight: [1, {value: 2}]", "6: a list must have either plain values or"),
-    "misspelt filter": ("{weight: 0.7}", "{weight: {fliter: a, value: 1}}", "6: unknown key 'fliter' (did you"),
+    "misspelt filter": ("{weight: 0.7}", "{weight: {fliter: a, value: 1}}", "6: unknown key 'fliter' has no effect (did you"),
     "no value": ("{weight: 0.7}", "{weight: {filter: a}}", "6: value is missing"),
     "twice": ("org/b", "org/a", "5: model 'org/a' is listed twice; remove one entry"),
     "doubled key": ("{weight: 0.7}", "{weight: 0.7, weight: 0.3}", "6: key 'weight' is listed twice (first on line 6)"),
@@ -285,9 +285,8 @@ def test_fault(fault):
     was, wrong, said = FAULTS[fault]
     head, found, tail = LINEAR.rpartition(was)
     assert found
-    assert any(problem.startswith(f"c.yml:{said}") for problem in problems(head + wrong + tail)), problems(
-        head + wrong + tail
-    )
+    lines = problems(head + wrong + tail, strict=True)
+    assert any(line.startswith(f"c.yml:{said}") for line in lines), lines
 
 
 @pytest.mark.parametrize("rows", ["0", "-8", "65537", "1000000000000", "9" * 60, "8.0", "true"])
@@ -331,11 +330,11 @@ def test_method_faults():
     ]
 
 
-@pytest.mark.parametrize("density", ["0", "-0.1", "1.01", "[0.5, 2]", "[{filter: mlp, value: 3}, {value: 1}]"])
+@pytest.mark.parametrize("density", ["-0.1", "1.01", "[0.5, 2]", "[{filter: mlp, value: 3}, {value: 1}]"])
 def test_density_out_of_range(density):
     text = TIES.replace("density: 0.33", f"density: {density}")
     assert len(problems(text)) == 1
-    assert problems(text)[0].startswith("c.yml:15: density must be in (0, 1], not ")
+    assert problems(text)[0].startswith("c.yml:15: density must be in [0, 1], not ")
 
 
 def test_slice_faults():
@@ -370,16 +369,92 @@ def test_tokenizer_faults():
     ]
 
 
-@pytest.mark.parametrize(("key", "tool"), [("experts: []", "mergekit-moe"), ("genome: {}", "mergekit-evolve")])
+@pytest.mark.parametrize(
+    ("key", "tool"), [("experts: []", "run it with weightops moe"), ("genome: {}", "weightops soup search")]
+)
 def test_files_for_other_tools_say_where_to_go(key, tool):
     (said,) = problems(f"base_model: a\n{key}\n")
     assert said.startswith("c.yml:2:")
     assert tool in said
-    assert "run it with engine=" in said
 
 
 def test_an_empty_file():
     assert problems("# nothing\n")[0].startswith("c.yml:1: the file is empty")
+
+
+def test_what_mergekit_ignores_is_noted_with_its_line_and_refused_if_strict():
+    text = """\
+merge_method: ties
+base_model: org/base
+pad_to_multiple_of: 8
+dype: bfloat16
+random_seed: 7
+models:
+  - model: org/base
+    parameters: {weight: 0, density: 7}
+  - model: org/a
+    density: 0.5
+    parameters: {weight: 0.5, lamda: 2, smooth: true}
+  - model: org/b
+    revision: main
+    parameters: {weight: 0.5, weight: 0.7, density: {value: 1, layers: 3}}
+parameters: {int8_mask: true, t: 3}
+tokenizer: {source: union, tokens: {<x>: {source: {kind: zero, row: 1}, weight: 2}}, vocab: 3}
+"""
+    expected = [
+        "3: unknown key 'pad_to_multiple_of' has no effect; write it under tokenizer",
+        "4: unknown key 'dype' has no effect (did you mean 'dtype'?)",
+        "5: unknown key 'random_seed' has no effect; give the seed to the command",
+        "8: 'density' has no effect on the base: ties reads it of the other models",
+        "8: 'weight' has no effect on the base: ties reads it of the other models",
+        "10: unknown key 'density' has no effect; write it under parameters",
+        "11: unknown parameter 'lamda' has no effect with ties (did you mean 'lambda'?)",
+        "11: unknown parameter 'smooth' has no effect with ties; it takes weight, density, normalize, rescale, lambda",
+        "13: unknown key 'revision' has no effect; write the model as NAME@REVISION",
+        "14: key 'weight' is listed twice (first on line 14); only the last counts",
+        "14: unknown key 'layers' has no effect; known here: filter, value",
+        "15: 'int8_mask' has no effect with ties",
+        "15: 't' has no effect with ties",
+        "16: unknown key 'row' has no effect; known here: kind",
+        "16: unknown key 'vocab' has no effect; known here: source, tokens, pad_to_multiple_of",
+        "16: unknown key 'weight' has no effect; known here: source, force",
+    ]
+    (config,) = parse(text, "c.yml")
+    assert list(config.notes) == [f"c.yml:{line}" for line in expected]
+    assert sorted(problems(text, strict=True)) == sorted(config.notes)
+    assert config.models[2].parameters.settings["weight"][0].value == 0.7
+    MergeConfiguration.model_validate(yaml.safe_load(text))  # mergekit reads it without a word
+
+
+def test_a_weight_that_is_not_set_is_noted_and_refused_if_strict():
+    text = """\
+merge_method: linear
+models:
+  - {model: a, parameters: {weight: 0.5}}
+  - {model: b, parameters: {weight: {filter: mlp, value: 2}}}
+  - model: c
+"""
+    (config,) = parse(text, "c.yml")
+    assert config.notes == (
+        "c.yml:2: the weight of b is not set; where no filter matches it is 1.0",
+        "c.yml:2: the weight of c is not set; it is 1.0",
+    )
+    assert problems(text, strict=True) == list(config.notes)
+    assert parse(text + "parameters: {weight: 1}\n", "c.yml", strict=True)[0].notes == ()
+
+
+@pytest.mark.parametrize("method", ["task_arithmetic", "ties", "dare_ties", "della", "sce", "ram", "breadcrumbs"])
+def test_a_base_alone_is_a_valid_file(method):
+    (config,) = parse(f"merge_method: {method}\nbase_model: b+lora\nmodels: [{{model: b+lora}}]\n", strict=True)
+    assert config.notes == (f"config:3: there is no model besides the base, so {method} copies the base",)
+
+
+def test_notes_belong_to_their_document():
+    one = LINEAR.replace("merge_method", "name: first\ndtyp: x\nmerge_method", 1)
+    configs = parse(f"{one}---\n{LINEAR}smooth: true\n", "c.yml")
+    assert [len(config.notes) for config in configs] == [1, 1]
+    assert "'dtyp'" in configs[0].notes[0]
+    assert "'smooth'" in configs[1].notes[0]
 
 
 def test_parameters_of_other_methods_are_noted_not_refused():

@@ -334,7 +334,7 @@ def test_modules_give_each_part_its_own_inputs_and_the_rest_is_copied():
 
 
 def test_a_tied_head_is_not_written_and_an_embedding_stands_in_for_a_missing_one():
-    document = "merge_method: linear\nmodels: [{model: a}, {model: b}]\n"
+    document = "merge_method: linear\nmodels: [{model: a}, {model: b}]\nparameters: {weight: 1}\n"
     tied_first = lay(document, a=small(1, tied=True), b=small(1))
     assert "lm_head.weight" not in by_name(tied_first)
     assert tied_first.notes == ("b: left out, because a ties its head: lm_head.weight",)

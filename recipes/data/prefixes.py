@@ -12,10 +12,7 @@ import itertools
 import re
 from collections.abc import Callable, Iterator, Sequence
 
-from weightops.recipes.floor.evidence import Evidence
 from weightops.rows.labelled import LabelledText
-
-EVIDENCE = Evidence("measured here", ("2509.23381",), "guard.md")
 
 _MARK = re.compile("[\u0300-\u036f\ufe00-\ufe0f\u200d\U0001f3fb-\U0001f3ff\u20d0-\u20ff\U000e0020-\U000e007f]")
 """Characters that belong to the one before them: accents, variation selectors, joiners, skin tones, tags."""

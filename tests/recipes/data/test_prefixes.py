@@ -3,7 +3,7 @@ import unicodedata
 from hypothesis import given
 from hypothesis import strategies as st
 
-from weightops.recipes.passes.prefixes import corrects_itself, cuts, prefixes
+from weightops.recipes.data.prefixes import corrects_itself, cuts, prefixes
 from weightops.rows.labelled import LabelledText
 
 texts = st.text(st.sampled_from("ab é\u0301\u200d\U0001f468\U0001f3fd\ud83d\ude00\r\n日"), max_size=60)

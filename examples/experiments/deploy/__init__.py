@@ -1,0 +1,1 @@
+"""An extracted child where people serve: transformers, vLLM and llama.cpp, alone and as its parent's draft model."""

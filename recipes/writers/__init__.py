@@ -1,0 +1,1 @@
+"""Who writes text for a pass: one file, one writer."""

@@ -1,0 +1,1 @@
+"""How passes have text written and judged: what they ask, and the run that answers many rows together."""
