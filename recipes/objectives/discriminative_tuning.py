@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 EVIDENCE = Evidence("implemented and tested", ("2502.18679",), "recipes/discriminative-fine-tuning.md")
 
-REFERENCE_BATCH = 8
+REFERENCE_BATCH = 4
 """Negatives that the untrained model reads at one time."""
 ROW, NEGATIVE = "sequence_row", "sequence_negative"
 """Of each sequence in a batch: the place of its row, and its number among the row's negatives, -1 for the answer."""
@@ -141,18 +141,11 @@ class DiscriminativeTuning(TokenObjective):
         chosen = _only(batch, self._chosen(batch, turns))
         scores = self._scores(model, chosen)
         answers = chosen[NEGATIVE] < 0
-        size = (len(indices), max(map(len, turns)))
-        present = torch.tensor([[at < len(turn) for at in range(size[1])] for turn in turns], device=scores.device)
-        others = torch.zeros(size, device=scores.device).masked_scatter(present, scores[~answers])
-        reference = torch.zeros(size)
-        if self.reference is not None:
-            # the negatives of a row keep their order in a batch, whatever the order of their turns
-            kept = [self.reference[index, sorted(turn)] for index, turn in zip(indices, turns, strict=True)]
-            reference = reference.masked_scatter(present.cpu(), torch.cat(kept))
-        losses, averages = contrast(
-            scores[answers], others, reference.to(scores.device), self.averages[indices].to(scores.device),
-            present, self.temperature, self.rate,
-        )  # fmt: skip
+        sizes = torch.tensor([[len(turn)] for turn in turns], device=scores.device)
+        present = torch.arange(int(sizes.max()), device=scores.device) < sizes
+        others, averages = _by_row(scores[~answers], present), self.averages[indices].to(scores.device)
+        reference = _by_row(self._reference_of(indices, turns).to(scores.device), present)
+        losses, averages = contrast(scores[answers], others, reference, averages, present, self.temperature, self.rate)
         self.averages[indices] = averages.to(self.averages.device)
         self.visits[indices] += 1
         return losses.sum()
@@ -181,13 +174,18 @@ class DiscriminativeTuning(TokenObjective):
         pairs = zip(batch[ROW].tolist(), batch[NEGATIVE].tolist(), strict=True)
         return torch.tensor([number < 0 or number in turns[row] for row, number in pairs], device=batch[ROW].device)
 
-    def _scores(self, model: Any, batch: Batch) -> Tensor:
-        """The score of each sequence, [sequences], fp32."""
+    def _reference_of(self, indices: Tensor, turns: Sequence[Sequence[int]]) -> Tensor:
+        """What the untrained model thinks of the negatives whose turn it is, in the order of a batch; 0 for DFT2."""
         import torch
 
+        if self.reference is None:
+            return torch.zeros(sum(map(len, turns)))
+        return torch.cat([self.reference[row, sorted(turn)] for row, turn in zip(indices, turns, strict=True)])
+
+    def _scores(self, model: Any, batch: Batch) -> Tensor:
+        """The score of each sequence, [sequences], fp32."""
         present = batch["targets"] != -100
-        log_probability = self.log_probabilities(model, batch)
-        sums = torch.zeros(present.shape, device=present.device).masked_scatter(present, log_probability).sum(1)
+        sums = _by_row(self.log_probabilities(model, batch), present).sum(1)
         return sums / (present.sum(1) + 1e-8) if self.score == "mean" else sums
 
     def _reference(self, model: Any, rows: Sequence[Row]) -> Tensor:
@@ -244,6 +242,13 @@ def contrast(
     averages = torch.logaddexp(shares[0] + averages, shares[1] + new)
     weights = (exponents - averages[:, None]).exp() / counts[:, None]
     return (weights * others).sum(1) - answers, averages
+
+
+def _by_row(values: Tensor, present: Tensor) -> Tensor:
+    """Values, row after row, where ``present`` is true, and 0 elsewhere."""
+    import torch
+
+    return torch.zeros(present.shape, device=values.device).masked_scatter(present, values)
 
 
 def _counts(batch: Batch) -> list[int]:

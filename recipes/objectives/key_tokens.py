@@ -88,10 +88,14 @@ class KeyTokens(TokenObjective):
 
     def _key_spans(self, tokens: Tokens, called: Sequence[str], listed: Sequence[str]) -> Iterator[Span]:
         """The characters, one in each span, whose tokens are key tokens."""
-        begin = tokens.learned[0][0]
+        *turns, (last, _) = tokens.learned
+        turns.append((last, len(tokens.text)))  # what was cut off is searched too: a call there is no fault
+        begin = 0
         for name in called:
             opening = rf"{re.escape(self.opening)}\s*" if self.opening else r"(?<!\w)"
-            place = re.compile(rf"{opening}({re.escape(name)})(?!\w)").search(tokens.text, begin)
+            called_here = re.compile(rf"{opening}({re.escape(name)})(?!\w)")
+            places = (called_here.search(tokens.text, max(start, begin), end) for start, end in turns)
+            place = next(filter(None, places), None)
             if place is None:
                 raise WeightopsError(f"tool: the answer does not call {short(name)}; correct the column or the answer")
             begin = place.end()

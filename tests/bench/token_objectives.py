@@ -33,7 +33,7 @@ def _kinds() -> dict[str, Callable[[], Any]]:
     return {
         "plain": NextToken,
         "probability_family": ProbabilityFamily,
-        "probability_family, above": lambda: ProbabilityFamily(0.0, "above"),
+        "probability_family, above": lambda: ProbabilityFamily(power=0.0, keep="above"),
         "dynamic_tuning": DynamicTuning,
         "one_token_rollout, 256 draws": OneTokenRollout,
         "one_token_rollout, exact": lambda: OneTokenRollout(exact=True),
@@ -45,9 +45,9 @@ def _kinds() -> dict[str, Callable[[], Any]]:
 
 
 def bench(sizes: Sequence[str], repeats: int, place: Path, *, first: bool = True) -> Section:
-    """Measure steps of all objectives in turn in one process for time, and two of each in one of its own for memory."""
+    """Measure steps of all objectives in turn in one process for time, one of each in a process of its own for memory."""
     times_of = _child("time", repeats)
-    peaks = {kind: _child(kind, 1)["peak"] for kind in _kinds()}
+    peaks = {kind: _child(kind, 0)["peak"] for kind in _kinds()}
     compared = {kind: _PLAIN.get(kind, "plain") for kind in _kinds() if not kind.startswith("plain")}
     slower = {
         kind: Spread.of([one / other for one, other in zip(times_of[kind], times_of[plain], strict=True)])
@@ -118,7 +118,7 @@ def _rows(kind: str) -> list[dict[str, Any]]:
 
 
 def _measure(chosen: str, repeats: int) -> dict[str, Any]:
-    """Seconds of each step of all kinds, one after the other; or the peak of resident memory of two steps of one."""
+    """Seconds of each step of all kinds, one after the other; or the peak of resident memory of one step of one."""
     import resource
     import time
 

@@ -219,13 +219,18 @@ def same_faults_joined(faults: Iterable[tuple[Row, str]]) -> list[str]:
     >>> rows = [Row(f"rows.jsonl, line {number}") for number in (2, 5, 6, 7)]
     >>> same_faults_joined((row, "hardness: is missing") for row in rows)
     ['rows.jsonl, lines 2, 5-7: hardness: is missing']
+    >>> same_faults_joined([(Row("rows.jsonl, line 2, rewritten"), "hardness: is missing")])
+    ['rows.jsonl, line 2, rewritten: hardness: is missing']
     """
     numbers: dict[tuple[str, str], list[int]] = {}
     for row, fault in faults:
         file, _, number = row.place.rpartition(" ")
-        numbers.setdefault((file, fault), []).append(int(number))
+        if number.isdecimal():
+            numbers.setdefault((file, fault), []).append(int(number))
+        else:  # a row that a pass wrote
+            numbers[row.place, fault] = []
     return [
-        f"{file}{'s' if len(each) > 1 else ''} {', '.join(_runs(each))}: {fault}"
+        f"{file}{'s' if len(each) > 1 else ''} {', '.join(_runs(each))}: {fault}" if each else f"{file}: {fault}"
         for (file, fault), each in numbers.items()
     ]
 

@@ -70,6 +70,19 @@ def test_a_name_counts_where_it_is_a_word_after_the_opening_and_calls_are_found_
     assert called[0] - first[0] == said.rindex("search_maps")
 
 
+def test_only_the_assistants_turns_are_searched_and_a_call_that_was_cut_off_is_no_fault():
+    turns = [("user", "go"), ("assistant", "yes"), ("user", "use weather now"), ("assistant", "weather(x)")]
+    messages = [{"role": role, "content": content} for role, content in turns]
+    row = Row.of("rows.jsonl, line 1", {"messages": messages, "tool": "weather", "tools": TOOLS})
+    keys, weights = keys_and_weights(row, cap=3)
+    assert (keys, weights.count(3.0)) == (["w"], 1)
+    tokens = row_tokens(TOKENIZER, row)
+    (start, _), *_ = KeyTokens()._key_spans(tokens, ["weather"], TOOLS)
+    assert start == tokens.text.rindex("weather")
+    (cut,) = encode(TOKENIZER, [row], len(tokens.ids) - 12, fields=KeyTokens().fields, report=lambda note: None)
+    assert set(cut["token_weights"]) == {1.0}
+
+
 def test_an_answer_without_a_call_and_a_cap_of_1_are_plain_fine_tuning_bit_for_bit():
     assert set(keys_and_weights(a_row(None))[1]) == set(keys_and_weights(a_row(), cap=1)[1]) == {1.0}
     model, rows = Table(), [{**row, "token_weights": [1.0] * len(row["input_ids"])} for row in ROWS]
