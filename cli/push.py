@@ -42,7 +42,7 @@ def command(folder: Path, repository: str, private: bool, dry_run: bool, overwri
     left_out = (f"{folder / name}: is not part of the model, and is not uploaded" for name in model.left_out)
     for note in (*model.notes, *left_out):
         click.echo(f"note: {note}", err=True)
-    described = f"{len(sizes)} files, {human(plan['bytes'])}"
+    described = f"{len(sizes)} files, {human(sum(sizes.values()))}"
     if dry_run:
         if as_json:
             print_json(plan)

@@ -51,7 +51,7 @@ class KeptItems:
         for parameter in model.parameters():
             if parameter.grad is not None:
                 parameter.grad *= scale.to(parameter.grad.dtype)
-        corrected = share + (scale - 1) * torch.stack(self._shares).sum()
+        corrected: Tensor = share + (scale - 1) * torch.stack(self._shares).sum()
         self._kept.clear()
         self._shares.clear()
         return corrected

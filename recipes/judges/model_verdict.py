@@ -55,4 +55,4 @@ class ModelVerdict:
         word = (_WORD.findall(reply.text) or [""])[0].lower()
         if word not in ("yes", "no"):
             raise AskRefusedError("the judge replied neither yes nor no")
-        return word == "yes"
+        return bool(word == "yes")

@@ -14,10 +14,11 @@ from weightops.io.progress import followed
 from weightops.recipes.data.token_objective import MODEL_INPUTS, TokenObjective
 from weightops.recipes.floor.components import RUNTIME
 from weightops.recipes.floor.evidence import Evidence
-from weightops.recipes.floor.objective import ROW_INDEX, Batch, DataRow, Row
+from weightops.recipes.floor.objective import ROW_INDEX, Batch, Row
 from weightops.recipes.floor.settings import NotNegative
 from weightops.rows.chat import Tokens
 from weightops.rows.encode import TokensOf
+from weightops.rows.row import Row as DataRow
 from weightops.rows.row import short
 
 if TYPE_CHECKING:

@@ -10,10 +10,11 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 from weightops.errors import WeightopsError
 from weightops.recipes.data.token_objective import TokenObjective
 from weightops.recipes.floor.evidence import Evidence
-from weightops.recipes.floor.objective import Batch, DataRow
+from weightops.recipes.floor.objective import Batch
 from weightops.recipes.floor.settings import NotNegativeNumber
 from weightops.rows.chat import Tokens
 from weightops.rows.encode import TokensOf
+from weightops.rows.row import Row as DataRow
 from weightops.rows.row import short, well_formed
 from weightops.rows.spans import Span, common_beginning, joined
 

@@ -12,9 +12,10 @@ from pydantic import Field
 from weightops.errors import WeightopsError
 from weightops.recipes.data.token_objective import TokenObjective
 from weightops.recipes.floor.evidence import Evidence
-from weightops.recipes.floor.objective import Batch, DataRow
+from weightops.recipes.floor.objective import Batch
 from weightops.rows.chat import Tokens
 from weightops.rows.encode import TokensOf
+from weightops.rows.row import Row as DataRow
 from weightops.rows.row import short
 from weightops.rows.spans import Span, common_beginning
 

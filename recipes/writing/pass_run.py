@@ -120,8 +120,7 @@ class PassRun(ExitStack):
         """One round: every row that waits gets its answer and goes on to its next ask."""
         asks: dict[Any, list[_Underway]] = {}
         for each in underway:
-            key = type(each.ask), getattr(each.ask, "by", None)
-            asks.setdefault(key, []).append(each)
+            asks.setdefault((type(each.ask), getattr(each.ask, "by", None)), []).append(each)
         for (kind, writer), group in asks.items():
             opened = self._opened(writer) if writer is not None else None
             keys = [ask_key(each.ask, opened.identity if opened else "") for each in group]  # type: ignore[arg-type]

@@ -67,7 +67,7 @@ def record_again(folder: Path, name: str) -> None:
         os.replace(unfinished, folder / RECORD)
 
 
-def hasfile_digests(folder: Path) -> bool:
+def has_file_digests(folder: Path) -> bool:
     """Whether the record of an output holds digests of its small files; older records hold only their names."""
     return isinstance(read_json(folder / RECORD).get("files"), dict)
 
