@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Final, Literal
 from weightops.errors import WeightopsError
 from weightops.io.replacing import private_folder, put_in_place, recover
 from weightops.io.training_log import trained_count
-from weightops.recipes.data.source import rows_to_learn, split
+from weightops.recipes.data.source import split
 from weightops.recipes.floor.checking import check, plain, relation
 from weightops.recipes.floor.components import Component, component, kind_of
 from weightops.recipes.floor.evidence import Evidence
@@ -38,7 +38,7 @@ from weightops.recipes.parts.trained_parts import (
     note_stamp,
     stamp_of,
 )
-from weightops.recipes.routines.sft import SftRecipe, train
+from weightops.recipes.routines.sft import SftRecipe, recipe_rows, train
 from weightops.rows.encode import encode, say
 from weightops.rows.row import Row
 
@@ -71,6 +71,7 @@ class DisperseThenMergeRecipe(SftRecipe):
         base: Model that every sub-model starts from: a folder, ``org/name``, an alias.
         data: Rows of messages, of prompt and completion, or of text; see docs/data.md. Those held out are measured with
             the base, with each sub-model and with the merged one.
+        rewrite: A pass that makes the rows to learn from those of ``data``, held-out ones included; none by default.
         model_class: Kind of model. Only causal language models are available yet.
         objective: What to minimise, by name and parameters.
         chat: Put a plain prompt and completion through the model's chat template, where it has one.
@@ -126,7 +127,7 @@ def run(
             "launch to with_accelerate"
         )
     check_free(out, overwrite)
-    data = rows_to_learn(recipe.data, recipe.objective)
+    data = recipe_rows(recipe, out)
     learned, held_out = split(data, recipe.data.held_out, recipe.training.seed)
     base = open_checkpoint(recipe.base)
     place = out.absolute().with_name(f"{out.absolute().name}-parts")

@@ -90,12 +90,12 @@ def run(recipe: SftRecipe, out: Path, overwrite: bool = False, *, trust_remote_c
     """
     check(recipe)
     check_free(out, overwrite)
-    data = _rows(recipe, out)
+    data = recipe_rows(recipe, out)
     learned, held_out = split(data, recipe.data.held_out, recipe.training.seed)
     return train(recipe, learned, held_out, out, overwrite, trust_remote_code=trust_remote_code)
 
 
-def _rows(recipe: SftRecipe, out: Path) -> list[Row]:
+def recipe_rows(recipe: SftRecipe, out: Path) -> list[Row]:
     """The rows of a recipe's data, rewritten by its pass where it has one.
 
     Args:

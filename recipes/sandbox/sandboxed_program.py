@@ -29,4 +29,5 @@ def main() -> None:
     sys.__stdout__.flush()  # type: ignore[union-attr]
 
 
-main()
+if __name__ == "__main__":
+    main()

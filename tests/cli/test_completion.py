@@ -37,7 +37,7 @@ def test_every_command_is_listed_with_its_line_and_can_be_imported(command):
     assert command in text
     assert COMMANDS[command][1].split(":")[0] in text
     for parameter in found.params:
-        assert not isinstance(parameter, click.Option) or parameter.help, parameter.name
+        assert not isinstance(parameter, click.Option) or parameter.help or parameter.hidden, parameter.name
 
 
 @pytest.mark.parametrize("option", ["--guard", "--base", "--target"])
@@ -51,7 +51,7 @@ def test_aliases_are_completed_where_a_model_is_wanted(option):
 def test_options_and_choices_are_completed():
     assert completed("compose-guard", "--lab") == ["--labels"]
     assert set(completed("compose-guard", "--")) >= {"--guard", "--base", "--target", "--out", "--dry-run", "--json"}
-    assert completed("compose-guard", "--dtype", "") == ["auto", "float32", "bfloat16", "float16"]
+    assert completed("compose-guard", "--dtype", "") == ["auto", "float32", "bfloat16", "float16", "fp8-block"]
 
 
 @pytest.mark.parametrize("shell", [BashComplete, ZshComplete, FishComplete])

@@ -33,7 +33,7 @@ def test_for_a_program_the_list_is_json():
     assert found["ties"]["paper"] == "2306.01708"
     density = {"name": "density", "type": "float", "per_model": True, "required": False, "default": 1.0}
     assert density.items() < found["ties"]["parameters"][1].items()
-    assert found["ties"]["parameters"][1]["range"] == "in (0, 1]"
+    assert found["ties"]["parameters"][1]["range"] == "in [0, 1]"
     assert "range" not in found["ties"]["parameters"][0]
     assert found["slerp"]["parameters"][0]["required"] is True
 

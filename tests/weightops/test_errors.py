@@ -79,6 +79,8 @@ def test_no_message_below_the_command_line_names_an_option():
 _FOREIGN = (
     *("--random-seed", "pip install --no-deps", "--trust-remote-code", "ray start --head"),
     *("--main_process_port", "--config_file", "--num_machines", "--num_processes", "--multi_gpu"),  # accelerate launch
+    *("--unshare-all", "--die-with-parent", "--new-session", "--clearenv", "--cap-drop", "--symlink", "--ro-bind"),
+    *("--dev-bind", "--size", "--tmpfs", "--remount-ro", "--chdir", "--seccomp"),  # bubblewrap
 )
 
 

@@ -184,10 +184,10 @@ def test_a_merge_is_saved_in_another_dtype(models, tmp_path):
 @pytest.mark.parametrize(
     ("option", "problem"),
     [
-        ({"dtype": "bf16"}, "dtype must be one of auto, float16, bfloat16, float32, float64, not 'bf16'"),
+        ({"dtype": "bf16"}, "dtype must be one of auto, float16, bfloat16, float32, float64, fp8-block, not 'bf16'"),
         (
             {"dtype": torch.bfloat16},
-            "dtype must be one of auto, float16, bfloat16, float32, float64, not torch.bfloat16",
+            "dtype must be one of auto, float16, bfloat16, float32, float64, fp8-block, not torch.bfloat16",
         ),
         ({"shard_size": 0}, "shard_size must be a whole number of bytes, at least 1, not 0"),
         ({"shard_size": "5GB"}, "shard_size must be a whole number of bytes, at least 1, not '5GB'"),

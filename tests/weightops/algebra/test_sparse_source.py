@@ -45,7 +45,7 @@ def test_the_sum_is_the_formula_rounded_once_whatever_the_slices(
     changed = {name: drawn(tensors[name].shape, share, seed) for name in (UP, NORM)}
     changed = {n: (where, what.to(stored if replaces else values)) for n, (where, what) in changed.items()}
     with pytest.MonkeyPatch.context() as patch:
-        for module in ("jobs", "execute", "tally"):
+        for module in ("jobs", "slice_work", "tally"):
             patch.setattr(f"weightops.engine.{module}.BLOCK", block)
         delta = delta_of(folder / "d.safetensors", model, changed, semantics="replace" if replaces else "add")
         made = wo.open(f"{model}+{delta}")
@@ -168,9 +168,9 @@ def test_positions_are_checked_again_in_each_slice(base, tmp_path):
     where, what = drawn(tiny.read(base)[UP].shape, 0.1, 0)
     file = delta_of(tmp_path / "d.safetensors", base, {UP: (where, what)})
     named = wo.open(f"{base}+{file}")
-    entries = named.delta.changes[0].of.tensors[UP].indices
+    entries = named.delta.changes[0].of.tensors[UP].positions.indices
     with file.open("r+b") as stream:
         stream.seek(entries.offset)
-        stream.write(int(where[1]).to_bytes(4, "little") * 2)
+        stream.write(int(where[1]).to_bytes(2, "little") * 2)
     with pytest.raises(WeightopsError, match="changed while it was read"):
         named.tensor(UP)

@@ -340,7 +340,7 @@ def test_a_second_run_to_the_same_output_is_refused_and_touches_nothing(tmp_path
         command = [sys.executable, "-c", "from weightops.cli import main; main()", "merge"]
         command += [str(tmp_path / "second.yml"), str(tmp_path / "out")]
         refused = subprocess.run(command, capture_output=True, text=True, check=False)
-        assert (refused.returncode, refused.stderr.count("\n")) == (1, 1), refused.stderr
+        assert (refused.returncode, refused.stderr.count("error: ")) == (1, 1), refused.stderr
         assert "another process is writing it" in refused.stderr
         assert tiny.files_of(tmp_path / ".out.steps") == kept
         (marks / "go").touch()

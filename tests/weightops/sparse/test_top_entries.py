@@ -58,7 +58,7 @@ def test_the_true_top_k_whatever_the_blocks(seed, density, scope, dtype, grain, 
             extract_sparse(base, tuned, density=density, scope=scope).save(out, progress=False)
         return
     with pytest.MonkeyPatch.context() as patch:
-        for module in ("jobs", "execute", "tally"):
+        for module in ("jobs", "slice_work", "tally"):
             patch.setattr(f"weightops.engine.{module}.BLOCK", block)
         extract_sparse(base, tuned, density=density, scope=scope, originals=True).save(out, progress=False)
     delta = read_sparse_delta(out, "d")
