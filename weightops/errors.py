@@ -94,10 +94,6 @@ class WeightopsError(Exception):
         super().__init__("\n".join(self.problems))
 
 
-class ResumableError(WeightopsError):
-    """A :class:`WeightopsError` after which the same call can resume: what was written so far is kept."""
-
-
 def short(value: object, most: int = 80) -> str:
     """A name or a value from a file, short enough for a problem's line.
 

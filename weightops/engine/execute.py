@@ -24,7 +24,6 @@ from . import slices, whole_models
 from .jobs import Job, JobSlice, Scattered
 from .plan import DEFAULT_MEMORY, Plan
 from .slice_work import (
-    Elsewhere,
     Finished,
     Resuming,
     Todo,
@@ -48,14 +47,12 @@ def execute(
     threads: int,
     memory: int = DEFAULT_MEMORY,
     progress: ReportProgress | None = None,
-    elsewhere: Elsewhere | None = None,
 ) -> Tally:
     """Compute every job of a plan into the staged files.
 
     Args:
         threads: Number of slices computed at a time.
         memory: Bytes of buffers, all threads together.
-        elsewhere: Computes the slices, into the same files; by default threads of this process do.
         progress: Called with the bytes that each finished slice read and wrote.
 
     Raises:
@@ -71,11 +68,10 @@ def execute(
         files, places = open_inputs(plan, stack), allocate(plan, staging)
         grams = _measured(plan, files, staging, journal, threads, progress)
         todo = _todo(_pieces(plan, blocks), _done(journal))
-        if elsewhere is None:
-            finished = _by_threads(todo, slice_worker(plan, owned, files, places, grams, threads, memory), threads)
-        else:
-            finished = elsewhere(plan, grams, staging.model, todo, memory)
-        for piece, records in _in_plan_order(finished, _pieces(plan, blocks), staging):
+        work = slice_worker(plan, owned, files, places, grams, threads, memory)
+        for piece, records, fresh in _by_threads(todo, work, threads):
+            if fresh:
+                staging.record({"job": piece.number, "block": piece.block, "done": records})
             gather.add(piece, records)
             if progress:
                 progress(piece.work)
@@ -233,22 +229,6 @@ def _by_threads(todo: Iterable[Todo], work: Resuming, threads: int) -> Iterator[
                 yield head()
         finally:
             pool.shutdown(cancel_futures=True)
-
-
-def _in_plan_order(
-    finished: Iterable[Finished], pieces: Iterator[JobSlice], staging: Staging
-) -> Iterator[tuple[JobSlice, list[Record]]]:
-    """Note each finished slice in the journal at once, and give the slices on in the order of the plan."""
-    early: dict[tuple[int, int], Finished] = {}
-    due = next(pieces, None)
-    for one in finished:
-        if one.fresh:
-            staging.record({"job": one.piece.number, "block": one.piece.block, "done": one.records})
-        early[one.piece.number, one.piece.block] = one
-        while due is not None and (due.number, due.block) in early:
-            piece, records, _ = early.pop((due.number, due.block))
-            yield piece, records
-            due = next(pieces, None)
 
 
 def _todo(pieces: Iterable[JobSlice], done: Done) -> Iterator[Todo]:

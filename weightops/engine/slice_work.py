@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import resource
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from functools import partial
 from pathlib import Path
@@ -41,11 +41,6 @@ class Finished(NamedTuple):
     piece: JobSlice
     records: list[Record]
     fresh: bool
-
-
-#: Computes slices in the files of a staged folder: of a plan, the measured models, the folder, the slices, and the
-#: bytes of buffers. The results may come in any order.
-Elsewhere = Callable[[Plan, whole_models.Grams, Path, Iterable[Todo], int], Iterator[Finished]]
 
 
 def slice_worker(
