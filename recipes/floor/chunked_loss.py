@@ -30,7 +30,7 @@ def chunked_loss(
         chunk: Tokens at a time, at least 1.
 
     Returns:
-        A scalar, fp32, with a gradient for ``hidden`` and ``parameters``.
+        A scalar, fp32 (fp64 for fp64 states), with a gradient for ``hidden`` and ``parameters``.
     """
     total: Tensor = _Chunked.apply(loss_of, targets, chunk, hidden, *parameters)  # type: ignore[no-untyped-call]
     return total
@@ -41,7 +41,7 @@ class _Chunked(torch.autograd.Function):
     def forward(
         context: Any, loss_of: LossOfChunk, targets: Tensor, chunk: int, hidden: Tensor, *parameters: Tensor
     ) -> Tensor:
-        total = torch.zeros((), dtype=torch.float32, device=hidden.device)
+        total = torch.zeros((), dtype=torch.promote_types(hidden.dtype, torch.float32), device=hidden.device)
         needed = [context.needs_input_grad[3], *context.needs_input_grad[4:]]
         of_hidden = torch.empty_like(hidden) if needed[0] else None
         trained = [parameter for parameter, need in zip(parameters, needed[1:], strict=True) if need]
