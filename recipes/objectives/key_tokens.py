@@ -11,6 +11,7 @@ from pydantic import Field
 
 from weightops.errors import WeightopsError
 from weightops.recipes.data.token_objective import TokenObjective
+from weightops.recipes.data.tool_definitions import tool_name
 from weightops.recipes.floor.evidence import Evidence
 from weightops.recipes.floor.objective import Batch
 from weightops.rows.chat import Tokens
@@ -125,13 +126,5 @@ def _listed(tools: object) -> list[str] | None:
     """The names of a row's tools; ``None`` if the column holds something else."""
     if not isinstance(tools, list):
         return None
-    names = [_name(tool) for tool in tools]
+    names = [tool_name(tool) for tool in tools]
     return names if all(isinstance(name, str) for name in names) else None  # type: ignore[return-value]
-
-
-def _name(tool: object) -> object:
-    """The name of a tool: itself, or that of its definition, as chat templates take it."""
-    if not isinstance(tool, dict):
-        return tool
-    function = tool.get("function")
-    return function.get("name") if isinstance(function, dict) else tool.get("name")
