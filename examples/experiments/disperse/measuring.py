@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from examples.experiments.steps import add_line, read_lines, write_lines
 from weightops.algebra.checkpoint import Delta
 from weightops.algebra.loading import load
 from weightops.recipes.floor.components import component
@@ -27,9 +27,9 @@ class PatchedModel:
         self.file = work / "results.jsonl"
         self.model, self.tokenizer = load(base, "bfloat16")
         self.objective = component("objectives", "next_token")().ready(self.model, self.tokenizer, ())
-        self.choice = rows.write(rows.choice(data), work / "held-out" / "choice.jsonl")
+        self.choice = write_lines(rows.choice(data), work / "held-out" / "choice.jsonl")
         measured = {"task": rows.task(data), **{name: rows.rest(data, name) for name in rows.REST}}
-        files = {name: rows.write(held, work / "held-out" / f"{name}.jsonl") for name, held in measured.items()}
+        files = {name: write_lines(held, work / "held-out" / f"{name}.jsonl") for name, held in measured.items()}
         self.sets = {name: self._encoded(file) for name, file in files.items()}
 
     def measure(self, seed: int, name: str, change: Delta, **notes: Any) -> None:
@@ -38,17 +38,17 @@ class PatchedModel:
             return
         norm, losses = self._losses(change)
         line = {"seed": seed, "name": name, "norm": norm, "losses": losses, **notes}
-        with self.file.open("a", encoding="utf-8") as stream:
-            stream.write(json.dumps(line) + "\n")
-        print(line, flush=True)
+        add_line(line, self.file)
 
     def has(self, seed: int, name: str) -> bool:
         """Whether the results hold a measurement."""
-        return any((line["seed"], line["name"]) == (seed, name) for line in results(self.file))
+        return any((line["seed"], line["name"]) == (seed, name) for line in read_lines(self.file))
 
     def norm(self, seed: int, name: str) -> float:
         """The norm of a change that was measured."""
-        return next(float(line["norm"]) for line in results(self.file) if (line["seed"], line["name"]) == (seed, name))
+        return next(
+            float(line["norm"]) for line in read_lines(self.file) if (line["seed"], line["name"]) == (seed, name)
+        )
 
     def answer_tokens(self) -> dict[str, int]:
         """Tokens whose loss is measured, in each set of held-out rows."""
@@ -75,8 +75,3 @@ class PatchedModel:
     def _encoded(self, file: Path) -> list[dict[str, Any]]:
         encoded = encode(self.tokenizer, read_rows([file]), 1024)
         return sorted(encoded, key=lambda row: len(row["input_ids"]))
-
-
-def results(file: Path) -> list[dict[str, Any]]:
-    """Every measurement so far."""
-    return [json.loads(line) for line in file.read_text("utf-8").splitlines()] if file.exists() else []

@@ -6,10 +6,9 @@ that a run takes minutes on two cores.
 
 from __future__ import annotations
 
-import json
 import random
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -62,13 +61,6 @@ def rest(data: Path, name: str) -> list[Example]:
         {"prompt": question, "completion": answer} for question, answer in map(_PAIRS[name], _read(data, REST[name]))
     ]
     return random.Random(f"rest/{name}").sample(rows, COUNTS[name])
-
-
-def write(rows: Sequence[Example], file: Path) -> Path:
-    """Rows as JSON Lines."""
-    file.parent.mkdir(parents=True, exist_ok=True)
-    file.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), "utf-8")
-    return file
 
 
 def _source(data: Path, name: str) -> list[Example]:

@@ -3,20 +3,18 @@
 from __future__ import annotations
 
 import json
-import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import click
 import yaml
 
 import weightops as wo
+from examples.experiments.steps import read_lines, weightops, write_lines
 from weightops.algebra.checkpoint import Delta
-from weightops.cli import main as command_line
 
 from . import rows
-from .measuring import PatchedModel, results
+from .measuring import PatchedModel
 
 BASE = "smollm2-135m-instruct"
 PARTS = 4
@@ -58,7 +56,7 @@ def gather(data: Path, work: Path, seeds: Sequence[int], file: Path) -> None:
         {"name": "choice", "rows": len(rows.SOURCES) * rows.CHOICE, "answer tokens": [tokens["choice"]]},
         *({"name": name, "rows": rows.COUNTS[name], "answer tokens": [tokens[name]]} for name in rows.REST),
     ]  # fmt: skip
-    measured = sorted(results(work / "results.jsonl"), key=lambda line: (line["name"], line["seed"]))
+    measured = sorted(read_lines(work / "results.jsonl"), key=lambda line: (line["name"], line["seed"]))
     lines = ",\n".join(f"  {json.dumps(line)}" for line in measured)
     file.write_text(f'{{"sets": {json.dumps(sets)},\n"measured": [\n{lines}\n]}}\n', "utf-8")
 
@@ -70,7 +68,7 @@ class _Seed:
         self.folder, self.seed, self.embed = work / f"seed-{seed}", seed, embed
         self.rows = self.folder / "rows.jsonl"
         if not self.rows.exists():
-            rows.write(rows.train(data, seed), self.rows)
+            write_lines(rows.train(data, seed), self.rows)
 
     def single(self, name: str = "single", *sets: str) -> Path:
         """One run on all rows: the shipped recipe's settings, without dispersing."""
@@ -216,10 +214,3 @@ def _soup(seed: _Seed, patched: PatchedModel, folders: Sequence[Path]) -> Delta:
         settings = ("--base", BASE, "--data", patched.choice, "--precision", "bfloat16", "--dtype", "float32")
         weightops("soup", "greedy", *(f"{BASE}+{folder}" for folder in folders), *settings, "--out", out)
     return wo.open(out) - wo.open(BASE)
-
-
-def weightops(*words: object) -> None:
-    """Run a command in this process, and print it as it can be typed."""
-    arguments = [str(word) for word in words]
-    click.echo(shlex.join(["weightops", *arguments]), err=True)
-    command_line.main(["--quiet", *arguments], prog_name="weightops", standalone_mode=False)

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import random
 import re
 from pathlib import Path
 from typing import Any
 
+from examples.experiments.steps import write_lines
 from weightops.errors import WeightopsError
 from weightops.rows.encode import encode
 from weightops.rows.reader import read_rows
@@ -25,12 +25,11 @@ def write(data: Path, folder: Path, tokenizer: Any, seeds: int) -> None:
     Raises:
         WeightopsError: the data is not there.
     """
-    folder.mkdir(parents=True, exist_ok=True)
     for name, source, count in (*((f"train-{seed}", "train", TRAIN) for seed in range(seeds)), ("test", "test", TEST)):
         file = folder / f"{name}.jsonl"
         if not file.exists():
             chosen = random.Random(name).sample(_short(data / "math_gsm8k" / f"{source}.jsonl.gz", tokenizer), count)
-            file.write_text("".join(f"{json.dumps(row)}\n" for row in chosen), "utf-8")
+            write_lines(chosen, file)
 
 
 def final_number(text: str) -> str | None:

@@ -10,6 +10,7 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
+from examples.experiments.steps import add_line, read_lines
 from weightops.algebra.loading import load, load_tokenizer
 from weightops.algebra.opening import as_checkpoint
 from weightops.recipes.data.source import split
@@ -45,8 +46,7 @@ class Experiment:
 
     def results(self, kind: str) -> list[Line]:
         """The measurements of a kind so far: ``base``, ``tuning``, ``run`` or ``answers``."""
-        lines = map(json.loads, self.file.read_text("utf-8").splitlines()) if self.file.exists() else ()
-        return [line for line in lines if line["kind"] == kind]
+        return [line for line in read_lines(self.file) if line["kind"] == kind]
 
     def _missing(self) -> Iterator[None]:
         """Run after run: the main comparison first, all ways of a seed before the next seed, the answers last."""
@@ -130,9 +130,7 @@ class Experiment:
         return self.work / f"{name}.jsonl"
 
     def _note(self, **line: Any) -> None:
-        with self.file.open("a", encoding="utf-8") as stream:
-            stream.write(json.dumps(line) + "\n")
-        print(line, flush=True)
+        add_line(line, self.file)
 
 
 def next_rate(tried: dict[float, float], first: float) -> float | None:
@@ -148,7 +146,7 @@ def next_rate(tried: dict[float, float], first: float) -> float | None:
     return neighbours[0] if neighbours and len(tried) < TRIES else None
 
 
-def greedy_answers(spec: str, questions: list[str]) -> list[str]:
+def greedy_answers(spec: str, questions: list[str], tokens: int = ANSWER_TOKENS) -> list[str]:
     """What a model answers to each question, the likeliest token each time."""
     model, tokenizer = load(spec, "bfloat16")
     tokenizer.padding_side = "left"
@@ -156,7 +154,7 @@ def greedy_answers(spec: str, questions: list[str]) -> list[str]:
     asked = tokenizer.apply_chat_template(
         chats, add_generation_prompt=True, return_tensors="pt", return_dict=True, padding=True
     )
-    made = model.generate(**asked, max_new_tokens=ANSWER_TOKENS, do_sample=False, pad_token_id=tokenizer.pad_token_id)
+    made = model.generate(**asked, max_new_tokens=tokens, do_sample=False, pad_token_id=tokenizer.pad_token_id)
     answers: list[str] = tokenizer.batch_decode(made[:, asked["input_ids"].shape[1] :], skip_special_tokens=True)
     return answers
 

@@ -1,0 +1,99 @@
+"""The evidence in ``docs/two-recipes.md``: tables between two marks in the page."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from examples.experiments.evidence import Measured, grid, interval, put_tables, signed
+
+PAGE = Path(__file__).parents[3] / "docs" / "two-recipes.md"
+RESULTS = Path(__file__).with_name("results.json")
+"""What was measured, as the page shows it: no data rows, no weights."""
+SKILLS: Mapping[str, Mapping[str, str]] = {
+    "calls": {"routines": "key tokens", "plain": "plain calls"},
+    "problems": {"routines": "grape", "plain": "plain problems"},
+}
+"""Of each skill, the model of each pair that was trained on it alone."""
+TITLES: Mapping[str, str] = {
+    "base": "base",
+    "key tokens": "calls, key tokens",
+    "grape": "problems, GRAPE",
+    "routines task_arithmetic": "both, task arithmetic",
+    "routines ties": "both, TIES",
+    "plain calls": "control: calls, plain",
+    "plain problems": "control: problems, plain",
+    "plain task_arithmetic": "control: both, task arithmetic",
+    "plain ties": "control: both, TIES",
+}
+"""What was measured and how the page calls it, in the order of its tables."""
+CONTROLS: Mapping[str, str] = {
+    "key tokens": "plain calls",
+    "grape": "plain problems",
+    "routines task_arithmetic": "plain task_arithmetic",
+    "routines ties": "plain ties",
+}
+
+Lines = Sequence[Mapping[str, Any]]
+
+
+def write(lines: Lines, page: Path = PAGE) -> None:
+    """Put the tables into the page in place of the earlier ones.
+
+    Raises:
+        WeightopsError: the page has no marks for a table.
+    """
+    put_tables(tables(lines), page)
+
+
+def load(file: Path = RESULTS) -> list[dict[str, Any]]:
+    """The results that the page shows."""
+    lines: list[dict[str, Any]] = json.loads(file.read_text("utf-8"))
+    return lines
+
+
+def tables(lines: Lines) -> dict[str, str]:
+    """Every table of the page by its mark."""
+    return {"kept": _kept(lines), "against plain": _against_plain(lines)}
+
+
+def values(lines: Lines, name: str, value: str) -> Measured:
+    """A value of each seed's measurement of a name."""
+    return Measured({line["seed"]: float(line[value]) for line in lines if line["name"] == name})
+
+
+def kept(lines: Lines, pair: str, method: str, skill: str) -> Measured:
+    """Share of what a skill gained over the base alone that its merge has kept, for each seed."""
+    base = values(lines, "base", skill)
+    merged, alone = values(lines, f"{pair} {method}", skill), values(lines, SKILLS[skill][pair], skill)
+    return (merged - base) / (alone - base)
+
+
+def _kept(lines: Lines) -> str:
+    """A row for each model: both losses, what a merge kept of each skill, and its calls."""
+    rows = []
+    for name, title in TITLES.items():
+        pair, _, method = name.partition(" ")
+        merge = method in ("task_arithmetic", "ties")
+        shares = [_percent(kept(lines, pair, method, skill)) if merge else "" for skill in SKILLS]
+        losses = [interval(values(lines, name, skill)) for skill in SKILLS]
+        answers = [interval(values(lines, name, value), 1) for value in ("right tools", "right calls")]
+        rows.append([title, losses[0], shares[0], losses[1], shares[1], *answers])
+    head = ["model", "loss on calls", "kept", "loss on problems", "kept", "right tools", "right calls"]
+    return grid(head, rows)
+
+
+def _against_plain(lines: Lines) -> str:
+    """Each model minus its control, paired by seed."""
+    measured = ("calls", "problems", "right tools", "reward")
+    rows = [
+        [TITLES[name], *(signed(values(lines, name, value) - values(lines, control, value)) for value in measured)]
+        for name, control in CONTROLS.items()
+    ]
+    return grid(["minus its control", "loss on calls", "loss on problems", "right tools", "reward of calls"], rows)
+
+
+def _percent(share: Measured) -> str:
+    return interval(Measured({seed: 100 * value for seed, value in share.values.items()}), 0) + " %"
