@@ -12,7 +12,7 @@ from weightops.recipes.floor.objective import Objective, columns_of
 from weightops.recipes.floor.settings import Data
 from weightops.rows.chat import unlearnable
 from weightops.rows.reader import read_rows
-from weightops.rows.row import Row, raise_faults, same_faults_joined
+from weightops.rows.row import Row, raise_faults
 
 T = TypeVar("T")
 
@@ -56,8 +56,8 @@ def check_columns(rows: Sequence[Row], objective: Objective) -> None:
             f"{reader} reads {', '.join(absent)} of each row, but no row has it; add it to the data, or "
             "choose another objective"
         )
-    problems = ((row, f"{problem} ({reader} reads it)") for row in rows for problem in objective.problems(row))
-    raise_faults(same_faults_joined(problems), "faults")
+    problems = ((row.place, f"{problem} ({reader} reads it)") for row in rows for problem in objective.problems(row))
+    raise_faults(problems, "faults")
 
 
 def split(rows: Sequence[T], share: float, seed: int) -> tuple[list[T], list[T]]:

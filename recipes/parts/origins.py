@@ -21,7 +21,7 @@ def origins(rows: Sequence[Row], units: Sequence[Unit], field: str) -> list[str]
         names = f"other fields are {', '.join(map(short, fields[:10]))}" if fields else "rows have no other fields"
         raise WeightopsError(f"source_field: no row has a field {short(field)}; {names}")
     raise_faults(
-        f"{row.place}: {short(field)}: must be a word or a number that names the source; found {short(value)}"
+        (row.place, f"{short(field)}: must be a word or a number that names the source; found {short(value)}")
         for row, value in zip(rows, values, strict=True)
         if not isinstance(value, str | int)
     )

@@ -17,18 +17,18 @@ def texts_of(rows: Sequence[Row], field: Field) -> list[str]:
     """The text of each row, well formed.
 
     Raises:
-        WeightopsError: every row that has none, or an empty one (the first ten, and how many more), by its place.
+        WeightopsError: every row that has none, or an empty one (the first ten faults), by its place.
     """
     texts: list[str] = []
-    faults: list[str] = []
+    faults: list[tuple[str, str]] = []
     for row in rows:
         try:
             text = row_text(row, field)
         except WeightopsError as error:
-            faults += [f"{row.place}: {problem}" for problem in error.problems]
+            faults += [(row.place, problem) for problem in error.problems]
             continue
         if not text.strip():
-            faults.append(f"{row.place}: its {_NAMES[field]} is empty; remove the row, or look at another field")
+            faults.append((row.place, f"its {_NAMES[field]} is empty; remove the row, or look at another field"))
         texts.append(text)
     raise_faults(faults)
     return texts

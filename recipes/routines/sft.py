@@ -113,7 +113,7 @@ def recipe_rows(recipe: SftRecipe, out: Path) -> list[Row]:
     for note in counts.lines():
         say(note)
     rows = [Row.of(f"{record['from']}, rewritten", record) for record in records]
-    raise_faults(f"{row.place}: {problem}" for row in rows for problem in unlearnable(row))
+    raise_faults((row.place, problem) for row in rows for problem in unlearnable(row))
     check_columns(rows, recipe.objective)
     return rows
 

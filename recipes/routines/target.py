@@ -101,12 +101,12 @@ def row_texts(tokenizer: Any, data: Data) -> list[str]:
     """
     rows = load_rows(data)
     texts: list[str] = []
-    faults: list[str] = []
+    faults: list[tuple[str, str]] = []
     for row in rows:
         try:
             texts.append(_text(tokenizer, row))
         except WeightopsError as error:
-            faults += [f"{row.place}: {problem}" for problem in error.problems]
+            faults += [(row.place, problem) for problem in error.problems]
     raise_faults(faults)
     return texts
 

@@ -112,13 +112,20 @@ class OpenEndpoint:
         except APIStatusError as error:
             if error.status_code in (400, 413, 422):  # this request, and no other: a prompt too long, say
                 return AskRefusedError(f"the endpoint refused a prompt ({error.status_code})")
-            raise self._failure(f"answered {error.status_code}") from error
+            raise self._failure(f"answered {error.status_code}", error.status_code) from error
         except APIError as error:
             raise self._failure(f"did not answer ({error.message.rstrip('.')})") from error
         except (AttributeError, IndexError, TypeError, ValueError) as error:
-            raise self._failure("answered with something that is not a chat completion") from error
+            raise self._failure("answered with something that is not a chat completion", 200) from error
 
-    def _failure(self, what: str) -> WeightopsError:
-        return WeightopsError(
-            f"{self.settings.url}: {what}, {self.settings.retries + 1} times; fix this, then rerun to resume"
-        )
+    def _failure(self, what: str, status: int = 500) -> WeightopsError:
+        """What went wrong, and what to do; for a status that is not asked for again, without how often."""
+        settings = self.settings
+        again = status >= 500 or status in (408, 409, 429)
+        times = f", {settings.retries + 1} times" if again and settings.retries else ""
+        advice = {
+            401: f"put the key into the environment variable {settings.key_variable}",
+            403: f"check what the key in the environment variable {settings.key_variable} may do",
+            404: f"check the address and the model, {settings.model}",
+        }.get(status, "fix this")
+        return WeightopsError(f"{settings.url}: {what}{times}; {advice}, then rerun to resume")

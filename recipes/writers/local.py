@@ -12,6 +12,7 @@ from pydantic import Field
 
 from weightops.anatomy.config_keys import max_positions
 from weightops.errors import WeightopsError
+from weightops.io.quiet import quiet_transformers
 from weightops.recipes.floor.checking import plain
 from weightops.recipes.floor.settings import Count, ModelName, NotNegative
 from weightops.recipes.writing.asks import AskRefusedError, Rate, Write, Written
@@ -59,8 +60,9 @@ class Local:
         name = self.model or base
         if name is None:
             raise WeightopsError("writer: name a model")
-        model, tokenizer = load(name, self.dtype)
-        yield OpenLocal(self, model.eval(), tokenizer)
+        with quiet_transformers():  # which warns of a prompt that is too long; it is counted as refused
+            model, tokenizer = load(name, self.dtype)
+            yield OpenLocal(self, model.eval(), tokenizer)
 
 
 class OpenLocal:

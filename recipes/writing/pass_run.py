@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import signal
+import threading
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -30,6 +32,8 @@ from weightops.rows.row import Row
 
 WINDOW = 64
 """Rows under way at a time: what is in memory, and the most that share a batch."""
+STEP_SECONDS = 60.0
+"""How long a pass, or its judge, may think between two asks. The time of the asks themselves does not count."""
 
 
 @dataclass
@@ -57,7 +61,7 @@ class PassCounts:
         sources = ", ".join(f"{count} {source}" for source, count in sorted(self.sources.items()))
         made = f"{self.made} rows made of {self.read}" + (f": {sources}" if sources else "")
         asked = f"{self.answered} asks answered, {self.remembered} known from an earlier run or row"
-        return [made, asked, *(f"{text} ({count} times)" for text, count in self.notes.most_common())]
+        return [made, asked, *(f"{text} ({_often(count)})" for text, count in self.notes.most_common())]
 
 
 @dataclass
@@ -151,13 +155,14 @@ class PassRun(ExitStack):
                 self.journal.add(key, answer)
 
     def _advance(self, underway: _Underway, answer: Any) -> None:
-        """Give a row its answer; notes on the way are counted."""
+        """Give a row its answer; notes on the way are counted. A judge that hangs is stopped."""
         try:
             refused = isinstance(answer, AskRefusedError)
-            ask = underway.steps.throw(answer) if refused else underway.steps.send(answer)
-            while isinstance(ask, Note):
-                self.counts.notes[ask.text] += 1
-                ask = underway.steps.send(None)
+            with stopped_after(STEP_SECONDS):
+                ask = underway.steps.throw(answer) if refused else underway.steps.send(answer)
+                while isinstance(ask, Note):
+                    self.counts.notes[ask.text] += 1
+                    ask = underway.steps.send(None)
             underway.ask = ask
         except StopIteration as stop:
             underway.records = stop.value
@@ -169,6 +174,32 @@ class PassRun(ExitStack):
         if writer not in self._writers:
             self._writers[writer] = self.enter_context(writer.opened(self.base))
         return self._writers[writer]
+
+
+@contextmanager
+def stopped_after(seconds: float) -> Iterator[None]:
+    """Raise :class:`AskRefusedError` in a block that takes longer: the one way out of a judge's own endless loop.
+
+    Signals reach the main thread alone, so elsewhere a block may take as long as it likes.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def stop(*_: object) -> None:
+        raise AskRefusedError(f"it took more than {seconds:g} seconds")
+
+    before = signal.signal(signal.SIGALRM, stop)
+    signal.setitimer(signal.ITIMER_REAL, seconds)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+
+
+def _often(count: int) -> str:
+    return "once" if count == 1 else f"{count} times"
 
 
 def _run(ask: RunProgram) -> Any:

@@ -86,12 +86,21 @@ def test_a_recipe_without_a_pass_is_refused(rows, model, tmp_path):
     assert "has no pass to run" in output
 
 
-def test_a_training_rewrites_its_rows_first(rows, model, tmp_path):
-    sets = [f"data.files={rows}", f"base={model}", "training.epochs=1", "training.precision=fp32"]
-    options = [part for each in sets for part in ("--set", each)]
-    result = CliRunner().invoke(main, ["train", "grape", *options, "--out", str(tmp_path / "tuned")])
-    assert result.exit_code == 0, result.output + str(result.exception)
-    assert json.loads((tmp_path / "tuned" / "training.json").read_text())["rows"] == 3
+def test_a_training_rewrites_its_rows_first_and_is_that_on_the_rows_of_the_pass_alone(rows, model, tmp_path):
+    def train(name, recipe, file):
+        sets = [f"data.files={file}", f"base={model}", "training.epochs=1", "training.precision=fp32"]
+        sets += ["training.lr=1e-3", "training.batch=2", "data.held_out=0"]
+        options = [part for each in sets for part in ("--set", each)]
+        result = CliRunner().invoke(main, ["train", recipe, *options, "--out", str(tmp_path / name)])
+        assert result.exit_code == 0, result.output + str(result.exception)
+        return tmp_path / name
+
+    tuned = train("tuned", "grape", rows)
+    assert json.loads((tuned / "training.json").read_text())["rows"] == 3
+    grape(rows, model, tmp_path / "best.jsonl")
+    apart = train("apart", "sft", tmp_path / "best.jsonl")
+    assert (tuned / "model.safetensors").read_bytes() == (apart / "model.safetensors").read_bytes()
+    assert (tuned / "model.safetensors").read_bytes() != (Path(model) / "model.safetensors").read_bytes()
 
 
 def test_show_marks_what_is_learned_and_hides_control_characters(rows, model, tmp_path):

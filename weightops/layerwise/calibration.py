@@ -63,13 +63,13 @@ def calibration_tokens(
     chosen = sorted(random.Random(seed).sample(range(len(rows)), min(most_rows, len(rows))))
     config = model.source.config
     limit = min(most_tokens, max_positions(config) or most_tokens)
-    faults: list[str] = []
+    faults: list[tuple[str, str]] = []
     encoded: list[tuple[int, ...]] = []
     for number in chosen:
         try:
             encoded.append(row_tokens(tokenizer, rows[number]).ids)
         except WeightopsError as error:
-            faults += [f"{rows[number].place}: {problem}" for problem in error.problems]
+            faults += [(rows[number].place, problem) for problem in error.problems]
     raise_faults(faults)
     ids = tuple(row[:limit] for row in encoded if row)
     if not ids:

@@ -57,7 +57,7 @@ def encode(
     def tokens_of(row: Row) -> Tokens:
         return row_tokens(tokenizer, row, chat).first(max_tokens)
 
-    faults: list[str] = []
+    faults: list[tuple[str, str]] = []
     encoded: list[dict[str, Any]] = []
     cut = left_out = 0
     for row in followed(rows, "making tokens", unit="row"):
@@ -69,7 +69,7 @@ def encode(
                 continue
             made = fields(row, tokens, tokens_of)
         except WeightopsError as error:
-            faults += [f"{row.place}: {problem}" for problem in error.problems]
+            faults += [(row.place, problem) for problem in error.problems]
             continue
         cut += len(whole.ids) > len(tokens.ids)
         encoded.append({"input_ids": list(tokens.ids), "trained": list(tokens.trained), **made})

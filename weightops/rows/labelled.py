@@ -40,11 +40,11 @@ def labelled_texts(rows: Sequence[Row], labels: tuple[str, str] = (SAFE, UNSAFE)
             always labels, and mean what they say unless these two words redefine them.
 
     Raises:
-        WeightopsError: rows that do not have these fields (the first ten, and how many more), by their places.
+        WeightopsError: rows that do not have these fields (the first ten faults), by their places.
     """
     meanings = _meanings(labels)
     faults = label_faults(labels)
-    raise_faults(f"{row.place}: {fault}" for row in rows for fault in faults(row))
+    raise_faults((row.place, fault) for row in rows for fault in faults(row))
     return [
         LabelledText(
             row.judged or "",
@@ -75,9 +75,9 @@ def texts(rows: Sequence[Row]) -> list[str]:
     """The text of each row; of a conversation the last message's.
 
     Raises:
-        WeightopsError: rows without a text (the first ten, and how many more), by their places.
+        WeightopsError: rows without a text (the first ten faults), by their places.
     """
-    raise_faults(f"{row.place}: {fault}" for row in rows for fault in text_faults(row))
+    raise_faults((row.place, fault) for row in rows for fault in text_faults(row))
     return [row.judged or "" for row in rows]
 
 

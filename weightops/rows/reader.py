@@ -59,7 +59,7 @@ def read_rows(
 
     Raises:
         WeightopsError: files that cannot be read, lines that are not JSON objects or not what ``check`` wants (the
-            first ten, and how many more), a renamed field that no row has, or no row is left.
+            first ten faults, each with all its lines), a renamed field that no row has, or no row is left.
     """
     faults, renamed = FirstFaults("lines"), rename or {}
     rows: list[Row] = []
@@ -70,7 +70,7 @@ def read_rows(
         if all(record.get(name) == value for name, value in (only or {}).items()):
             rows.append(Row.of(place, _renamed(record, renamed)))
             for fault in check(rows[-1]):
-                faults.add(f"{place}: {fault}")
+                faults.add(place, fault)
     whole = ", ".join([*("stdin" if str(file) == STDIN else str(file) for file in files), *([hub] if hub else [])])
     _check_rename(names, renamed, whole)
     faults.raise_any()
@@ -127,7 +127,7 @@ def read_lines(files: Sequence[str | Path], rename: Mapping[str, str] | None = N
             try:
                 written = _as_json(record) if line is None else line
             except (TypeError, ValueError) as error:
-                faults.add(f"{place}: cannot be written as JSON ({error}); convert the file to JSON Lines first")
+                faults.add(place, f"cannot be written as JSON ({error}); convert the file to JSON Lines first")
             else:
                 lines.append((place, record, written))
     faults.raise_any()
@@ -154,12 +154,12 @@ def _file_records(file: str | Path, faults: FirstFaults) -> Iterator[tuple[str, 
             for number, line in _lines(stream, limit, shown, faults):
                 record = _record(line, number == 1)
                 if isinstance(record, str):
-                    faults.add(f"{shown}, line {number}: {record}")
+                    faults.add(f"{shown}, line {number}", record)
                 elif record is not None:
                     yield f"{shown}, line {number}", record, line.removeprefix(codecs.BOM_UTF8).rstrip(b"\r\n")
     except (OSError, EOFError, ValueError, zlib.error) as error:  # ValueError: a name that is not valid for any file
         reason = getattr(error, "strerror", None) or error
-        faults.add(f"{shown}: cannot be read ({reason}); name a file of JSON Lines")
+        faults.add(shown, f"cannot be read ({reason}); name a file of JSON Lines")
 
 
 @contextmanager
@@ -195,10 +195,10 @@ def _lines(stream: IO[bytes], limit: int | None, name: str, faults: FirstFaults)
         number += 1
         total += len(line)
         if len(line) > LINE_BYTES:
-            faults.add(f"{name}, line {number}: longer than {LINE_BYTES >> 20} MiB; put one row on each line")
+            faults.add(f"{name}, line {number}", f"longer than {LINE_BYTES >> 20} MiB; put one row on each line")
             return
         if limit is not None and total > limit:
-            faults.add(f"{name}, line {number}: more than {limit >> 20} MiB of rows; split it, or unpack it first")
+            faults.add(f"{name}, line {number}", f"more than {limit >> 20} MiB of rows; split it, or unpack it first")
             return
         if line.strip():
             yield number, line

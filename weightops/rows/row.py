@@ -26,7 +26,7 @@ FIELDS = (
 """The columns that have a meaning here. All others are kept in :attr:`Row.columns`."""
 
 SHOWN = 10
-"""Faults that an error lists; the rest are counted."""
+"""Different faults that an error lists; the rest are counted."""
 
 _NAMED = 6
 """Fields of a row that a message names."""
@@ -172,23 +172,44 @@ def short(value: object) -> str:
 
 
 class FirstFaults:
-    """The first ten faults and a count of the others.
+    """The first ten faults, each with the numbers of all lines that have it, and a count of other faults.
+
+    >>> faults = FirstFaults()
+    >>> for number in (2, 5, 6, 7):
+    ...     faults.add(f"rows.jsonl, line {number}", "hardness: is missing")
+    >>> faults.add("rows.jsonl, line 2, rewritten", "hardness: is missing")
+    >>> list(faults.lines())
+    ['rows.jsonl, lines 2, 5-7: hardness: is missing', 'rows.jsonl, line 2, rewritten: hardness: is missing']
 
     Args:
-        rest: What to call the others: rows or lines.
+        rest: What to call the others: rows, lines or faults.
     """
 
     def __init__(self, rest: str = "rows") -> None:
         self.rest = rest
-        self.shown: list[str] = []
         self.more = 0
+        self._runs: dict[tuple[str, str], list[list[int]]] = {}
 
-    def add(self, fault: str) -> None:
-        """Add a fault: one line, with its place."""
-        if len(self.shown) < SHOWN:
-            self.shown.append(fault)
-        else:
+    def add(self, place: str, problem: str) -> None:
+        """Add a fault: where it is, such as a file with the number of a line, and what it is."""
+        file, _, number = place.rpartition(" ")
+        numbered = number.isdecimal()
+        key = (file if numbered else place, problem)
+        if key not in self._runs and len(self._runs) == SHOWN:
             self.more += 1
+            return
+        runs = self._runs.setdefault(key, [])
+        if numbered and runs and runs[-1][1] == int(number) - 1:
+            runs[-1][1] += 1
+        elif numbered:
+            runs.append([int(number), int(number)])
+
+    def lines(self) -> Iterator[str]:
+        """A line for each fault, with the numbers of all its lines."""
+        for (where, problem), runs in self._runs.items():
+            numbers = ", ".join(str(first) if first == last else f"{first}-{last}" for first, last in runs)
+            several = len(runs) > 1 or any(first != last for first, last in runs)
+            yield f"{where}{'s' if several else ''} {numbers}: {problem}" if runs else f"{where}: {problem}"
 
     def raise_any(self) -> None:
         """Raise the faults, if there are any.
@@ -196,54 +217,25 @@ class FirstFaults:
         Raises:
             WeightopsError: there is a fault.
         """
-        more = [f"{self.more} more {self.rest} like these; fix the data"] if self.more else []
-        if self.shown:
-            raise WeightopsError(*self.shown, *more)
+        more = [f"{self.more} more {self.rest} with other faults; fix the data"] if self.more else []
+        if self._runs:
+            raise WeightopsError(*self.lines(), *more)
 
 
-def raise_faults(faults: Iterable[str], rest: str = "rows") -> None:
-    """Raise the first ten faults and a count of the others, if there are any.
+def raise_faults(faults: Iterable[tuple[str, str]], rest: str = "rows") -> None:
+    """Raise the first ten faults, each with all its lines, and a count of the others, if there are any.
+
+    Args:
+        faults: Places and what is wrong there.
+        rest: As for :class:`FirstFaults`.
 
     Raises:
         WeightopsError: there is a fault.
     """
     first = FirstFaults(rest)
-    for fault in faults:
-        first.add(fault)
+    for place, problem in faults:
+        first.add(place, problem)
     first.raise_any()
-
-
-def same_faults_joined(faults: Iterable[tuple[Row, str]]) -> list[str]:
-    """Faults of rows, a line for all rows of a file that have the same fault, with all their numbers.
-
-    >>> rows = [Row(f"rows.jsonl, line {number}") for number in (2, 5, 6, 7)]
-    >>> same_faults_joined((row, "hardness: is missing") for row in rows)
-    ['rows.jsonl, lines 2, 5-7: hardness: is missing']
-    >>> same_faults_joined([(Row("rows.jsonl, line 2, rewritten"), "hardness: is missing")])
-    ['rows.jsonl, line 2, rewritten: hardness: is missing']
-    """
-    numbers: dict[tuple[str, str], list[int]] = {}
-    for row, fault in faults:
-        file, _, number = row.place.rpartition(" ")
-        if number.isdecimal():
-            numbers.setdefault((file, fault), []).append(int(number))
-        else:  # a row that a pass wrote
-            numbers[row.place, fault] = []
-    return [
-        f"{file}{'s' if len(each) > 1 else ''} {', '.join(_runs(each))}: {fault}" if each else f"{file}: {fault}"
-        for (file, fault), each in numbers.items()
-    ]
-
-
-def _runs(numbers: Sequence[int]) -> Iterator[str]:
-    """Rising numbers, those that follow each other as the first and the last."""
-    first = last = numbers[0]
-    for number in (*numbers[1:], None):
-        if number == last + 1:
-            last = number
-            continue
-        yield str(first) if first == last else f"{first}-{last}"
-        first = last = number if number is not None else last
 
 
 def _text(value: Any) -> str | None:

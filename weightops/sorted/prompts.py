@@ -35,7 +35,7 @@ def row_prompts(rows: Sequence[Row]) -> list[Turns]:
     """
     prompts = [_prompt(row) for row in rows]
     raise_faults(
-        f"{row.place}: no prompt; give prompt, messages or text"
+        (row.place, "no prompt; give prompt, messages or text")
         for row, prompt in zip(rows, prompts, strict=True)
         if not prompt
     )

@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
-from scripted_writer import ScriptedWriter, run_pass
+import math
 
+import pytest
+from scripted_writer import ScriptedWriter, run_pass
+from tiny_chat import write_chat_model
+
+from weightops.algebra.loading import load
 from weightops.recipes.judges.exact_match import ExactMatch
 from weightops.recipes.passes.autonomous_learning import AutonomousLearning
 
@@ -50,6 +55,24 @@ def test_what_it_does_not_know_is_a_preference_without_the_document(tmp_path):
     assert (record["prompt"], record["chosen"], record["rejected"]) == ("Who built it?", "Ada Quist", "Nobody")
     closed = [ask.prompt for ask in writer.asks if ask.prompt in KNOWS]
     assert closed == list(KNOWS)  # asked without the document
+
+
+@pytest.mark.slow
+def test_its_preferences_are_rows_of_trls_dpo_whose_loss_begins_at_ln_2(tmp_path):
+    trl, datasets = pytest.importorskip("trl"), pytest.importorskip("datasets")
+    rewriting = AutonomousLearning(gives="preferences", judge=ExactMatch(), writer=model(dict.fromkeys(KNOWS, "No.")))
+    records, _ = run_pass(rewriting, [{"text": DOCUMENT}], tmp_path)
+    policy, tokenizer = load(write_chat_model(tmp_path / "model"), "float32")
+    config = trl.DPOConfig(
+        str(tmp_path / "dpo"), max_steps=1, per_device_train_batch_size=2, use_cpu=True, bf16=False, report_to="none",
+        logging_steps=1, save_strategy="no", gradient_checkpointing=False, learning_rate=1e-3,
+    )  # fmt: skip
+    rows = datasets.Dataset.from_list(
+        [{name: row[name] for name in ("prompt", "chosen", "rejected")} for row in records]
+    )
+    trainer = trl.DPOTrainer(policy, args=config, train_dataset=rows, processing_class=tokenizer)
+    trainer.train()
+    assert trainer.state.log_history[0]["loss"] == pytest.approx(math.log(2), abs=1e-4)
 
 
 def test_long_documents_are_left_out_and_counted(tmp_path):

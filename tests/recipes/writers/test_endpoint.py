@@ -101,7 +101,13 @@ def test_a_prompt_that_the_server_refuses_is_refused_alone():
 
 @pytest.mark.parametrize(
     ("answer", "problem"),
-    [((500, {}), "answered 500"), ((401, {}), "answered 401"), ((200, {"no": "choices"}), "not a chat completion")],
+    [
+        ((500, {}), "answered 500, 2 times; fix this, then"),
+        ((429, {}), "answered 429, 2 times; fix this, then"),
+        ((401, {}), "answered 401; put the key into the environment variable OPENAI_API_KEY"),
+        ((404, {}), "answered 404; check the address and the model, m"),
+        ((200, {"no": "choices"}), "not a chat completion; fix this"),
+    ],
 )
 def test_a_server_that_keeps_failing_ends_the_run_in_one_line(answer, problem):
     with server(lambda body, number: answer) as (url, _), pytest.raises(WeightopsError, match=problem) as raised:

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from weightops.errors import WeightopsError
 from weightops.rows import reader
-from weightops.rows.labelled import label_faults, labelled_texts, texts
+from weightops.rows.labelled import label_faults, labelled_texts, text_faults, texts
 from weightops.rows.reader import read_rows
 from weightops.rows.row import Row
 
@@ -86,7 +86,7 @@ def test_every_wrong_line_of_every_file_is_named(tmp_path, line, said):
     files[1].write_bytes(gzip.compress(content))
     with pytest.raises(WeightopsError) as caught:
         read_rows(files)
-    places = [f"{file}, line {number}: " for file in files for number in (3, 4)]
+    places = [f"{file}, lines 3-4: " for file in files]
     assert all(p.startswith(place) for p, place in zip(caught.value.problems, places, strict=True))
     assert all(said in problem for problem in caught.value.problems)
 
@@ -148,10 +148,18 @@ def test_lines_and_fields_are_reported_in_one_round_in_the_order_of_the_file(tmp
     ]  # fmt: skip
 
 
-def test_garbage_of_many_lines_is_ten_faults_and_a_count(tmp_path):
-    (tmp_path / "rows.jsonl").write_text("{\n" * 500)
+def test_a_fault_names_all_its_lines_in_one_and_garbage_of_many_kinds_is_ten_faults_and_a_count(tmp_path):
+    file = tmp_path / "rows.jsonl"
+    file.write_text('{"text": "a"}\n' + "{\n" * 500 + '{"text": "a"}\n{\n[]\n')
     with pytest.raises(WeightopsError) as caught:
-        read_rows([tmp_path / "rows.jsonl"])
+        read_rows([file])
+    assert list(caught.value.problems) == [
+        f"{file}, lines 2-501, 503: not valid JSON",
+        f"{file}, line 504: not a JSON object; write one object on each line",
+    ]
+    file.write_text("".join(f'{{"text": {number}}}\n' for number in range(500)))
+    with pytest.raises(WeightopsError) as caught:
+        read_rows([file], check=text_faults)
     assert len(caught.value.problems) == 11
     assert caught.value.problems[-1].startswith("490 more lines")
 

@@ -150,9 +150,11 @@ def test_labels_are_words_numbers_truths_or_the_users_own():
 
 def test_faults_of_many_rows_are_ten_and_a_count():
     with pytest.raises(WeightopsError) as caught:
-        texts([Row.of(f"row {number}", {}) for number in range(50)])
+        texts([Row.of(f"row {number}", {"text": number}) for number in range(50)])
     assert len(caught.value.problems) == 11
     assert caught.value.problems[-1].startswith("40 more rows")
+    with pytest.raises(WeightopsError, match=r"^rows 0-49: needs text"):
+        texts([Row.of(f"row {number}", {}) for number in range(50)])
 
 
 def test_texts_of_one_label_are_nothing_to_train_on():
