@@ -28,7 +28,7 @@ SCALES = f"{UP}_scale_inv"
 
 @pytest.fixture
 def pair(tmp_path) -> Callable[..., tuple[Path, Path]]:
-    """A model in FP8, in shards that part numbers from scales, and the bf16 model that it stands for."""
+    """A model in FP8, in shards that part numbers from scales, and the bf16 model with its dequantised weights."""
 
     def make(name: str, tensors: tiny.Tensors, block: tuple[int, int] | None = tiny_fp8.BLOCK) -> tuple[Path, Path]:
         stored = tiny_fp8.in_fp8(tensors, block)
