@@ -97,7 +97,7 @@ def row_texts(tokenizer: Any, data: Data) -> list[str]:
     """The texts of rows; messages as the model's chat template writes them.
 
     Raises:
-        WeightopsError: rows that have neither (the first ten, and how many more), by their places.
+        WeightopsError: rows that have neither (the first ten faults), by their places.
     """
     rows = load_rows(data)
     texts: list[str] = []

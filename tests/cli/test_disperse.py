@@ -106,7 +106,7 @@ def test_a_row_of_parquet_that_json_cannot_hold_is_named(tmp_path):
     rows = [{"text": f"row {number}", "day": datetime.date(2026, 1, 1)} for number in range(3)]
     datasets.Dataset.from_list(rows).to_parquet(tmp_path / "dated.parquet")
     refused = run(tmp_path / "dated.parquet", "--parts", 2, "--out", tmp_path / "parts", code=1).stderr
-    assert "dated.parquet, row 3: cannot be written as JSON" in refused
+    assert "dated.parquet, rows 1-3: cannot be written as JSON" in refused
     assert not (tmp_path / "parts").exists()
 
 
@@ -114,7 +114,7 @@ def test_columns_of_other_names_are_renamed_and_the_parts_keep_the_datas_names(t
     lines = [json.dumps({"question": f"what is {n}?", "answer": "red " * n}) for n in range(1, 9)]
     (tmp_path / "rows.jsonl").write_text("\n".join(lines))
     error = run(tmp_path / "rows.jsonl", "--out", tmp_path / "out", code=1).stderr
-    assert "rows.jsonl, line 1: needs messages, prompt and completion, or text; it has question, answer" in error
+    assert "rows.jsonl, lines 1-8: needs messages, prompt and completion, or text; it has question, answer" in error
     names = ["--rename", "prompt=question", "--rename", "completion=answer"]
     done = run(tmp_path / "rows.jsonl", *names, "--by", "length", "--parts", 2, "--out", tmp_path / "out")
     assert [line for part in lines_of(tmp_path / "out") for line in part] == [line.encode() for line in lines]

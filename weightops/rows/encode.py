@@ -51,7 +51,7 @@ def encode(
         lists of one length, and the further fields.
 
     Raises:
-        WeightopsError: rows that cannot be used (the first ten, and how many more), or no row is left.
+        WeightopsError: rows that cannot be used (the first ten faults), or no row is left.
     """
 
     def tokens_of(row: Row) -> Tokens:

@@ -164,7 +164,7 @@ def test_groups_with_opposite_aims_have_gradients_that_differ_most(base):
         (ByConflict("task"), {"parts": 3}, "parts: must be a power of two, because parts are sign patterns; found 3"),
         (ByConflict("task"), {"parts": 8}, "4 sources or clusters for 8 parts"),
         (ByConflict(), {}, "embed: method by_conflict needs embeddings"),
-        (ByRandom(), {"field": "instruction"}, "line 1: its instruction is empty"),
+        (ByRandom(), {"field": "instruction"}, "lines 1-24: its instruction is empty"),
     ],
 )
 def test_what_does_not_go_together_is_refused(method, more, problem, base):
@@ -190,8 +190,7 @@ def test_empty_texts_are_refused_by_their_place():
     with pytest.raises(WeightopsError) as refused:
         disperse(rows, Dispersal(2))
     assert [problem.split(";")[0] for problem in refused.value.problems] == [
-        "r, line 2: its output is empty", "r, line 3: its output is empty",
-        "r, line 4: needs messages, prompt and completion, or text",
+        "r, lines 2-3: its output is empty", "r, line 4: needs messages, prompt and completion, or text",
     ]  # fmt: skip
 
 

@@ -8,8 +8,11 @@ from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
+from scripted_writer import run_pass
 
 from weightops.errors import WeightopsError
+from weightops.recipes.judges.numeric import Numeric
+from weightops.recipes.passes.s3ft import S3ft
 from weightops.recipes.writers.endpoint import Endpoint
 from weightops.recipes.writing.asks import AskRefusedError, Rate, Write
 
@@ -113,6 +116,23 @@ def test_a_server_that_keeps_failing_ends_the_run_in_one_line(answer, problem):
     with server(lambda body, number: answer) as (url, _), pytest.raises(WeightopsError, match=problem) as raised:
         written(url, ["a"], retries=1)
     assert "rerun to resume" in str(raised.value)
+
+
+def test_a_run_that_a_failing_server_ended_asks_only_what_was_not_answered(tmp_path):
+    def reply(body, number):
+        return (500, {}) if fails and number > 3 else completion("4")
+
+    rows = [{"prompt": f"2 + 2 ({number})?", "completion": "4"} for number in range(8)]
+    fails = True
+    with server(reply) as (url, requests):
+        rewriting = S3ft(Numeric(), writer=Endpoint(url, "m", batch=2, retries=0))
+        with pytest.raises(WeightopsError, match="answered 500"):
+            run_pass(rewriting, rows, tmp_path)
+        fails = False
+        records, counts = run_pass(rewriting, rows, tmp_path)
+    assert [record["source"] for record in records] == ["self"] * 8
+    assert (counts.remembered, counts.answered) == (2, 6)
+    assert len(requests) == 4 + 6
 
 
 def test_an_address_where_nothing_listens_is_named():

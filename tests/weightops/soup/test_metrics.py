@@ -77,7 +77,7 @@ def test_what_a_metric_cannot_use_is_named(models, tmp_path):
     pair = [models / "a", models / "b"]
     for metric, problem in [
         (lambda: GuardF1((str(models / "safe.jsonl"),)), "all 10 texts have one label; F1 needs both"),
-        (lambda: GuardF1((str(models / "dev.jsonl"),)), "line 1: needs text"),
+        (lambda: GuardF1((str(models / "dev.jsonl"),)), "lines 1-8: needs text"),
         (lambda: GuardF1((str(models / "labelled.jsonl"),), preset="no"), "no: not a preset"),
         (lambda: GuardF1(("x",), threshold=1.5), "threshold must be between 0 and 1; change threshold"),
         (lambda: HeldOutLoss((str(models / "labelled.jsonl"),), max_tokens=1), "max_tokens must be at least 2"),
