@@ -18,7 +18,7 @@ CALLS, PROBLEMS = "tool_bfcl_v4/multiple", "math_gsm8k/test"
 its Socratic form, which asks a question before each step."""
 TOKENS = 180
 """Of the longest row, its chat template included."""
-TRAIN, TEST_CALLS, TEST_PROBLEMS = 64, 40, 16
+TRAIN, TEST_CALLS, TEST_PROBLEMS = 48, 30, 12
 """Rows to train on, and to test on; test problems have two answers each."""
 
 Example = dict[str, Any]

@@ -26,7 +26,7 @@ from . import skill_rows
 
 BASE = "smollm2-135m-instruct"
 HERE = Path(__file__).parent
-BATCH, CALL_TOKENS = 10, 48
+BATCH, CALL_TOKENS = 10, 40
 MERGES: Mapping[str, Mapping[str, Any]] = {
     "task_arithmetic": {"merge_method": "task_arithmetic"},
     "ties": {"merge_method": "ties", "parameters": {"density": 0.5}},
