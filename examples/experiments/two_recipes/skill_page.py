@@ -55,8 +55,10 @@ def load(file: Path = RESULTS) -> list[dict[str, Any]]:
 
 
 def tables(lines: Lines) -> dict[str, str]:
-    """Every table of the page by its mark."""
-    return {"kept": _kept(lines), "against plain": _against_plain(lines)}
+    """Every table of the page by its mark, of the seeds that are finished; empty while there is none."""
+    finished = {line["seed"] for line in lines if line["name"] == tuple(TITLES)[-1]}
+    whole = [line for line in lines if line["name"] == "base" or line["seed"] in finished]
+    return {"kept": _kept(whole) if finished else "", "against plain": _against_plain(whole) if finished else ""}
 
 
 def values(lines: Lines, name: str, value: str) -> Measured:
