@@ -40,7 +40,7 @@ from weightops.cli.words import in_options
     type=click.Choice(["native", "mergekit"]),
     default="native",
     show_default=True,
-    help="mergekit runs the mergekit package, for what weightops does not do itself (moe).",
+    help="mergekit runs the installed mergekit package instead.",
 )
 @click.option("--strict", is_flag=True, help="Refuse what has no effect in CONFIG; check new files with it.")
 @click.option(

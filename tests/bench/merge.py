@@ -163,7 +163,7 @@ def _time(method: Method, shape: Shape, models: Models, tiny: Models, repeats: i
     child = ("merge", small, aside, "--overwrite", "--", config, out)
     steps = {
         "limit": onto(copy, partial(run, least_work(models, copy), sample=False)),
-        "after": onto(out, partial(after_imports, child)),
+        "after": partial(after_imports, child),
         "whole": onto(out, partial(run, [_OURS, "merge", config, out])),
         "start": onto(aside, partial(run, [_OURS, "merge", small, aside])),
     }
