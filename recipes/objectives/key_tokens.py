@@ -11,7 +11,7 @@ from pydantic import Field
 
 from weightops.errors import WeightopsError
 from weightops.recipes.data.token_objective import TokenObjective
-from weightops.recipes.data.tool_definitions import tool_name
+from weightops.recipes.data.tool_calls import tool_name
 from weightops.recipes.floor.evidence import Evidence
 from weightops.recipes.floor.objective import Batch
 from weightops.rows.chat import Tokens

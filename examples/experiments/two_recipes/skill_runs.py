@@ -16,9 +16,9 @@ from examples.experiments.sparse.sparse_runs import greedy_answers
 from examples.experiments.steps import add_line, read_lines, weightops, write_lines
 from weightops.algebra.loading import load, load_tokenizer
 from weightops.algebra.opening import as_checkpoint
+from weightops.recipes.data.tool_calls import call_in, parameters_by_tool, reward
 from weightops.recipes.floor.components import component
 from weightops.recipes.floor.trainer import measure
-from weightops.recipes.judges.tool_call import call_in, parameters_by_tool, reward
 from weightops.rows.encode import encode
 from weightops.rows.row import Row
 

@@ -9,7 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scripted_writer import ScriptedWriter, run_pass
 
-from weightops.recipes.judges.tool_call import Call, ToolCall, call_in, parameters_by_tool, reward
+from weightops.recipes.data.tool_calls import Call, call_in, parameters_by_tool, reward
+from weightops.recipes.judges.tool_call import ToolCall
 from weightops.recipes.passes.s3ft import S3ft
 from weightops.rows.row import Row
 
