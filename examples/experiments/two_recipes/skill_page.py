@@ -55,10 +55,13 @@ def load(file: Path = RESULTS) -> list[dict[str, Any]]:
 
 
 def tables(lines: Lines) -> dict[str, str]:
-    """Every table of the page by its mark, of the seeds that are finished; empty while there is none."""
-    finished = {line["seed"] for line in lines if line["name"] == tuple(TITLES)[-1]}
-    whole = [line for line in lines if line["name"] == "base" or line["seed"] in finished]
-    return {"kept": _kept(whole) if finished else "", "against plain": _against_plain(whole) if finished else ""}
+    """Every table of the page by its mark, of what is measured so far; empty while there is nothing to show in it."""
+    measured = {line["name"] for line in lines}
+    compared = [name for name, control in CONTROLS.items() if {name, control} <= measured]
+    return {
+        "kept": _kept(lines, [name for name in TITLES if name in measured]) if measured else "",
+        "against plain": _against_plain(lines, compared) if compared else "",
+    }
 
 
 def values(lines: Lines, name: str, value: str) -> Measured:
@@ -73,26 +76,29 @@ def kept(lines: Lines, pair: str, method: str, skill: str) -> Measured:
     return (merged - base) / (alone - base)
 
 
-def _kept(lines: Lines) -> str:
+def _kept(lines: Lines, shown: Sequence[str]) -> str:
     """A row for each model: both losses, what a merge kept of each skill, and its calls."""
     rows = []
-    for name, title in TITLES.items():
+    for name in shown:
         pair, _, method = name.partition(" ")
         merge = method in ("task_arithmetic", "ties")
         shares = [_percent(kept(lines, pair, method, skill)) if merge else "" for skill in SKILLS]
         losses = [interval(values(lines, name, skill)) for skill in SKILLS]
         answers = [interval(values(lines, name, value), 1) for value in ("right tools", "right calls")]
-        rows.append([title, losses[0], shares[0], losses[1], shares[1], *answers])
+        rows.append([TITLES[name], losses[0], shares[0], losses[1], shares[1], *answers])
     head = ["model", "loss on calls", "kept", "loss on problems", "kept", "right tools", "right calls"]
     return grid(head, rows)
 
 
-def _against_plain(lines: Lines) -> str:
+def _against_plain(lines: Lines, shown: Sequence[str]) -> str:
     """Each model minus its control, paired by seed."""
     measured = ("calls", "problems", "right tools", "reward")
     rows = [
-        [TITLES[name], *(signed(values(lines, name, value) - values(lines, control, value)) for value in measured)]
-        for name, control in CONTROLS.items()
+        [
+            TITLES[name],
+            *(signed(values(lines, name, value) - values(lines, CONTROLS[name], value)) for value in measured),
+        ]
+        for name in shown
     ]
     return grid(["minus its control", "loss on calls", "loss on problems", "right tools", "reward of calls"], rows)
 
