@@ -23,7 +23,7 @@ from weightops.rows.spans import Span, common_beginning
 if TYPE_CHECKING:
     from torch import Tensor
 
-EVIDENCE = Evidence("implemented and tested", ("2412.15495",), "recipes/key-tokens.md")
+EVIDENCE = Evidence("measured here", ("2412.15495",), "recipes/key-tokens.md")
 
 
 @dataclass(frozen=True)

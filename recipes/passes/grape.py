@@ -17,7 +17,7 @@ from weightops.recipes.floor.settings import Count
 from weightops.recipes.writing.asks import AskRefusedError, Note, Rate, Record, Steps, Writer
 from weightops.rows.row import Row
 
-EVIDENCE = Evidence("implemented and tested", ("2502.04194",), "recipes/grape.md")
+EVIDENCE = Evidence("measured here", ("2502.04194",), "recipes/grape.md")
 
 _FRAME = "Question: {} \n Answer: "
 
