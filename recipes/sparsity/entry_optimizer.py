@@ -60,12 +60,12 @@ class _Site:
     def __init__(self, name: str, layer: SparseLinear, rule: EntryRule, selection: EntrySelection) -> None:
         self.name, self.layer, self.rule, self.selection = name, layer, rule, selection
         self.phase: Phase | None = None
-        self.state = rule.state(layer.learned.data, *layer.weight.shape)
-        count, elements = len(layer.learned), layer.weight.numel()
+        self.state = rule.state(layer.learned.data, *layer.shape)
+        count, (rows, columns) = len(layer.learned), layer.shape
         if selection.by == "lift":
-            layer.place(large_after_rank_reduction(layer.weight, count, selection.rank, name))
+            layer.place(large_after_rank_reduction(layer.current(), count, selection.rank, name))
         else:
-            layer.place(drawn(elements, count, selection.seed, name))
+            layer.place(drawn(rows * columns, count, selection.seed, name))
         self.await_gradient(selection.waits)
 
     @property
@@ -147,7 +147,7 @@ class _Site:
         self.phase = None
         if saved["phase"] is not None:
             self.phase = Phase(len(self.layer.learned), compat=self.selection.regrowth.compat)
-            self.phase.restore(saved["phase"], *self.layer.weight.shape)
+            self.phase.restore(saved["phase"], *self.layer.shape)
         self.await_gradient(saved["waits"])
 
 
