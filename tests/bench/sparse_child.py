@@ -7,6 +7,7 @@ measures memory and exchanges.
 from __future__ import annotations
 
 import json
+import statistics
 import sys
 import threading
 import time
@@ -15,7 +16,7 @@ from typing import Any
 
 import torch
 
-DENSITY, EVERY, PHASE = 0.005, 20, 5
+DENSITY, EVERY, PHASE, ROUNDS = 0.005, 20, 5, 3
 SIDE, TOKENS = 2048, 1024
 
 
@@ -150,13 +151,17 @@ def _steps(step: Callable[[], float], selection: Any) -> Iterator[float]:
 
 
 def _exchange(step: Callable[[], float], optimizer: Any, way: str) -> float:
-    """What the steps of a phase, exchange included, take beyond as many ordinary steps."""
+    """What the steps of a phase, exchange included, take beyond as many ordinary steps: the median of some rounds."""
     gathering = PHASE if way == "ag" else 1
+    return max(0.0, statistics.median(_one_exchange(step, optimizer, gathering) for _ in range(ROUNDS)))
+
+
+def _one_exchange(step: Callable[[], float], optimizer: Any, gathering: int) -> float:
     optimizer.steps = EVERY + PHASE - gathering - 1  # the next step is the last before a phase
     step()
     phase = [step() for _ in range(gathering)]
-    ordinary = sorted(step() for _ in range(PHASE))[PHASE // 2]
-    return max(0.0, sum(phase) - gathering * ordinary)
+    ordinary = statistics.median(step() for _ in range(PHASE))
+    return sum(phase) - gathering * ordinary
 
 
 def _say(value: Any) -> None:
