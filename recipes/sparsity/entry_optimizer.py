@@ -12,6 +12,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from weightops.engine.torch_threads import one_torch_thread
 from weightops.recipes.sparsity.entry_rules import COLUMNS, ROWS, EntryAdam, EntryRule, EntrySm3
 from weightops.recipes.sparsity.first_entries import drawn, large_after_rank_reduction
 from weightops.recipes.sparsity.gathering import Phase, averaged, is_finite, largest_squares, steepest
@@ -178,8 +179,9 @@ class EntryOptimizer(torch.optim.Optimizer):
         self._open_phase()
 
     @torch.no_grad()
+    @one_torch_thread()
     def step(self, closure: Any = None) -> None:  # type: ignore[override]
-        """One step, and what is due after it."""
+        """One step, and what is due after it. Its many operations are too short to share them out to threads."""
         self.steps += 1
         gradients = [site.layer.learned.grad for site in self.sites if site.layer.learned.grad is not None]
         if gradients and is_finite(torch.stack([gradient.sum() for gradient in gradients])):

@@ -10,6 +10,8 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor
 
+from weightops.engine.torch_threads import one_torch_thread
+
 _STRIDE = 32
 _SPARE = 1.5  # a threshold from every 32nd entry lets this many times the wanted number pass, so rarely too few
 _ENOUGH = 1.25  # so many times the wanted number are listed and sorted; to look for a better threshold takes longer
@@ -27,13 +29,13 @@ def top_of_blocks(blocks: Iterable[tuple[int, Tensor]], count: int) -> tuple[Ten
     """
     flat, entries = torch.empty(0, dtype=torch.long), torch.empty(0)
     for first, block in blocks:
-        line = block.reshape(-1)
-        least = entries.abs().min() if len(entries) == count else None
-        near = _likely(line.abs(), count) if least is None else _finite_above(line.abs(), least)
-        flat = torch.cat([flat.to(near.device), near + first * block.shape[1]])
-        entries = torch.cat([entries.to(line), line[near]])
-        kept = top(entries.abs(), count)
-        flat, entries = flat[kept], entries[kept]
+        with one_torch_thread():
+            line = block.reshape(-1)
+            near = _likely(line, count) if len(entries) < count else _above(line, entries.abs().min())
+            flat = torch.cat([flat.to(near.device), near + first * block.shape[1]])
+            entries = torch.cat([entries.to(line), line[near]])
+            kept = top(entries.abs(), count)
+            flat, entries = flat[kept], entries[kept]
     return flat, entries
 
 
@@ -59,25 +61,26 @@ def among(values: Tensor, listed: Tensor) -> Tensor:
     return listed[places] == values
 
 
-def _likely(magnitudes: Tensor, count: int) -> Tensor:
+def _likely(line: Tensor, count: int) -> Tensor:
     """Indices, sorted, among which the ``count`` largest are: all that reach a threshold, which a sample gives."""
-    sample = magnitudes[::_STRIDE]
+    sample = line[::_STRIDE].abs()
     wanted = int(_SPARE * count / _STRIDE) + _STRIDE
     if wanted < len(sample):
-        least = sample.topk(wanted, sorted=False).values.min()
-        passing = _finite(magnitudes, (magnitudes >= least).nonzero().reshape(-1))
+        passing = _reaching(line, sample.topk(wanted, sorted=False).values.min())
         if len(passing) >= count:
             return passing
-    return magnitudes.isfinite().nonzero().reshape(-1)
+    return line.isfinite().nonzero().reshape(-1)
 
 
-def _finite_above(magnitudes: Tensor, least: Tensor) -> Tensor:
-    """Indices, sorted, of what is larger than the least of those chosen so far: an equal one comes later, and loses."""
-    return _finite(magnitudes, (magnitudes > least).nonzero().reshape(-1))
+def _above(line: Tensor, least: Tensor) -> Tensor:
+    """Indices, sorted, of what is larger than the least of some earlier entries; what equals it loses to it."""
+    return _reaching(line, torch.nextafter(least, least.new_tensor(torch.inf)))
 
 
-def _finite(magnitudes: Tensor, indices: Tensor) -> Tensor:
-    return indices[magnitudes[indices].isfinite()]
+def _reaching(line: Tensor, least: Tensor) -> Tensor:
+    """Indices, sorted, of what is finite and of at least some magnitude."""
+    indices = ((line >= least) | (line <= -least)).nonzero().reshape(-1)
+    return indices[line[indices].isfinite()]
 
 
 def top_of_outer_product(rows: Tensor, columns: Tensor, count: int, without: Tensor) -> tuple[Tensor, Tensor]:

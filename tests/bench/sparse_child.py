@@ -16,7 +16,8 @@ from typing import Any
 
 import torch
 
-DENSITY, EVERY, PHASE, ROUNDS = 0.005, 20, 5, 3
+DENSITY, EVERY, PHASE = 0.005, 20, 5
+ROUNDS = {"layer": 5, "model": 2}
 SIDE, TOKENS = 2048, 1024
 
 
@@ -134,7 +135,7 @@ def main(size: str, way: str) -> None:
         if line.strip() == "step":
             _say(next(counter))
             continue
-        exchange = _exchange(step, optimizer, way) if way in ("ag", "ma") else 0.0
+        exchange = _exchange(step, optimizer, way, ROUNDS[size]) if way in ("ag", "ma") else 0.0
         _say({"peak": peak, "entries": entries, "exchange": exchange})
         return
 
@@ -150,10 +151,10 @@ def _steps(step: Callable[[], float], selection: Any) -> Iterator[float]:
             yield seconds
 
 
-def _exchange(step: Callable[[], float], optimizer: Any, way: str) -> float:
+def _exchange(step: Callable[[], float], optimizer: Any, way: str, rounds: int) -> float:
     """What the steps of a phase, exchange included, take beyond as many ordinary steps: the median of some rounds."""
     gathering = PHASE if way == "ag" else 1
-    return max(0.0, statistics.median(_one_exchange(step, optimizer, gathering) for _ in range(ROUNDS)))
+    return max(0.0, statistics.median(_one_exchange(step, optimizer, gathering) for _ in range(rounds)))
 
 
 def _one_exchange(step: Callable[[], float], optimizer: Any, gathering: int) -> float:
