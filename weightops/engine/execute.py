@@ -23,15 +23,7 @@ from ..io.staging import Staging
 from . import slices, whole_models
 from .jobs import Job, JobSlice, Scattered
 from .plan import DEFAULT_MEMORY, Plan
-from .slice_work import (
-    Finished,
-    Resuming,
-    Todo,
-    WriteSlice,
-    filler,
-    open_inputs,
-    slice_worker,
-)
+from .slice_work import Resuming, Todo, WriteSlice, filler, open_inputs, slice_worker
 from .tally import Gather, Record, Tally, check_bases, owned_operands, tensor_digest
 
 ReportProgress = Callable[[int], None]
@@ -211,13 +203,13 @@ def _measured(
     )
 
 
-def _by_threads(todo: Iterable[Todo], work: Resuming, threads: int) -> Iterator[Finished]:
-    """Every slice, computed by threads of this process, in order."""
+def _by_threads(todo: Iterable[Todo], work: Resuming, threads: int) -> Iterator[tuple[JobSlice, list[Record], bool]]:
+    """Every slice in order, with its records, and whether it was computed now or taken from the journal."""
     waiting: deque[tuple[JobSlice, Future[tuple[list[Record], bool]]]] = deque()
 
-    def head() -> Finished:
+    def head() -> tuple[JobSlice, list[Record], bool]:
         piece, result = waiting.popleft()
-        return Finished(piece, *result.result())
+        return piece, *result.result()
 
     with ThreadPoolExecutor(threads) as pool:
         try:

@@ -9,7 +9,7 @@ from contextlib import ExitStack, contextmanager, suppress
 from functools import partial
 from pathlib import Path
 from queue import SimpleQueue
-from typing import NamedTuple, TypeVar
+from typing import TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -35,14 +35,6 @@ Resuming = Callable[[JobSlice, list[Record]], tuple[list[Record], bool]]
 Places = Mapping[str, tuple[int, int]]
 
 
-class Finished(NamedTuple):
-    """A slice with its records, and whether it was computed now, or taken from the journal."""
-
-    piece: JobSlice
-    records: list[Record]
-    fresh: bool
-
-
 def slice_worker(
     plan: Plan,
     owned: list[list[StoredTensor]],
@@ -58,7 +50,7 @@ def slice_worker(
         owned: For each job, the operands whose digests its records hold.
     """
     merge, blocks = _merger(plan, files, grams, threads, memory), plan.slice_blocks(threads, memory)
-    buffers = each(threads, lambda: np.empty(plan.buffer_bytes(threads, memory), np.uint8))
+    buffers = _each(threads, lambda: np.empty(plan.buffer_bytes(threads, memory), np.uint8))
 
     def writer(name: str, dtype: str) -> Write:
         descriptor, begin = outputs[name]
@@ -66,7 +58,7 @@ def slice_worker(
         return lambda element, data: slices.write_all(descriptor, data, begin + element * size)
 
     def affine(piece: JobSlice, write: Write | None, *, hashed: bool) -> list[Record]:
-        with lent(buffers) as buffer:
+        with _lent(buffers) as buffer:
             rows = slices.rows_of(piece, buffer)
             result, squares = slices.compute(piece, rows, files, allow_nonfinite=plan.allow_nonfinite)
             records = _records(piece, owned[piece.number], rows, result if hashed else None, squares)
@@ -166,12 +158,12 @@ def _merger(
     plan: Plan, files: Mapping[Path, int], grams: whole_models.Grams, threads: int, memory: int
 ) -> Callable[[Job, Write], Record]:
     """A function that computes a whole tensor with a merge method and writes it."""
-    rooms = each(threads, Room)
+    rooms = _each(threads, Room)
 
     def merge(job: Job, write: Write) -> Record:
         from . import merging  # imported here because only merge methods need it
 
-        with lent(rooms) as room:
+        with _lent(rooms) as room:
             return merging.run(
                 job,
                 files,
@@ -195,13 +187,13 @@ def filler(
 ) -> Callable[[JobSlice], None]:
     """The function that :func:`.execute.fill` runs on a slice; it measures nothing."""
     merge = _merger(plan, files, grams, threads, memory)
-    buffers = each(threads, lambda: np.empty(plan.buffer_bytes(threads, memory), np.uint8))
+    buffers = _each(threads, lambda: np.empty(plan.buffer_bytes(threads, memory), np.uint8))
 
     def work(piece: JobSlice) -> None:
         if piece.job.whole:
             merge(piece.job, partial(write, piece.job))
             return
-        with lent(buffers) as buffer:
+        with _lent(buffers) as buffer:
             rows = slices.rows_of(piece, buffer)
             result, _ = slices.compute(piece, rows, files, allow_nonfinite=plan.allow_nonfinite)
             write(piece.job, piece.begin, result)
@@ -214,7 +206,7 @@ def _model(job: Job, grams: whole_models.Grams) -> npt.NDArray[np.float64] | Non
     return grams.get(job.merge.method) if job.merge is not None else None
 
 
-def each(threads: int, make: Callable[[], Thing]) -> SimpleQueue[Thing]:
+def _each(threads: int, make: Callable[[], Thing]) -> SimpleQueue[Thing]:
     """One thing for each thread."""
     spare: SimpleQueue[Thing] = SimpleQueue()
     for _ in range(threads):
@@ -223,7 +215,7 @@ def each(threads: int, make: Callable[[], Thing]) -> SimpleQueue[Thing]:
 
 
 @contextmanager
-def lent(spare: SimpleQueue[Thing]) -> Iterator[Thing]:
+def _lent(spare: SimpleQueue[Thing]) -> Iterator[Thing]:
     thing = spare.get()
     try:
         yield thing
