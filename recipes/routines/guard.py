@@ -120,7 +120,7 @@ def train(
     from weightops.algebra.loading import load
     from weightops.recipes.floor.trainer import fit
 
-    model, tokenizer = load(recipe.base, "float32", trust_remote_code=trust_remote_code)
+    model, tokenizer = load(recipe.base, recipe.training.update.base_dtype, trust_remote_code=trust_remote_code)
     if recipe.new_labels:
         add_labels(model, tokenizer, recipe.labels)
     system = system_text(recipe.labels)

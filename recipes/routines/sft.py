@@ -133,7 +133,7 @@ def train(
     from weightops.algebra.loading import load
     from weightops.recipes.floor.trainer import fit
 
-    model, tokenizer = load(recipe.base, "float32", trust_remote_code=trust_remote_code)
+    model, tokenizer = load(recipe.base, recipe.training.update.base_dtype, trust_remote_code=trust_remote_code)
     rows = encode(tokenizer, learned, recipe.tokens, chat=recipe.chat, fields=recipe.objective.fields)
     if recipe.packing:
         _check_window(model, recipe.tokens)
