@@ -86,7 +86,11 @@ class RayExecutor:
         Raises:
             WeightopsError: the settings, or jobs that cannot be computed on a cluster.
         """
-        settings = {"workers": self.workers or 1, "tries": self.tries, "slice_blocks": self.slice_blocks}
+        settings = {
+            "workers": 1 if self.workers is None else self.workers,
+            "tries": self.tries,
+            "slice_blocks": self.slice_blocks,
+        }
         problems = [
             f"{_PLACE}: {name} must be a whole number, at least 1; found {value!r}"
             for name, value in settings.items()
@@ -240,5 +244,5 @@ def _cause(error: Any) -> Exception:
 
 def _given_up(job: str, tries: int, death: str) -> ResumableError:
     what = f"{_PLACE}: {job}: its worker died {tries} times ({death})"
-    memory = Remedy("give the machines more memory")
-    return ResumableError(Message(what, memory, Remedy("start fewer {}", "workers"), Remedy("then rerun to resume")))
+    memory = Remedy("rerun to resume when the machines have more memory")
+    return ResumableError(Message(what, memory, Remedy("rerun with fewer {}", "workers")))
