@@ -35,6 +35,7 @@ from .slice_work import (
     measurer,
     model_of,
     open_inputs,
+    torch_for,
     workers_here,
 )
 from .tally import Gather, Record, Tally, check_bases, owned_operands, tensor_digest
@@ -79,6 +80,7 @@ def execute(
 
     with ExitStack() as stack:
         if elsewhere is None:
+            stack.enter_context(torch_for(plan))
             workers = workers_here(plan, owned, open_inputs(plan, stack), places, threads, memory)
         else:
             workers = stack.enter_context(elsewhere(plan, staging.model, memory))

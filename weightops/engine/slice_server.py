@@ -13,9 +13,8 @@ from ..io.output_lock import open_private
 from ..ops.plugin import load_plugin
 from .jobs import JobSlice
 from .plan import Plan
-from .slice_work import Computed, open_inputs, workers_here
+from .slice_work import Computed, open_inputs, torch_for, workers_here
 from .tally import Record, owned_operands
-from .torch_threads import one_torch_thread
 
 if TYPE_CHECKING:
     from .merging import Gram
@@ -53,11 +52,7 @@ class SliceServer:
         for plugin in self._plugins:
             load_plugin(plugin)
         plan, kept_open = self._plan, ExitStack()  # until the process ends
-        if any(job.merge for job in plan.jobs):
-            from .merging import needs_torch  # imported here because only merge methods need it
-
-            if any(map(needs_torch, plan.jobs)):
-                kept_open.enter_context(one_torch_thread())
+        kept_open.enter_context(torch_for(plan))
         inputs = open_inputs(plan, kept_open)
         outputs = {file.name: open_private(self._folder / file.name, os.O_RDWR) for file in plan.files}
         places = {name: (outputs[file.name], offset) for file in plan.files for name, offset in file.offsets.items()}

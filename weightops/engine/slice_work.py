@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 import resource
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext, suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -26,6 +26,7 @@ from .jobs import BLOCK, BlockScales, Job, JobSlice
 from .plan import Plan, stored
 from .requantise import StripWriter
 from .tally import Record, block_digest, combined_digest
+from .torch_threads import one_torch_thread
 
 if TYPE_CHECKING:
     from .merging import Gram
@@ -125,6 +126,16 @@ def workers_here(
         return fresh(piece, model), True
 
     return Workers(threads, blocks, measurer(plan, files, threads), compute)
+
+
+def torch_for(plan: Plan) -> AbstractContextManager[None]:
+    """One thread of torch a worker, if the plan has a method that runs in torch; otherwise torch is not loaded."""
+    if any(job.merge is not None for job in plan.jobs):
+        from .merging import needs_torch  # imported here because only merge methods need it
+
+        if any(map(needs_torch, plan.jobs)):
+            return one_torch_thread()
+    return nullcontext()
 
 
 def measurer(plan: Plan, files: Mapping[Path, int], threads: int) -> Callable[[int], Gram]:

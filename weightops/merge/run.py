@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -13,9 +13,7 @@ from typing import TYPE_CHECKING
 
 from ..algebra.checkpoint import Checkpoint, sources
 from ..algebra.opening import Opener
-from ..engine.merging import needs_torch
 from ..engine.plan import DEFAULT_MEMORY
-from ..engine.torch_threads import one_torch_thread
 from ..errors import Message, Remedy, ResumableError, WeightopsError, attempt_all
 from ..io.folder import read_json
 from ..io.output_lock import OutputLock
@@ -125,18 +123,17 @@ def merge(
             last = config is recipe.documents[-1]
             place = out if last else steps / str(config.name)
             if last or not _is_complete(place, built):
-                with one_torch_thread() if any(map(needs_torch, built.plan.jobs)) else nullcontext():
-                    saved = save(
-                        built.plan,
-                        built.package,
-                        place,
-                        overwrite=overwrite or not (last or keep_steps),
-                        threads=threads,
-                        memory=memory,
-                        progress=progress,
-                        lock=lock if last else None,
-                        executor=executor,
-                    )
+                saved = save(
+                    built.plan,
+                    built.package,
+                    place,
+                    overwrite=overwrite or not (last or keep_steps),
+                    threads=threads,
+                    memory=memory,
+                    progress=progress,
+                    lock=lock if last else None,
+                    executor=executor,
+                )
             results[str(config.name)] = place
     return saved
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import sys
 from pathlib import Path
 
 import pytest
@@ -34,6 +35,7 @@ def cluster():
         patch.setenv("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
         patch.delenv("RAY_ADDRESS", raising=False)
         utils = pytest.importorskip("ray.cluster_utils", reason="needs the extra ray")
+        sys.modules["ray.cloudpickle"].register_pickle_by_value(watched_server)  # workers cannot import tests
         started = utils.Cluster(initialize_head=True, head_node_args={"num_cpus": 2, "include_dashboard": False})
         started.add_node(num_cpus=2)
         yield started.address
