@@ -7,6 +7,7 @@ import os
 import re
 import sys
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import pytest
 import tiny_models as tiny
@@ -44,13 +45,13 @@ def cluster():
 
 @pytest.fixture
 def watched(monkeypatch, tmp_path):
-    """Workers that note what they do in the test's folder; called with what they are told."""
+    """Workers that note what they do beside the output; called with what they are told."""
     monkeypatch.setattr(ray_executor, "SliceServer", watched_server.WatchedServer)
 
-    def tell(**control: object) -> None:
-        for file in (*tmp_path.glob("notes-*"), *tmp_path.glob("death-*")):
+    def tell(place: Path = tmp_path, **control: object) -> None:
+        for file in (*place.glob("notes-*"), *place.glob("death-*")):
             file.unlink()
-        (tmp_path / "control.json").write_text(json.dumps(control))
+        (place / "control.json").write_text(json.dumps(control))
 
     tell()
     return tell
@@ -202,21 +203,27 @@ def test_a_run_on_ray_resumes_here_and_one_begun_here_on_ray(cluster, composed, 
 
 
 @pytest.mark.slow
-def test_workers_that_wait_for_their_storage_are_as_many_times_as_fast(cluster, tmp_path, watched):
-    """Each reads 5 MB a second; two cores are enough for four of them, because they mostly sleep."""
+def test_workers_that_wait_for_their_storage_get_almost_all_that_it_gives(cluster, watched):
+    """Each reads 2 MB a second at most, so N workers can be N times as fast as one; two cores are enough for four."""
+    rate, slices = 2_000_000, 40
     draws = [torch.Generator().manual_seed(seed) for seed in range(2)]
-    tensors = [{"a": torch.randn(64 * BLOCK, generator=draw).bfloat16()} for draw in draws]
-    mean = wo.average([wo.open(tiny.write(tmp_path / str(n), each)) for n, each in enumerate(tensors)])
-    rates = {}
-    for workers in (1, 2, 4):
-        watched(rate=5_000_000)
-        mean.save(tmp_path / f"out{workers}", progress=False, executor=RayExecutor(cluster, workers, slice_blocks=1))
-        finished = watched_server.notes(tmp_path, "finished")
-        times = [time for note in finished for time in note["times"]]
-        rates[workers] = sum(note["read"] for note in finished) / (max(times) - min(times))
-    print({workers: f"{rate / rates[1]:.2f}" for workers, rate in rates.items()})
-    assert rates[2] >= 0.85 * 2 * rates[1]
-    assert rates[4] >= 0.85 * 4 * rates[1]
+    tensors = [{"a": torch.randn(slices * BLOCK, generator=draw).bfloat16()} for draw in draws]
+    with TemporaryDirectory(dir="/dev/shm") as folder:  # what other programs write to the disk is not measured
+        place = Path(folder)
+        mean = wo.average([wo.open(tiny.write(place / str(n), each)) for n, each in enumerate(tensors)])
+        shares = {}
+        for workers in (2, 4):
+            watched(place, rate=rate)
+            mean.save(place / f"out{workers}", progress=False, executor=RayExecutor(cluster, workers, slice_blocks=1))
+            shares[workers] = sum(map(steady_rate, place.glob("notes-*"))) / (workers * rate)
+    print(shares)
+    assert all(share >= 0.85 for share in shares.values())
+
+
+def steady_rate(notes: Path) -> float:
+    """Bytes a second that one worker read after its first slice, in which it loads the kernels."""
+    first, *more = [line for line in map(json.loads, notes.read_text().splitlines()) if "finished" in line]
+    return sum(line["read"] for line in more) / (more[-1]["times"][1] - first["times"][1])
 
 
 @pytest.mark.slow
