@@ -16,9 +16,9 @@ from weightops.cli.options import (
     nonfinite_option,
     output_settings,
     print_plan,
+    print_saved,
     shard_size_option,
 )
-from weightops.cli.printing import human, print_json, print_next
 from weightops.cli.words import in_options
 
 
@@ -76,9 +76,4 @@ def command(
         recipe, output.out, options, overwrite=output.overwrite, threads=output.threads, memory=output.memory,
         executor=output.executor, tell=lambda note: click.echo(f"note: {in_options(note)}", err=True),
     )  # fmt: skip
-    size = sum(file.stat().st_size for file in saved.folder.glob("*.safetensors"))
-    if output.json:
-        print_json({"out": str(saved.folder), "bytes": size, "tensors": len(saved.tally.outputs), "merge_file": text})
-        return
-    click.echo(f"wrote {output.out} ({human(size)}, {len(saved.tally.outputs)} tensors)")
-    print_next(["verify", str(output.out)])
+    print_saved(saved, output, merge_file=text)

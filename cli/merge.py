@@ -17,10 +17,11 @@ from weightops.cli.options import (
     output_settings,
     plugin_option,
     print_plan,
+    print_saved,
     shard_size_option,
     trust_option,
 )
-from weightops.cli.printing import human, print_json, print_next
+from weightops.cli.printing import print_json, print_next
 from weightops.cli.words import in_options
 
 
@@ -40,7 +41,7 @@ from weightops.cli.words import in_options
     type=click.Choice(["native", "mergekit"]),
     default="native",
     show_default=True,
-    help="mergekit runs the mergekit package, for what weightops does not do itself (moe).",
+    help="mergekit runs the installed mergekit package instead.",
 )
 @click.option("--strict", is_flag=True, help="Refuse what has no effect in CONFIG; check new files with it.")
 @click.option(
@@ -111,12 +112,7 @@ def command(
         recipe, output.out, options, overwrite=output.overwrite, threads=output.threads, memory=output.memory,
         executor=output.executor, keep_steps=keep_steps, tell=tell,
     )  # fmt: skip
-    size = sum(file.stat().st_size for file in saved.folder.glob("*.safetensors"))
-    if output.json:
-        print_json({"out": str(saved.folder), "bytes": size, "tensors": len(saved.tally.outputs), "notes": notes})
-        return
-    click.echo(f"wrote {output.out} ({human(size)}, {len(saved.tally.outputs)} tensors)")
-    print_next(["verify", str(output.out)])
+    print_saved(saved, output, notes=notes)
 
 
 def _summary(built: object) -> str:

@@ -13,10 +13,10 @@ from weightops.cli.options import (
     nonfinite_option,
     output_settings,
     print_plan,
+    print_saved,
     shard_size_option,
     trust_option,
 )
-from weightops.cli.printing import human, print_json, print_next
 from weightops.cli.words import in_options
 
 
@@ -61,12 +61,7 @@ def command(
         planned.prepared(output.out, overwrite=output.overwrite), threads=output.threads, memory=output.memory,
         tell=lambda note: click.echo(f"note: {in_options(note)}", err=True),
     )  # fmt: skip
-    size = sum(file.stat().st_size for file in saved.folder.glob("*.safetensors"))
-    if output.json:
-        print_json({"out": str(saved.folder), "bytes": size, "tensors": len(saved.tally.outputs)})
-        return
-    click.echo(f"wrote {output.out} ({human(size)}, {len(saved.tally.outputs)} tensors)")
-    print_next(["verify", str(output.out)])
+    print_saved(saved, output)
 
 
 def _summary(rows: int, prompts: tuple[object, ...]) -> str:

@@ -151,6 +151,21 @@ class Output:
         return prepared.write(threads=self.threads, memory=self.memory, executor=self.executor)
 
 
+def print_saved(saved: Saved, output: Output, **more: Any) -> None:
+    """Say what was written, and what to run next.
+
+    Args:
+        more: Further entries of the result as JSON.
+    """
+    size = sum(file.stat().st_size for file in saved.folder.glob("*.safetensors"))
+    tensors = len(saved.tally.outputs)
+    if output.json:
+        print_json({"out": str(saved.folder), "bytes": size, "tensors": tensors, **more})
+        return
+    click.echo(f"wrote {output.out} ({human(size)}, {tensors} tensors)")
+    print_next(["verify", str(output.out)])
+
+
 def json_option(command: Callable[..., Any]) -> Callable[..., Any]:
     """``--json``, given to the command as ``as_json``, and ``--quiet``; both may also stand before the command's name.
 

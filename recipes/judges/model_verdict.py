@@ -16,7 +16,7 @@ from weightops.recipes.writing.asks import (
     asked,
     question,
     question_problems,
-)  # fmt: skip
+)
 from weightops.rows.row import Row
 
 _INSTRUCTION = """Question:

@@ -18,7 +18,7 @@ from blake3 import blake3
 
 from weightops.errors import WeightopsError
 from weightops.io.folder import read_json
-from weightops.io.replacing import check_place, private_folder, put_in_place, recover
+from weightops.io.replacing import check_place, not_replaced, private_folder, put_in_place, recover
 from weightops.recipes.floor.checking import check, plain
 from weightops.recipes.parts.disperse import Dispersal, Dispersed, disperse, looked_at
 from weightops.recipes.parts.picture import draw_parts
@@ -112,7 +112,7 @@ def preview(
 def why_not(out: Path) -> str | None:
     """Why what lies at a path may not be replaced by a dispersal, as a problem line; none where it may."""
     reason = _strange(out) if os.path.lexists(out) else None
-    return reason and f"{out}: is not replaced, because {reason}; move it away yourself, or choose another output"
+    return reason and not_replaced(out, reason)
 
 
 def _strange(out: Path) -> str | None:

@@ -16,7 +16,18 @@ from typing import Annotated, Any, Literal
 from weightops.recipes.floor.components import Component, component
 from weightops.recipes.floor.evidence import Evidence
 from weightops.recipes.floor.settings import Count
-from weightops.recipes.writing.asks import Ask, AskRefusedError, Judge, Note, Record, Steps, Write, Writer, Written
+from weightops.recipes.writing.asks import (
+    Ask,
+    AskRefusedError,
+    Judge,
+    Note,
+    Record,
+    Steps,
+    Write,
+    Writer,
+    Written,
+    verdict,
+)
 from weightops.rows.row import Row
 
 EVIDENCE = Evidence("in the spirit of", ("2406.00606",), "recipes/autonomous-learning.md")
@@ -67,13 +78,13 @@ class AutonomousLearning:
         listed = yield from self._answer(asking)
         records: list[Record] = []
         for question in _questions(listed, self.questions):
-            answer = yield from self._answer(_OPEN.format(document=row.text, question=question))
+            opened = _OPEN.format(document=row.text, question=question)
+            answer = yield from self._answer(opened)
             if not answer:
                 continue
             if self.gives == "preferences":
                 records += yield from self._preference(row, question, answer)
                 continue
-            opened = _OPEN.format(document=row.text, question=question)
             records.append({"prompt": opened, "completion": answer, "source": "open book"})
             records.append({"prompt": question, "completion": answer, "source": "closed book"})
         return records
@@ -83,13 +94,10 @@ class AutonomousLearning:
         if not closed:
             return []
         asked = Row.of(row.place, {"prompt": question, "completion": answer})
-        try:
-            known: bool = yield from self.judge.accepts(asked, closed)
-        except Exception as error:  # whatever a judge raises: nothing is claimed about this question
-            yield Note(f"the judge failed: {error or type(error).__name__}")
-            return []
+        known = yield from verdict(self.judge, asked, closed)
         if known:
             yield Note("a question was answered right without the document")
+        if known is not False:
             return []
         return [{"prompt": question, "chosen": answer, "rejected": closed, "source": "gap"}]
 

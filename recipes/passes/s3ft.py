@@ -28,7 +28,8 @@ from weightops.recipes.writing.asks import (
     asked,
     question,
     question_problems,
-)  # fmt: skip
+    verdict,
+)
 from weightops.rows.row import Row, Turns
 
 EVIDENCE = Evidence("implemented and tested", ("2502.08130",), "recipes/s3ft.md")
@@ -82,11 +83,7 @@ class S3ft:
         if not reply.usable:
             yield Note("an answer was empty" if reply.whole else "an answer was cut off; allow the writer more tokens")
             return None
-        try:
-            accepted: bool = yield from self.judge.accepts(row, reply.text)
-        except Exception as error:  # whatever a judge raises: the row keeps another target
-            yield Note(f"the judge failed: {error or type(error).__name__}")
-            return None
+        accepted = yield from verdict(self.judge, row, reply.text)
         return reply.text if accepted else None
 
 

@@ -198,7 +198,7 @@ def _check_works() -> None:
 def _filter() -> bytes:
     """A seccomp filter, in classic BPF, that refuses new processes, threads, namespaces and uncounted memory.
 
-    ``clone3`` is said not to exist, so that libraries fall back to ``clone``, which is refused.
+    ``clone3`` fails as if the kernel did not have it, so that libraries fall back to ``clone``, which is refused.
 
     Raises:
         WeightopsError: a machine whose system calls are not listed.

@@ -15,7 +15,7 @@ from typing import IO, Any
 from blake3 import blake3
 
 from weightops.errors import WeightopsError
-from weightops.io.small_files import read_small
+from weightops.io.small_files import read_small, whole_lines
 from weightops.recipes.floor.checking import plain
 from weightops.recipes.sandbox.sandbox import Ran
 from weightops.recipes.writing.asks import AskRefusedError, Rate, RunProgram, Write, Written
@@ -52,14 +52,12 @@ class AnswerJournal:
             WeightopsError: the file cannot be read or written, or is damaged.
         """
         try:
-            lines = read_small(self.file, MOST_BYTES).splitlines(keepends=True) if os.path.lexists(self.file) else []
-            whole = sum(len(line) for line in lines if line.endswith(b"\n"))
+            lines = whole_lines(read_small(self.file, MOST_BYTES)) if os.path.lexists(self.file) else []
             for number, line in enumerate(lines, 1):
-                if line.endswith(b"\n"):
-                    self._read(line, number)
+                self._read(line, number)
             self.file.parent.mkdir(parents=True, exist_ok=True)
             self._stream = open(self.file, "ab")
-            os.truncate(self.file, whole)
+            os.truncate(self.file, sum(map(len, lines)))
         except OSError as error:
             raise WeightopsError(
                 f"{self.file}: cannot be read or written ({error.strerror}); check its permissions"

@@ -196,3 +196,13 @@ def question_problems(row: Row) -> Iterable[str]:
 def asked(prompt: Turns) -> str:
     """The last thing that the user says."""
     return prompt if isinstance(prompt, str) else str(prompt[-1]["content"])
+
+
+def verdict(judge: Judge, row: Row, answer: str) -> Generator[Ask, Any, bool | None]:
+    """What a judge says of an answer; ``None``, with a note, if it raises."""
+    try:
+        accepted: bool = yield from judge.accepts(row, answer)
+    except Exception as error:  # a judge is anybody's code
+        yield Note(f"the judge failed: {error or type(error).__name__}")
+        return None
+    return accepted

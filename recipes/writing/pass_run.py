@@ -25,7 +25,7 @@ from weightops.recipes.writing.asks import (
     Steps,
     Write,
     Writer,
-)  # fmt: skip
+)
 from weightops.rows.row import Row
 
 WINDOW = 64
@@ -117,7 +117,7 @@ class PassRun(ExitStack):
             yield {**record, "from": done.row.place}
 
     def _answer(self, underway: Sequence[_Underway]) -> None:
-        """One round: every row that waits gets its answer and goes on to its next ask."""
+        """One round: every row that waits gets its answer, and its pass runs up to the next ask."""
         asks: dict[Any, list[_Underway]] = {}
         for each in underway:
             asks.setdefault((type(each.ask), getattr(each.ask, "by", None)), []).append(each)
@@ -137,8 +137,7 @@ class PassRun(ExitStack):
         """Have asks answered, batch by batch, and note each answer at once."""
         if writer is None:
             with ThreadPoolExecutor(default_threads()) as pool:
-                programs = (ask for ask in asks.values())
-                for key, ran in zip(asks, pool.map(_run, programs), strict=True):
+                for key, ran in zip(asks, pool.map(_run, asks.values()), strict=True):
                     self.journal.add(key, ran)
             return
         # Asks of like length share a batch, so that little of it is padding.

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from weightops.errors import Message, Remedy, WeightopsError
 from weightops.io.output_lock import new_output
+from weightops.io.replacing import not_replaced
 from weightops.recipes.data.source import load_rows
 from weightops.recipes.floor.components import kind_of
 from weightops.recipes.floor.settings import Data
@@ -44,7 +45,7 @@ def rewritten(
     Raises:
         WeightopsError: rows that cannot be read or that the pass cannot use, a writer that fails, or no row is made.
     """
-    rows = load_rows(data, rewriting.problems)[:limit]
+    rows = usable_rows(data, rewriting, limit)
     with AnswerJournal(answers_file(out)) as journal, PassRun(rewriting, journal, base) as run:
         records = list(run.records(rows))
     if not records:
@@ -89,4 +90,4 @@ def not_rows(out: Path) -> str | None:
                     return None
     except OSError:
         pass
-    return f"{out}: is not replaced, because it is not a file of rows; move it elsewhere, or choose another output"
+    return not_replaced(out, "it is not a file of rows")

@@ -13,13 +13,14 @@ import click
 
 from weightops.errors import WeightopsError
 
-from . import adapters, compose, exits, merge, sparse, token_objectives
+from . import adapters, compose, exits, extract, merge, sparse, token_objectives
 from .models import SHAPES, workplace
 from .report import PAGE, write
 
 SIZES = (*SHAPES, *sparse.LAYER.SIZES, *sparse.MODEL.SIZES)
 BENCHES = {
-    module.NAME: module for module in (compose, merge, adapters, exits, sparse.LAYER, sparse.MODEL, token_objectives)
+    module.NAME: module
+    for module in (compose, merge, extract, adapters, exits, sparse.LAYER, sparse.MODEL, token_objectives)
 }
 
 

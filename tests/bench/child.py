@@ -29,6 +29,12 @@ IMPORTS = {
         "weightops.merge.run",
         "weightops.engine.merging",
     ),
+    "extract": (
+        "weightops.cli.extract",
+        "weightops.algebra.cutting",
+        "weightops.output.save",
+        "weightops.engine.kernels",
+    ),
     "adapters": (
         "weightops.cli.adapters",
         "weightops.algebra.opening",
@@ -67,13 +73,14 @@ def _groups(words: list[str]) -> list[list[str]]:
 
 
 def _make_room(words: list[str]) -> None:
-    """Remove what stands at ``--out``, now and not before the imports.
+    """Remove what stands at ``--out``, or at the last word, now and not before the imports.
 
     A virtual machine gives memory back that has been free for a second or two, and pays to get it again: every program
     that is compared writes into memory that was freed a moment ago.
     """
-    if "--out" in words:
-        shutil.rmtree(words[words.index("--out") + 1], ignore_errors=True)
+    if words:
+        out = words[words.index("--out") + 1] if "--out" in words else words[-1]
+        shutil.rmtree(out, ignore_errors=True)
 
 
 def _cpu() -> float:

@@ -3,26 +3,29 @@
 from __future__ import annotations
 
 import json
-import subprocess
+import random
 import sys
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from .measure import Spread, conditions
 from .report import Section, Table, Target, megabytes, seconds, times
+from .training_steps import in_process, measure_steps
 
 NAME = "exits"
 SIZES = ("0.1B",)
 
+_MODULE = "tests.bench.exits"
 _SHARES = (0.33, 0.5, 1.0)
 _ROWS, _TOKENS = 4, 128
 
 
 def bench(sizes: Sequence[str], repeats: int, place: Path, *, first: bool = True) -> Section:
     """Measure training steps, plain and with exits in turn, in one process for time and one each for memory."""
-    figures: dict[str, Any] = {str(share): _child("time", share, repeats) for share in _SHARES}
-    peaks = {kind: _child(kind, _SHARES[0], 1)["peak"] for kind in ("plain", "exits")}
+    figures: dict[str, Any] = {str(share): in_process(_MODULE, "time", share, repeats) for share in _SHARES}
+    peaks = {kind: in_process(_MODULE, kind, _SHARES[0], 1)["peak"] for kind in ("plain", "exits")}
     ratios = {
         share: Spread.of([e / p for e, p in zip(runs["exits"], runs["plain"], strict=True)])
         for share, runs in figures.items()
@@ -59,49 +62,23 @@ def bench(sizes: Sequence[str], repeats: int, place: Path, *, first: bool = True
     )
 
 
-def _child(kind: str, share: float, repeats: int) -> dict[str, Any]:
-    """Run this file in a process of its own, so that a peak is that of one kind of step."""
-    words = [sys.executable, "-m", "tests.bench.exits", kind, str(share), str(repeats)]
-    done = subprocess.run(words, capture_output=True, text=True, check=False)
-    if done.returncode:
-        raise RuntimeError(f"{' '.join(words)}\n{done.stderr}")
-    found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
-    return found
-
-
 def _measure(kind: str, share: float, repeats: int) -> dict[str, Any]:
-    """Seconds of each step of both kinds, one after the other; or the peak of resident memory of two steps of one."""
-    import random
-    import resource
-    import time
+    """Steps of both kinds (``time``), or of one.
 
-    import torch
-
-    from weightops.algebra.loading import load
+    Args:
+        share: Of the tokens, which is learned: the last of each row.
+    """
     from weightops.recipes.objectives.exits import Exits
     from weightops.recipes.objectives.next_token import NextToken
 
-    model, tokenizer = load("smollm2-135m-instruct", "float32")
-    model.train()
     draw = random.Random(0)
     context = round(_TOKENS * (1 - share))
     rows = [
         {"input_ids": draw.choices(range(100, 40_000), k=_TOKENS), "trained": [n >= context for n in range(_TOKENS)]}
         for _ in range(_ROWS)
     ]
-    objectives = {"plain": NextToken(), "exits": Exits(exits=(12, 18, 24, 30))}
-    chosen = {name: each.ready(model, tokenizer, rows) for name, each in objectives.items() if kind in (name, "time")}
-    found: dict[str, list[float]] = {name: [] for name in chosen}
-    for repeat in range(repeats + 1):
-        for name, objective in chosen.items():
-            begin = time.perf_counter()
-            with torch.autocast("cpu", torch.bfloat16):
-                loss = objective.loss(model, objective.batch(rows))
-            loss.backward()
-            model.zero_grad()
-            if repeat:  # the first step of each makes what the others reuse
-                found[name].append(time.perf_counter() - begin)
-    return {**found, "peak": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024}
+    kinds = {"plain": NextToken, "exits": partial(Exits, exits=(12, 18, 24, 30))}
+    return measure_steps({name: (make, rows) for name, make in kinds.items() if kind in (name, "time")}, repeats)
 
 
 if __name__ == "__main__":

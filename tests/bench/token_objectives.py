@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -11,10 +10,12 @@ from typing import Any
 
 from .measure import Spread, conditions
 from .report import Section, Table, Target, megabytes, seconds, times
+from .training_steps import in_process, measure_steps
 
 NAME = "objectives"
 SIZES = ("0.1B",)
 
+_MODULE = "tests.bench.token_objectives"
 _ROWS, _TOKENS, _NEGATIVES = 4, 128, 2
 _TIME, _MEMORY = 1.05, 1.1
 _PLAIN = {"discriminative_tuning": "plain, answers and negatives"}
@@ -46,8 +47,8 @@ def _kinds() -> dict[str, Callable[[], Any]]:
 
 def bench(sizes: Sequence[str], repeats: int, place: Path, *, first: bool = True) -> Section:
     """Measure steps of all objectives in turn in one process for time, one of each in a process of its own for memory."""
-    times_of = _child("time", repeats)
-    peaks = {kind: _child(kind, 0)["peak"] for kind in _kinds()}
+    times_of = in_process(_MODULE, "time", repeats)
+    peaks = {kind: in_process(_MODULE, kind, 0)["peak"] for kind in _kinds()}
     compared = {kind: _PLAIN.get(kind, "plain") for kind in _kinds() if not kind.startswith("plain")}
     slower = {
         kind: Spread.of([one / other for one, other in zip(times_of[kind], times_of[plain], strict=True)])
@@ -90,16 +91,6 @@ def bench(sizes: Sequence[str], repeats: int, place: Path, *, first: bool = True
     )  # fmt: skip
 
 
-def _child(kind: str, repeats: int) -> dict[str, Any]:
-    """Run this file in a process of its own, so that a peak is that of one kind of step."""
-    words = [sys.executable, "-m", "tests.bench.token_objectives", kind, str(repeats)]
-    done = subprocess.run(words, capture_output=True, text=True, check=False)
-    if done.returncode:
-        raise RuntimeError(f"{' '.join(words)}\n{done.stderr}")
-    measured: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
-    return measured
-
-
 def _rows(kind: str) -> list[dict[str, Any]]:
     """Random tokens, with the fields that an objective reads."""
     import random
@@ -118,30 +109,9 @@ def _rows(kind: str) -> list[dict[str, Any]]:
 
 
 def _measure(chosen: str, repeats: int) -> dict[str, Any]:
-    """Seconds of each step of all kinds, one after the other; or the peak of resident memory of one step of one."""
-    import resource
-    import time
-
-    import torch
-
-    from weightops.algebra.loading import load
-
-    model, tokenizer = load("smollm2-135m-instruct", "float32")
-    model.train()
-    objectives = {
-        kind: make().ready(model, tokenizer, _rows(kind)) for kind, make in _kinds().items() if chosen in (kind, "time")
-    }
-    taken: dict[str, list[float]] = {kind: [] for kind in objectives}
-    for repeat in range(repeats + 1):
-        for kind, objective in objectives.items():
-            begin = time.perf_counter()
-            with torch.autocast("cpu", torch.bfloat16):
-                loss, _ = objective.loss_and_items(model, objective.batch(_rows(kind)))
-            loss.backward()
-            model.zero_grad()
-            if repeat:  # the first step of each makes what the others reuse
-                taken[kind].append(time.perf_counter() - begin)
-    return {**taken, "peak": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024}
+    """Steps of all kinds (``time``), or of one."""
+    kinds = {kind: (make, _rows(kind)) for kind, make in _kinds().items() if chosen in (kind, "time")}
+    return measure_steps(kinds, repeats)
 
 
 if __name__ == "__main__":

@@ -49,7 +49,7 @@ def in_fp8(tensors: tiny.Tensors, block: tuple[int, int] | None = BLOCK) -> tiny
 
 
 def plain(stored: tiny.Tensors, block: tuple[int, int] | None = BLOCK) -> tiny.Tensors:
-    """The weights that a model in FP8 stands for, bf16: the reference."""
+    """The dequantised weights of a model in FP8, bf16: the reference."""
     weights: tiny.Tensors = {}
     for name, tensor in stored.items():
         if f"{name}_scale_inv" in stored:

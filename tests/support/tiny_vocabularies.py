@@ -16,7 +16,7 @@ from weightops.merge.tokens.planning import Vocabulary, plan_vocabulary
 
 
 def words(*tokens: str) -> Tokenizer:
-    """Whole words; the first stands for the unknown ones."""
+    """Whole words; the first is the unknown token."""
     tokenizer = Tokenizer(models.WordLevel({token: i for i, token in enumerate(tokens)}, unk_token=tokens[0]))
     tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
     return tokenizer

@@ -16,7 +16,7 @@ import numpy.typing as npt
 from .. import dtypes
 from ..io.quantised import QuantisedTensor
 from . import kernels
-from .kernels import jit
+from .kernels import jit, round_to_bf16
 
 Bytes = npt.NDArray[np.uint8]
 Floats = npt.NDArray[np.float32]
@@ -86,15 +86,10 @@ def _expand(codes: Any, table: Any, scales: Any, first: int, begin: int, grid: A
         scale = ((row // rows) * grid_rows + (row % rows) // block_rows) * grid_columns + column // block_columns
         n = min(block_columns - column % block_columns, columns - column, end - at, _TILE)
         values, factor = tile[:n], scales[scale - first]
-        part, bits, halves = codes[at - begin : at - begin + n], values.view(np.uint32), out[at - begin :][:n]
+        part = codes[at - begin : at - begin + n]
         for j in range(n):
             values[j] = table[part[j]] * factor
-        for j in range(n):
-            b = bits[j]
-            odd = (b >> np.uint32(16)) & np.uint32(1)
-            rounded = np.uint16(np.uint32(b + np.uint32(0x7FFF) + odd) >> np.uint32(16))
-            quiet = np.uint16((b >> np.uint32(16)) | np.uint32(0x40))
-            halves[j] = quiet if b & np.uint32(0x7FFFFFFF) > np.uint32(0x7F800000) else rounded
+        round_to_bf16(values.view(np.uint32), out[at - begin :][:n])
         at += n
 
 

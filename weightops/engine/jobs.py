@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any, Protocol
 
 import numpy as np
@@ -244,7 +245,7 @@ class Job:
             return None
         return entries if coefficient == 1.0 and entries.of == self.anchor else None
 
-    @property
+    @cached_property
     def operands(self) -> tuple[Operand, ...]:
         """Every operand that the job reads, once each; the tensor whose entries are replaced before the entries."""
         unique: dict[Operand, None] = {}

@@ -25,6 +25,7 @@ CODES: Final = {"F16": 0, "BF16": 1, "F32": 2, "F64": 3}
 
 _TILE = 2048  # three fp32 tiles of this length stay in the first-level cache
 _NONE = -1
+_EXPONENT = np.uint32(0x7F800000)  # all set: NaN or Inf
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -49,20 +50,34 @@ def _compiled(function: F, **options: Any) -> F:
 
 
 @jit
-def _widen(code: int, row: Any, lo: int, bits: Any, values: Any) -> None:
+def _nonfinite(bits: Any) -> bool:
+    largest = np.uint32(0)
+    for j in range(len(bits)):
+        largest = max(largest, np.uint32(bits[j] & _EXPONENT))
+    return bool(largest == _EXPONENT)
+
+
+@jit
+def _widen(code: int, row: Any, lo: int, bits: Any, values: Any) -> bool:
     """Elements of a row from ``lo`` on as fp32 in ``values``; ``bits`` is the same memory as integers.
 
-    Slices are taken before the loops: an index that might be negative keeps the compiler from vectorising.
+    Slices are taken before the loops, and integers are cast after every operation: an index that might be negative, and
+    a sum that numba would keep in 64 bits, keep the compiler from vectorising.
+
+    Returns:
+        Whether one of them is NaN or Inf.
     """
     n = len(values)
     if code == 2:
         values[:] = row.view(np.float32)[lo : lo + n]
-        return
+        return _nonfinite(bits)
     halves = row.view(np.uint16)[lo : lo + n]
     if code == 1:
+        largest = np.uint32(0)
         for j in range(n):
-            bits[j] = np.uint32(halves[j]) << np.uint32(16)
-        return
+            bits[j] = np.uint32(np.uint32(halves[j]) << np.uint32(16))
+            largest = max(largest, np.uint32(bits[j] & _EXPONENT))
+        return bool(largest == _EXPONENT)
     for j in range(n):
         bits[j] = (np.uint32(halves[j]) & np.uint32(0x7FFF)) << np.uint32(13)
     for j in range(n):  # shifts the exponent from bias 15 to 127, subnormals included
@@ -71,6 +86,19 @@ def _widen(code: int, row: Any, lo: int, bits: Any, values: Any) -> None:
         half = np.uint32(halves[j])
         special = np.uint32(0x7F800000) if half & np.uint32(0x7C00) == np.uint32(0x7C00) else np.uint32(0)
         bits[j] |= ((half & np.uint32(0x8000)) << np.uint32(16)) | special
+    return _nonfinite(bits)
+
+
+@jit
+def round_to_bf16(bits: Any, halves: Any) -> None:
+    """Round fp32, given as integers, to bf16: nearest, ties to even, NaN stays NaN."""
+    for j in range(len(bits)):
+        b = np.uint32(bits[j])
+        high = np.uint32(b >> np.uint32(16))
+        odd = np.uint32(high & np.uint32(1))
+        rounded = np.uint32(np.uint32(np.uint32(b + np.uint32(0x7FFF)) + odd) >> np.uint32(16))
+        quiet = np.uint32(high | np.uint32(0x40))
+        halves[j] = quiet if np.uint32(b & np.uint32(0x7FFFFFFF)) > np.uint32(0x7F800000) else rounded
 
 
 @jit
@@ -82,12 +110,7 @@ def _narrow(code: int, bits: Any, values: Any, spare: Any, lo: int, row: Any) ->
         return
     halves = row.view(np.uint16)[lo : lo + n]
     if code == 1:
-        for j in range(n):
-            b = bits[j]
-            odd = (b >> np.uint32(16)) & np.uint32(1)
-            rounded = np.uint16(np.uint32(b + np.uint32(0x7FFF) + odd) >> np.uint32(16))
-            quiet = np.uint16((b >> np.uint32(16)) | np.uint32(0x40))
-            halves[j] = quiet if b & np.uint32(0x7FFFFFFF) > np.uint32(0x7F800000) else rounded
+        round_to_bf16(bits, halves)
         return
     for j in range(n):  # adding 0.5 lets the fp32 adder round a subnormal half
         spare[j] = np.abs(values[j]) + np.float32(0.5)
@@ -104,21 +127,13 @@ def _narrow(code: int, bits: Any, values: Any, spare: Any, lo: int, row: Any) ->
 
 
 @jit
-def _nonfinite(bits: Any) -> bool:
-    special = np.uint32(0)
-    for j in range(len(bits)):
-        special |= np.uint32(bits[j] & np.uint32(0x7F800000) == np.uint32(0x7F800000))
-    return bool(special != 0)
-
-
-@jit
 def nonfinite_halves(halves: Any, top: int) -> bool:
     """Whether 16-bit floats contain NaN or Inf: every exponent bit (``top``) set."""
     mask = np.uint16(top)
-    special = np.uint16(0)
+    largest = np.uint16(0)
     for j in range(len(halves)):
-        special |= np.uint16(halves[j] & mask == mask)
-    return bool(special != 0)
+        largest = max(largest, np.uint16(halves[j] & mask))
+    return bool(largest == mask)
 
 
 @jit_sum
@@ -133,11 +148,9 @@ def _sum_of_squares(values: Any) -> float:
 def _difference(rows: Any, codes: Any, plus: int, minus: int, lo: int, one: Any, two: Any, nonfinite: Any) -> None:
     """Write a tile of row ``plus`` minus row ``minus`` (-1: ``plus`` alone) to ``one``; ``two`` is work memory."""
     one_bits, two_bits = one.view(np.uint32), two.view(np.uint32)
-    _widen(codes[plus], rows[plus], lo, one_bits, one)
-    nonfinite[plus] |= _nonfinite(one_bits)
+    nonfinite[plus] |= _widen(codes[plus], rows[plus], lo, one_bits, one)
     if minus >= 0:
-        _widen(codes[minus], rows[minus], lo, two_bits, two)
-        nonfinite[minus] |= _nonfinite(two_bits)
+        nonfinite[minus] |= _widen(codes[minus], rows[minus], lo, two_bits, two)
         for j in range(len(one)):
             one[j] -= two[j]
 
@@ -175,8 +188,7 @@ def affine(
         acc, one, two = accs[:n], ones[:n], twos[:n]
         acc_bits = acc.view(np.uint32)
         if anchor >= 0:
-            _widen(codes[anchor], rows[anchor], lo, acc_bits, acc)
-            nonfinite[anchor] |= _nonfinite(acc_bits)
+            nonfinite[anchor] |= _widen(codes[anchor], rows[anchor], lo, acc_bits, acc)
         else:
             acc[:] = np.float32(0)
         for t in range(len(plus)):
@@ -186,9 +198,7 @@ def affine(
                 squares[1] += _sum_of_squares(two)
             coefficient = coefficients[t]
             for j in range(n):
-                one[j] *= coefficient
-            for j in range(n):
-                acc[j] += one[j]
+                acc[j] += one[j] * coefficient
         _narrow(out_code, acc_bits, acc, two, lo, out)
         if out_code == 2:
             nonfinite[-1] |= _nonfinite(acc_bits)

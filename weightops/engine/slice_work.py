@@ -86,7 +86,7 @@ def workers_here(
         owned: For each job, the operands whose digests its records hold.
     """
     merge, blocks = _merger(plan, files, threads, memory), plan.slice_blocks(threads, memory)
-    buffers = each(threads, lambda: np.empty(plan.buffer_bytes(threads, memory), np.uint8))
+    buffers = _each(threads, lambda: np.empty(plan.buffer_bytes(threads, memory), np.uint8))
 
     def writer(name: str, dtype: str) -> Write:
         descriptor, begin = outputs[name]
@@ -94,7 +94,7 @@ def workers_here(
         return lambda element, data: slices.write_all(descriptor, data, begin + element * size)
 
     def affine(piece: JobSlice, write: Write | None, *, hashed: bool) -> list[Record]:
-        with lent(buffers) as buffer:
+        with _lent(buffers) as buffer:
             rows = slices.rows_of(piece, buffer)
             result, squares = slices.compute(piece, rows, files, allow_nonfinite=plan.allow_nonfinite)
             records = _records(piece, owned[piece.number], rows, result if hashed else None, squares)
@@ -140,12 +140,12 @@ def torch_for(plan: Plan) -> AbstractContextManager[None]:
 
 def measurer(plan: Plan, files: Mapping[Path, int], threads: int) -> Callable[[int], Gram]:
     """The function by which threads measure a job, by its number, for a method that looks at whole models."""
-    rooms = each(threads, Room)
+    rooms = _each(threads, Room)
 
     def measured(number: int) -> Gram:
         from .merging import gram_of  # imported here because only merge methods need it
 
-        with lent(rooms) as room:
+        with _lent(rooms) as room:
             return gram_of(plan.jobs[number], files, room, allow_nonfinite=plan.allow_nonfinite)
 
     return measured
@@ -216,12 +216,12 @@ def _merger(
     plan: Plan, files: Mapping[Path, int], threads: int, memory: int
 ) -> Callable[[Job, Write, Gram | None], Record]:
     """A function that computes a whole tensor with a merge method and writes it."""
-    rooms = each(threads, Room)
+    rooms = _each(threads, Room)
 
     def merge(job: Job, write: Write, model: Gram | None) -> Record:
         from . import merging  # imported here because only merge methods need it
 
-        with lent(rooms) as room:
+        with _lent(rooms) as room:
             return merging.run(
                 job,
                 files,
@@ -245,13 +245,13 @@ def filler(
 ) -> Callable[[JobSlice], None]:
     """The function that :func:`.execute.fill` runs on a slice; it measures nothing."""
     merge = _merger(plan, files, threads, memory)
-    buffers = each(threads, lambda: np.empty(plan.buffer_bytes(threads, memory), np.uint8))
+    buffers = _each(threads, lambda: np.empty(plan.buffer_bytes(threads, memory), np.uint8))
 
     def work(piece: JobSlice) -> None:
         if piece.job.whole:
             merge(piece.job, partial(write, piece.job), model_of(piece.job, grams))
             return
-        with lent(buffers) as buffer:
+        with _lent(buffers) as buffer:
             rows = slices.rows_of(piece, buffer)
             result, _ = slices.compute(piece, rows, files, allow_nonfinite=plan.allow_nonfinite)
             write(piece.job, piece.begin, result)
@@ -264,7 +264,7 @@ def model_of(job: Job, grams: whole_models.Grams) -> Gram | None:
     return grams.get(job.merge.method) if job.merge is not None else None
 
 
-def each(threads: int, make: Callable[[], Thing]) -> SimpleQueue[Thing]:
+def _each(threads: int, make: Callable[[], Thing]) -> SimpleQueue[Thing]:
     """One thing for each thread."""
     spare: SimpleQueue[Thing] = SimpleQueue()
     for _ in range(threads):
@@ -273,7 +273,7 @@ def each(threads: int, make: Callable[[], Thing]) -> SimpleQueue[Thing]:
 
 
 @contextmanager
-def lent(spare: SimpleQueue[Thing]) -> Iterator[Thing]:
+def _lent(spare: SimpleQueue[Thing]) -> Iterator[Thing]:
     thing = spare.get()
     try:
         yield thing

@@ -31,6 +31,9 @@ _FUSED_ACTIVATIONS = ("_input_scale", "_activation_scale")
 _CACHE = re.compile(r"\.(k_scale|v_scale|[kv]_proj\.output_scale)$")
 #: Tensors that only the code which packed them can read.
 _PACKED = re.compile(r"\.(qweight|qzeros|scales|g_idx|absmax|quant_map|SCB|weight_scale(_inv)?|weight_packed)$")
+#: Keys of a ``quantization_config`` that list modules whose weights are not quantised.
+_LISTS = ("modules_to_not_convert", "ignore")
+_NUMBER = re.compile(r"(^|\.)\d+(\.|$)")
 _PER_TENSOR: Final[Block] = (None, None)
 _PER_ROW: Final[Block] = (1, None)
 _MOST_SHOWN = 3
@@ -123,6 +126,36 @@ def without_quantisation(config: Mapping[str, Any]) -> dict[str, Any]:
     nested = {key: value for key, value in config.items() if isinstance(value, Mapping) and CONFIG_KEY in value}
     inner = {key: {k: v for k, v in value.items() if k != CONFIG_KEY} for key, value in nested.items()}
     return {key: inner.get(key, value) for key, value in config.items() if key != CONFIG_KEY}
+
+
+def listing_plain(layout: Mapping[str, Any], names: Mapping[str, bool]) -> dict[str, Any]:
+    """A ``quantization_config`` whose list of modules that are not quantised is right for the weights of an output.
+
+    A list that is right already stays as it is. Otherwise entries that name a layer are made anew: layers have moved.
+
+    Args:
+        names: Every matrix of the output, and whether it is quantised.
+
+    >>> layout = {"modules_to_not_convert": ["lm_head", "layers.2.gate"]}
+    >>> listing_plain(layout, {"layers.1.gate.weight": False, "layers.1.up.weight": True, "lm_head.weight": False})
+    {'modules_to_not_convert': ['lm_head', 'layers.1.gate']}
+    """
+    key = next((key for key in _LISTS if isinstance(layout.get(key), list)), None)
+    if key is None:
+        return dict(layout)
+    entries = [str(entry) for entry in layout[key]]
+    of_layers = {name: coded for name, coded in names.items() if _NUMBER.search(name) and name.endswith(".weight")}
+    modules = {name.removesuffix(".weight"): coded for name, coded in of_layers.items()}
+    if all(_is_listed(module, entries) is not coded for module, coded in modules.items()):
+        return dict(layout)
+    general = [entry for entry in entries if not _NUMBER.search(entry)]
+    plain = (module for module, coded in modules.items() if not coded)
+    return {**layout, key: [*general, *(module for module in plain if not _is_listed(module, general))]}
+
+
+def _is_listed(module: str, entries: list[str]) -> bool:
+    """Whether an entry names a module, or one that it is in, or ends its name, as transformers reads the list."""
+    return any(f"{module}.".startswith(f"{entry}.") or module.endswith(entry) for entry in entries)
 
 
 def _declared(layout: Mapping[str, Any], where: str) -> tuple[Block, ...]:

@@ -43,7 +43,12 @@ def refusal(out: Path) -> str | None:
     weights with their configuration, if all its other files are usual in a model's folder or listed in its record.
     """
     reason = _reason(out) if os.path.lexists(out) else None
-    return reason and f"{out}: is not replaced, because {reason}; move it elsewhere, or choose another output"
+    return reason and not_replaced(out, reason)
+
+
+def not_replaced(out: Path, reason: str) -> str:
+    """The problem line of an output that stays."""
+    return f"{out}: is not replaced, because {reason}; move it elsewhere, or choose another output"
 
 
 def _reason(out: Path) -> str | None:

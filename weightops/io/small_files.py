@@ -44,6 +44,12 @@ def read_small(path: Path, limit: int = MOST_TEXT) -> bytes:
     return content
 
 
+def whole_lines(content: bytes) -> list[bytes]:
+    """The lines of a journal, with their ends; a last line that was cut off by a kill is left out."""
+    lines = content.splitlines(keepends=True)
+    return lines if not lines or lines[-1].endswith(b"\n") else lines[:-1]
+
+
 def inside(file: Path, folder: Path) -> Path:
     """Return the file, unless it is a link that leaves its folder.
 

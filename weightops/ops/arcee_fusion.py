@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from .registry import operator
+from .sparsify import ranked
 from .torch_later import Tensor
 
 
@@ -43,5 +44,5 @@ def fusion_threshold(score: Tensor) -> Tensor:
     tensor(5.)
     """
     last = score.numel() - 1
-    low, median, high = (score.flatten().kthvalue(quarters * last // 4 + 1).values for quarters in (1, 2, 3))
-    return median + 1.5 * (high - low)
+    quartiles = ranked(score.flatten(), *(quarters * last // 4 for quarters in (1, 2, 3)))
+    return quartiles[1] + 1.5 * (quartiles[2] - quartiles[0])

@@ -10,7 +10,7 @@ from typing import Annotated
 
 from .registry import operator
 from .signature import PerModel, Range
-from .sparsify import flat, per_model
+from .sparsify import flat, per_model, ranked
 from .torch_later import Tensor, torch
 
 CLIPPED = 1e-4  # share of the smallest and of the largest magnitudes
@@ -40,7 +40,8 @@ def pcb(
     vectors = flat(deltas)
     clipped = _clip(vectors)
     scores = torch.exp(len(deltas) * _spread(clipped.abs()) ** 2) * torch.tanh(vectors * vectors.sum(0))
-    share = _spread(scores.clamp(min=_ranked(scores, int(vectors.shape[1] * (1 - pcb_ratio)))))
+    cut = min(int(vectors.shape[1] * (1 - pcb_ratio)), vectors.shape[1] - 1)
+    share = _spread(scores.clamp(min=_ranked(scores, cut)))
     merged = (share * clipped * per_model(weight, clipped)).sum(0) / share.sum(0).clamp(min=1e-12)
     return merged.reshape(deltas.shape[1:]) * lambda_
 
@@ -48,12 +49,13 @@ def pcb(
 def _clip(vectors: Tensor) -> Tensor:
     """Clip the smallest and the largest magnitudes of each task to the nearest other magnitude."""
     magnitude, few = vectors.abs(), int(CLIPPED * vectors.shape[1])
-    return vectors.sign() * magnitude.clamp(_ranked(magnitude, few), _ranked(magnitude, vectors.shape[1] - 1 - few))
+    ends = _ranked(magnitude, few, vectors.shape[1] - 1 - few)
+    return vectors.sign() * magnitude.clamp(ends[:, :1], ends[:, 1:])
 
 
-def _ranked(vectors: Tensor, rank: int) -> Tensor:
-    """The entry at a rank, counted from the smallest, of each vector: [n, d] to [n, 1]."""
-    return vectors.kthvalue(min(rank, vectors.shape[1] - 1) + 1, dim=1, keepdim=True).values
+def _ranked(vectors: Tensor, *ranks: int) -> Tensor:
+    """The entries at some ranks, counted from 0 for the smallest, of each vector: [n, d] to [n, ranks]."""
+    return torch.stack([ranked(vector, *ranks) for vector in vectors])
 
 
 def _spread(vectors: Tensor) -> Tensor:

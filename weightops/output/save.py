@@ -20,7 +20,7 @@ from ..io.folder import INDEX
 from ..io.opened import Source
 from ..io.output_lock import OutputLock
 from ..io.progress import Progress
-from ..io.quantised import CODES, CONFIG_KEY
+from ..io.quantised import CODES, CONFIG_KEY, listing_plain
 from ..io.small_files import MOST_BYTES, read_beside
 from ..io.staging import Staging, output_problems
 from ..io.weights import Weights
@@ -236,10 +236,10 @@ def _dtype_keys(plan: Plan, model: Weights) -> dict[str, str]:
 
 def _quantisation(plan: Plan, package: Package) -> dict[str, Any]:
     """What the config says of weights that are written in 8 bits: the words of the source whose layout they have."""
-    if not any(job.dtype in CODES for job in plan.jobs):
-        return {}
+    names = {job.name: job.dtype in CODES for job in plan.jobs if job.written and len(job.shape) > 1}
     models = [source for source in (package.model, *package.sources) if isinstance(source, Weights)]
-    return next(({CONFIG_KEY: dict(model.quantisation)} for model in models if model.quantisation), {})
+    layout = next((model.quantisation for model in models if model.quantisation), None)
+    return {CONFIG_KEY: listing_plain(layout, names)} if layout and any(names.values()) else {}
 
 
 def _index(plan: Plan) -> dict[str, Any]:

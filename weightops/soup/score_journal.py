@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import WeightopsError
-from ..io.small_files import read_small
+from ..io.small_files import read_small, whole_lines
 
 NAME = "scores.jsonl"
 MOST_BYTES = 256_000_000
@@ -34,12 +34,12 @@ class ScoreJournal:
         if self._file is None or not os.path.lexists(self._file):
             return
         try:
-            lines = read_small(self._file, MOST_BYTES).splitlines(keepends=True)
+            content = read_small(self._file, MOST_BYTES)
         except OSError as error:
             raise WeightopsError(f"{self._file}: cannot be read ({error.strerror}); check its permissions") from error
-        if lines and not lines[-1].endswith(b"\n"):
-            lines.pop()
-            self._whole = sum(map(len, lines))
+        lines = whole_lines(content)
+        if (whole := sum(map(len, lines))) < len(content):
+            self._whole = whole
         for number, line in enumerate(lines, 1):
             self._read(line, number)
 

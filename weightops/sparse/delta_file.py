@@ -20,7 +20,7 @@ from ..engine.jobs import BLOCK
 from ..engine.tally import tensor_digest
 from ..errors import WeightopsError, short
 from ..io.output_lock import new_output
-from ..io.replacing import exists_already
+from ..io.replacing import exists_already, not_replaced
 from ..io.safetensors import StoredTensor, build_header
 from ..io.sparse_delta import (
     KEY,
@@ -159,7 +159,7 @@ def _refusal(out: Path) -> str | None:
             return None
     except WeightopsError:
         pass
-    return f"{out}: is not replaced, because it is not a sparse delta; move it elsewhere, or choose another output"
+    return not_replaced(out, "it is not a sparse delta")
 
 
 def _spooled(entries: Iterable[Entries], stream: IO[bytes]) -> tuple[TensorSpool, dict[str, Described]]:

@@ -20,6 +20,8 @@ from weightops.engine.exact_reads import read_tensor
 from weightops.errors import WeightopsError
 from weightops.guard.compose import compose_guard
 from weightops.io.folder import read_json
+from weightops.merge import run as merging
+from weightops.merge.build import Options
 from weightops.output.provenance import verify
 
 UP = "model.layers.0.mlp.up_proj.weight"
@@ -28,7 +30,7 @@ SCALES = f"{UP}_scale_inv"
 
 @pytest.fixture
 def pair(tmp_path) -> Callable[..., tuple[Path, Path]]:
-    """A model in FP8, in shards that part numbers from scales, and the bf16 model that it stands for."""
+    """A model in FP8, in shards that part numbers from scales, and the bf16 model with its dequantised weights."""
 
     def make(name: str, tensors: tiny.Tensors, block: tuple[int, int] | None = tiny_fp8.BLOCK) -> tuple[Path, Path]:
         stored = tiny_fp8.in_fp8(tensors, block)
@@ -293,3 +295,34 @@ def test_a_file_without_a_configuration_has_blocks_of_128(tmp_path):
     tensor = wo.open(tmp_path / "m.safetensors").source.tensors["a.weight"]
     wanted = (codes.float() * tiny_fp8.spread(scales, (128, 128), codes.shape)).to(torch.bfloat16)
     assert bytes(read_tensor(tensor)) == bytes(wanted.view(torch.uint8).numpy())
+
+
+MOVED = """
+merge_method: passthrough
+out_dtype: fp8-block
+slices:
+  - sources: [{{model: {model}, layer_range: [1, 2]}}]
+"""
+
+
+def test_the_list_of_plain_modules_follows_layers_that_move(tmp_path):
+    # Layer 1 keeps one matrix in bf16; in the cut, and in the merge, it is layer 0.
+    weights, plain = tiny.llama(0), "model.layers.1.self_attn.q_proj"
+    stored = tiny_fp8.in_fp8(weights) | {f"{plain}.weight": weights[f"{plain}.weight"]}
+    del stored[f"{plain}.weight_scale_inv"]
+    config = tiny_fp8.config_of() | {"num_hidden_layers": 2}
+    config["quantization_config"] |= {"modules_to_not_convert": ["lm_head", plain]}
+    model = tiny.write(tmp_path / "m", stored, config=config)
+    wo.extract(model, [1]).save(tmp_path / "cut", dtype="fp8-block", progress=False)
+    merging.merge(merging.from_text(MOVED.format(model=model), "test"), tmp_path / "merged", Options(), progress=False)
+    wo.open(model).save(tmp_path / "same", dtype="fp8-block", progress=False)
+    lists = {
+        name: read_json(tmp_path / name / "config.json")["quantization_config"]["modules_to_not_convert"]
+        for name in ("cut", "merged", "same")
+    }
+    moved = plain.replace("1", "0")
+    assert lists == {"cut": ["lm_head", moved], "merged": ["lm_head", moved], "same": ["lm_head", plain]}
+    for name in ("cut", "merged"):
+        written = tiny.read(tmp_path / name)
+        assert all(tiny.same_bytes(written[n.replace("layers.1", "layers.0")], t)
+                   for n, t in stored.items() if "layers.1" in n)  # fmt: skip

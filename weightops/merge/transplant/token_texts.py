@@ -1,6 +1,6 @@
-"""What a token stands for, so that tokens of different tokenizers can be matched.
+"""What text a token means, so that tokens of different tokenizers can be matched.
 
-A token is matched by the bytes of text that it stands for, or by its role: the token that begins a text is ``<s>`` in
+A token is matched by the bytes of text that it decodes to, or by its role: the token that begins a text is ``<s>`` in
 one vocabulary and ``<|begin_of_text|>`` in another. (mergekit 0.1.5 matches the written form of tokens, so between
 byte-level and SentencePiece vocabularies only tokens in ASCII meet.)
 """
@@ -58,7 +58,7 @@ def roles_of(tokens: ModelTokens) -> dict[str, str]:
 
 
 def texts_of(tokens: ModelTokens) -> Callable[[str], bytes]:
-    """A function from a token of this tokenizer to the bytes of text that it stands for."""
+    """A function from a token of this tokenizer to the bytes of text that it decodes to."""
     document, added = tokens.document, tokens.added
     steps = [document.get(part) for part in ("normalizer", "pre_tokenizer", "decoder")]
     if _mentions(steps, "ByteLevel"):

@@ -1,0 +1,1 @@
+"""Sorted sub-models: the losses by exit that ``docs/sorted.md`` shows."""

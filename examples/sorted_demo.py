@@ -1,0 +1,88 @@
+"""Train a model so that its first layers answer too, cut it, and decode with it: about two minutes on two cores.
+
+    .venv/bin/python -m examples.sorted_demo
+
+The rows are made here: what does a function of Python's standard library do, and the first line of its docstring. The
+table shows the loss behind each exit on functions that were not trained on. Files are written to ``sorted-output/``.
+"""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import json
+import os
+import random
+import shlex
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+from examples.experiments.sorted.runs import losses_by_exit
+from weightops.errors import WeightopsError
+from weightops.rows.reader import read_rows
+
+OUT = Path("sorted-output")
+BASE = "smollm2-135m-instruct"
+EXITS = (6, 12, 18, 24, 30)
+MODULES = (
+    *("argparse", "ast", "asyncio", "base64", "bisect", "calendar", "collections", "contextlib", "copy", "csv"),
+    *("datetime", "decimal", "difflib", "email.utils", "fnmatch", "fractions", "functools", "glob", "gzip", "hashlib"),
+    *("heapq", "html", "http.client", "inspect", "io", "ipaddress", "itertools", "json", "linecache", "logging"),
+    *("math", "mimetypes", "operator", "os", "os.path", "pathlib", "pickle", "platform", "pprint", "random", "re"),
+    *("secrets", "shlex", "shutil", "socket", "ssl", "stat", "statistics", "string", "subprocess", "sys", "tarfile"),
+    *("tempfile", "textwrap", "threading", "time", "timeit", "tokenize", "traceback", "types", "typing", "unittest"),
+    *("urllib.parse", "urllib.request", "uuid", "warnings", "weakref", "zipfile", "zlib"),
+)
+TRAINED, HELD_OUT = 480, 48
+
+
+def main() -> None:
+    rows = list(questions())
+    random.Random(0).shuffle(rows)
+    OUT.mkdir(exist_ok=True)
+    for name, part in (("held-out", rows[:HELD_OUT]), ("rows", rows[HELD_OUT:][:TRAINED])):
+        (OUT / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in part), "utf-8")
+    if not (OUT / "soft").exists():
+        weightops("train", "examples/sorted.yaml", "--out", str(OUT / "soft"))
+    weightops("extract", str(OUT / "soft"), "--layers", "18", "--out", str(OUT / "soft-18"), "--verify", "--overwrite")
+    weightops("generate", str(OUT / "soft"), "What does the Python function textwrap.dedent do?", "--max-tokens", "40")
+    print(table())
+
+
+def questions() -> Iterator[dict[str, str]]:
+    """A row for each public function and class that has a docstring; one for those that modules share."""
+    known = set()
+    for module in map(importlib.import_module, MODULES):
+        for name, thing in sorted(vars(module).items()):
+            summary = (inspect.getdoc(thing) or "").partition("\n\n")[0].replace("\n", " ")
+            if not name.startswith("_") and callable(thing) and 20 < len(summary) < 300 and summary not in known:
+                known.add(summary)
+                function = f"{module.__name__}.{name}"
+                yield {"prompt": f"What does the Python function {function} do?", "completion": summary}
+
+
+def weightops(*words: str) -> None:
+    """Run a command as a user would, and show it."""
+    print(f"$ weightops {shlex.join(words)}", flush=True)
+    if subprocess.run([str(Path(sys.executable).with_name("weightops")), *words], check=False).returncode:
+        raise WeightopsError(f"weightops {words[0]}: failed; its message is above")
+    print()
+
+
+def table() -> str:
+    """The losses by exit, before and after."""
+    rows = read_rows([OUT / "held-out.jsonl"])
+    before, after = (losses_by_exit(model, rows, EXITS)[0] for model in (BASE, str(OUT / "soft")))
+    lines = [f"loss on {HELD_OUT} functions that were not trained on", "", "layers  before  after"]
+    return "\n".join([*lines, *(f"{layer:6}{before[layer]:8.2f}{after[layer]:7.2f}" for layer in EXITS)])
+
+
+if __name__ == "__main__":
+    os.chdir(Path(__file__).parents[1])  # the recipe names its rows from here
+    os.environ.setdefault("HF_HUB_OFFLINE", "1")
+    try:
+        main()
+    except WeightopsError as error:
+        sys.exit(f"error: {error}")
