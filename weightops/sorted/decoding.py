@@ -15,6 +15,7 @@ from ..rows.padding import left_padded, pad_id
 from .confident_exits import check_thresholds, decode_by_confidence
 from .draft_head import draft_head
 from .drafting import DraftPolicy, DynamicDraft, FixedDraft
+from .few_tokens import fast_few_tokens
 from .layer_ranges import LayerRanges, RangeCache
 from .sampling import Chooser, Sampling
 from .speculative import SelfSpeculativeRun
@@ -152,7 +153,7 @@ def generate(
     prompt = Prompt(tokens, None if bool(mask.all()) else mask)
     written, chooser = WrittenRows(len(prompts), most, ends), Chooser(sampling, model.device)
     begin = time.perf_counter()
-    with LayerRanges(model) as ranges:
+    with fast_few_tokens(model), LayerRanges(model) as ranges:
         if isinstance(method, SelfSpeculative):
             counts = _draft(ranges, prompt, written, chooser, method)
         elif isinstance(method, ConfidentExits):

@@ -14,6 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from .few_tokens import product
+
 #: How far the logits of a head that is one matrix may be from the model's own, as a share of the largest (ours): what
 #: rounding to 16 bits does, but not a scale.
 _ROUNDING = 0.02
@@ -50,11 +52,11 @@ class DraftHead:
         """The logits of normed hidden states [..., width]: [..., vocabulary], minus infinity for tokens not in it."""
         scores = hidden.new_full((*hidden.shape[:-1], self.vocabulary), float("-inf"))
         bias = self._bias
-        scores[..., : self._frequent] = nn.functional.linear(
+        scores[..., : self._frequent] = product(
             hidden, self._weight[: self._frequent], None if bias is None else bias[: self._frequent]
         )
         if self._others:
-            scores[..., self._ids] = nn.functional.linear(hidden, self._rows, None if bias is None else bias[self._ids])
+            scores[..., self._ids] = product(hidden, self._rows, None if bias is None else bias[self._ids])
         return scores
 
 
