@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from pydantic import Field
 
 from weightops.errors import WeightopsError
+from weightops.io.progress import say
 from weightops.recipes.data.packing import pack
 from weightops.recipes.data.source import check_columns, rows_to_learn, split
 from weightops.recipes.floor.checking import check, relation
@@ -26,7 +27,7 @@ from weightops.recipes.floor.unfinished import check_free
 from weightops.recipes.writing.asks import DataPass
 from weightops.recipes.writing.rewriting import rewritten
 from weightops.rows.chat import unlearnable
-from weightops.rows.encode import encode, say
+from weightops.rows.encode import encode
 from weightops.rows.row import Row, raise_faults
 
 if TYPE_CHECKING:
