@@ -48,7 +48,7 @@ def packed(weight: Tensor) -> Any:
 
 
 def unpacked(weight: Any) -> Tensor:
-    """What the 4 bits of a weight stand for, [rows, columns], fp32."""
+    """A packed weight as fp32, [rows, columns]."""
     from bitsandbytes.functional import dequantize_4bit
 
     whole: Tensor = dequantize_4bit(weight.data, weight.quant_state)
