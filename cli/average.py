@@ -11,6 +11,7 @@ from weightops.cli.options import (
     SourceType,
     command_line,
     dtype_option,
+    executor_options,
     nonfinite_option,
     output_options,
     print_plan,
@@ -33,6 +34,7 @@ from weightops.errors import Message, Remedy, WeightopsError
 @shard_size_option
 @nonfinite_option
 @output_options
+@executor_options
 def command(
     checkpoints: tuple[str, ...], decay: str, dtype: str, shard_size: int, allow_nonfinite: bool, output: Output
 ) -> None:

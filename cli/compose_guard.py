@@ -13,6 +13,7 @@ from weightops.cli.options import (
     Output,
     command_line,
     dtype_option,
+    executor_options,
     nonfinite_option,
     output_options,
     print_delta_plan,
@@ -65,6 +66,7 @@ if TYPE_CHECKING:
 @shard_size_option
 @nonfinite_option
 @output_options
+@executor_options
 def command(
     guard: str, base: str, target: str, scale: float, include: tuple[str, ...], exclude: tuple[str, ...],
     labels: str | None, sparse: float | None, delta_only: bool, dtype: str, shard_size: int, allow_nonfinite: bool,
@@ -88,6 +90,8 @@ def command(
 
     if delta_only and sparse is None:
         raise click.UsageError("--delta-only needs --sparse DENSITY")
+    if delta_only and output.executor:
+        raise click.UsageError("--delta-only computes in this process; leave out --executor ray")
     if sparse is not None and labels:
         raise click.UsageError("--labels copies rows of the guard's files, which --sparse leaves out")
     models = open_all([guard, base, target])

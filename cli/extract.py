@@ -17,6 +17,7 @@ from weightops.cli.options import (
     Output,
     SourceType,
     command_line,
+    executor_options,
     nonfinite_option,
     output_options,
     shard_size_option,
@@ -94,6 +95,7 @@ class _Child:
 @shard_size_option
 @nonfinite_option
 @output_options
+@executor_options
 def command(
     model: str, layers: tuple[int, ...] | None, keep: tuple[int, ...] | None, select: str, data: tuple[Path, ...],
     verify: bool, trust_remote_code: bool, shard_size: int, allow_nonfinite: bool, output: Output,
@@ -207,7 +209,7 @@ def _print_plans(children: list[_Child], more: dict[str, Any], *, as_json: bool)
         if not as_json:
             click.echo(
                 f"{child.described}: reads {human(plan['bytes_read'])}, writes {human(plan['bytes_written'])} to "
-                f"{plan['out']}"
+                f"{plan['out']}" + (f", computed by {plan['computed_by']}" if child.output.executor else "")
             )
         for note in plan["notes"]:
             click.echo(f"note: {note}", err=True)

@@ -12,6 +12,7 @@ from weightops.cli.options import (
     SourceType,
     command_line,
     dtype_option,
+    executor_options,
     nonfinite_option,
     output_settings,
     print_plan,
@@ -40,6 +41,7 @@ from weightops.cli.words import in_options
 @shard_size_option
 @nonfinite_option
 @output_settings
+@executor_options
 def command(
     models: tuple[str, ...], weights: tuple[float, ...], full_random: bool, seed: int, print_yaml: bool,
     write_yaml: Path | None, dtype: str, shard_size: int, allow_nonfinite: bool, output: Output,
@@ -72,6 +74,6 @@ def command(
         return
     saved = run.merge(
         recipe, output.out, options, overwrite=output.overwrite, threads=output.threads, memory=output.memory,
-        tell=lambda note: click.echo(f"note: {in_options(note)}", err=True),
+        executor=output.executor, tell=lambda note: click.echo(f"note: {in_options(note)}", err=True),
     )  # fmt: skip
     print_saved(saved, output, merge_file=text)

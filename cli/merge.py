@@ -11,6 +11,7 @@ from weightops.cli.options import (
     Output,
     OutType,
     command_line,
+    executor_options,
     load_plugins,
     nonfinite_option,
     output_settings,
@@ -53,6 +54,7 @@ from weightops.cli.words import in_options
 @trust_option
 @mergekit_options
 @output_settings
+@executor_options
 def command(
     config: Path, plugin: tuple[Path, ...], device: str, seed: int, engine: str, strict: bool, keep_steps: Path | None,
     shard_size: int, allow_nonfinite: bool, trust_remote_code: bool, output: Output,
@@ -71,8 +73,8 @@ def command(
     if engine == "mergekit":
         from weightops.merge.foreign import run_mergekit
 
-        if output.dry_run or plugin or device != "cpu" or strict or keep_steps:
-            names = "--dry-run, --plugin, --device, --strict and --keep-steps"
+        if output.dry_run or plugin or device != "cpu" or strict or keep_steps or output.executor:
+            names = "--dry-run, --plugin, --device, --strict, --keep-steps and --executor ray"
             raise click.UsageError(f"{names} work only with --engine native; leave them out")
         run_mergekit(config, output.out, seed=seed, overwrite=output.overwrite, trust_remote_code=trust_remote_code)
         if output.json:
@@ -108,7 +110,7 @@ def command(
 
     saved = run.merge(
         recipe, output.out, options, overwrite=output.overwrite, threads=output.threads, memory=output.memory,
-        keep_steps=keep_steps, tell=tell,
+        executor=output.executor, keep_steps=keep_steps, tell=tell,
     )  # fmt: skip
     print_saved(saved, output, notes=notes)
 

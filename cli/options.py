@@ -6,7 +6,7 @@ import functools
 import shlex
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,6 +21,7 @@ from weightops.io.progress import no_progress
 
 if TYPE_CHECKING:
     from weightops.engine.plan import Plan
+    from weightops.engine.ray_executor import RayExecutor
     from weightops.output.save import Package, Saved
 
 
@@ -107,12 +108,14 @@ class Output:
     dry_run: bool
     overwrite: bool
     json: bool
+    executor: RayExecutor | None = None
 
     def plan_json(self, plan: Plan, package: Package) -> dict[str, Any]:
-        """A plan for a program: problems, notes, bytes, peak memory, files and tensors."""
+        """A plan for a program: problems, notes, bytes, who computes with how much memory, files and tensors."""
         from weightops.engine.execute import default_threads
         from weightops.output.save import prepare
 
+        threads = 1 if self.executor else self.threads or default_threads()
         prepared = prepare(plan, package, self.out, overwrite=self.overwrite)
         return {
             "out": str(self.out),
@@ -120,7 +123,8 @@ class Output:
             "notes": [in_options(note) for note in plan.notes],
             "bytes_read": plan.bytes_read,
             "bytes_written": plan.bytes_written,
-            "peak_buffer_bytes": plan.peak_memory(self.threads or default_threads(), self.memory) if plan.jobs else 0,
+            "computed_by": str(self.executor) if self.executor else f"{threads} thread(s) of this process",
+            "peak_buffer_bytes": plan.peak_memory(threads, self.memory) if plan.jobs else 0,
             "files": {file.name: file.size for file in plan.files},
             "tensors": {
                 job.name: {"terms": len(job.terms), "dtype": job.dtype, "shape": job.shape}
@@ -144,7 +148,7 @@ class Output:
             raise WeightopsError(in_options(problems[0]) + more)
         for note in plan.notes:
             click.echo(f"note: {in_options(note)}", err=True)
-        return prepared.write(threads=self.threads, memory=self.memory)
+        return prepared.write(threads=self.threads, memory=self.memory, executor=self.executor)
 
 
 def print_saved(saved: Saved, output: Output, **more: Any) -> None:
@@ -226,6 +230,35 @@ def output_settings(command: Callable[..., Any]) -> Callable[..., Any]:
     return wrapped
 
 
+def executor_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Where weights are computed, as a part of ``output``; stands below the options that make it."""
+
+    @click.option(
+        "--executor",
+        type=click.Choice(["local", "ray"]),
+        default="local",
+        show_default=True,
+        help="ray computes on a Ray cluster whose machines share the files, each worker with --memory (docs/scale.md).",
+    )
+    @click.option("--ray-address", help="host:port or auto.  [default: $RAY_ADDRESS, or a cluster on this machine]")
+    @click.option("--workers", type=click.IntRange(min=1), help="How many on the cluster.  [default: one a processor]")
+    @functools.wraps(command)
+    def wrapped(
+        *args: Any, executor: str, ray_address: str | None, workers: int | None, output: Output, **rest: Any
+    ) -> Any:
+        if executor == "ray":
+            if output.threads:
+                raise click.UsageError("--threads is for --executor local; each worker of a cluster has one thread")
+            from weightops.engine.ray_executor import RayExecutor
+
+            output = replace(output, executor=RayExecutor(ray_address, workers))
+        elif ray_address or workers:
+            raise click.UsageError("--ray-address and --workers need --executor ray")
+        return command(*args, output=output, **rest)
+
+    return wrapped
+
+
 def source_options(**described: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
     """A required ``--name`` for each source."""
 
@@ -287,7 +320,10 @@ def print_plan(output: Output, plan: dict[str, Any], summary: str) -> None:
             click.echo(
                 f"reads {human(plan['bytes_read'])}, writes {human(plan['bytes_written'])} in {len(plan['files'])} "
                 f"file(s) to {output.out}, buffers {human(plan['peak_buffer_bytes'])}"
+                + (" for each worker" if output.executor else "")
             )
+            if output.executor:
+                click.echo(f"computed by {plan['computed_by']}")
         for kind, lines in (("note", plan["notes"]), ("error", plan["problems"])):
             for line in lines:
                 click.echo(f"{kind}: {line}", err=True)

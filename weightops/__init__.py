@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from .algebra.opening import open_adapter
     from .algebra.opening import open_checkpoint as open  # the face says wo.open, as json says json.load
     from .data_merging.data_merge import merge_with_data
+    from .engine.ray_executor import RayExecutor
     from .guard.compose import compose_guard
     from .ops import Draw, PerModel, Place, Range, operator
     from .soup.making import make_soup
@@ -40,6 +41,7 @@ __all__ = [
     "PerModel",
     "Place",
     "Range",
+    "RayExecutor",
     "WeightopsError",
     "__version__",
     "average",
@@ -63,6 +65,7 @@ _HOMES = {
     "PerModel": ("ops", "PerModel"),
     "Place": ("ops", "Place"),
     "Range": ("ops", "Range"),
+    "RayExecutor": ("engine.ray_executor", "RayExecutor"),
     "average": ("algebra.averaging", "average"),
     "compose_guard": ("guard.compose", "compose_guard"),
     "extract": ("algebra.cutting", "extract"),

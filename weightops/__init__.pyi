@@ -13,6 +13,7 @@ from .algebra.merged import MergedDelta
 from .algebra.opening import open_adapter as open_adapter
 from .algebra.opening import open_checkpoint as open
 from .data_merging.data_merge import merge_with_data as merge_with_data
+from .engine.ray_executor import RayExecutor as RayExecutor
 from .errors import WeightopsError as WeightopsError
 from .guard.compose import compose_guard as compose_guard
 from .ops import Draw as Draw
@@ -29,6 +30,7 @@ __all__ = [
     "PerModel",
     "Place",
     "Range",
+    "RayExecutor",
     "WeightopsError",
     "__version__",
     "average",

@@ -93,6 +93,14 @@ class WeightopsError(Exception):
         self.problems = tuple(_printable(problem) for problem in problems)
         super().__init__("\n".join(self.problems))
 
+    def __reduce__(self) -> tuple[type[WeightopsError], tuple[str, ...]]:
+        """An error that comes from another process keeps its lines, and their remedies."""
+        return type(self), self.problems
+
+
+class ResumableError(WeightopsError):
+    """A :class:`WeightopsError` that may not recur: what was written so far is kept, and the same call resumes."""
+
 
 def short(value: object, most: int = 80) -> str:
     """A name or a value from a file, short enough for a problem's line.

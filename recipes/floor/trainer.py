@@ -88,7 +88,7 @@ def fit(
     one and gives the same weights. ``out`` never holds a half-trained model.
 
     Args:
-        model: In fp32.
+        model: In the ``base_dtype`` of the training's update.
         tokenizer: Its tokenizer, saved with it.
         rows: What to train on.
         objective: What to minimise.

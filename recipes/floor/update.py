@@ -28,11 +28,16 @@ class Update(Protocol):
     whole: ClassVar[bool] = True
     state_in_optimizer: ClassVar[bool] = False
 
+    @property
+    def base_dtype(self) -> str:
+        """Dtype in which the base is loaded for :meth:`prepare`; ``auto`` is the file's."""
+        return "float32"
+
     def prepare(self, model: Any, frozen: frozenset[str], seed: int) -> Any:
         """The model to train.
 
         Args:
-            model: In fp32.
+            model: In ``base_dtype``.
             frozen: Names of the parameters that must not change.
             seed: Decides everything random.
 

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Final, Literal
 
 from weightops.errors import WeightopsError
+from weightops.io.progress import say
 from weightops.io.replacing import private_folder, put_in_place, recover
 from weightops.io.training_log import trained_count
 from weightops.recipes.data.source import split
@@ -39,7 +40,7 @@ from weightops.recipes.parts.trained_parts import (
     stamp_of,
 )
 from weightops.recipes.routines.sft import SftRecipe, recipe_rows, train
-from weightops.rows.encode import encode, say
+from weightops.rows.encode import encode
 from weightops.rows.row import Row
 
 if TYPE_CHECKING:

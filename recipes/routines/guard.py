@@ -15,6 +15,7 @@ from pydantic import Field
 from weightops.errors import WeightopsError
 from weightops.guard.card import GuardCard
 from weightops.guard.prompt import label_ids, prompts, system_text
+from weightops.io.progress import say
 from weightops.recipes.data.prefixes import FirstUnsafe, corrects_itself, cuts, prefixes
 from weightops.recipes.data.source import load_rows, split
 from weightops.recipes.floor.checking import check, relation
@@ -29,7 +30,6 @@ from weightops.recipes.floor.settings import (
 )
 from weightops.recipes.floor.unfinished import check_free
 from weightops.recipes.objectives.label_decision import LabelDecision
-from weightops.rows.encode import say
 from weightops.rows.labelled import SAFE, UNSAFE, LabelledText, check_both_labels, label_faults, labelled_texts
 
 if TYPE_CHECKING:
@@ -120,7 +120,7 @@ def train(
     from weightops.algebra.loading import load
     from weightops.recipes.floor.trainer import fit
 
-    model, tokenizer = load(recipe.base, "float32", trust_remote_code=trust_remote_code)
+    model, tokenizer = load(recipe.base, recipe.training.update.base_dtype, trust_remote_code=trust_remote_code)
     if recipe.new_labels:
         add_labels(model, tokenizer, recipe.labels)
     system = system_text(recipe.labels)

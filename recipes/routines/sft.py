@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from pydantic import Field
 
 from weightops.errors import WeightopsError
+from weightops.io.progress import say
 from weightops.recipes.data.packing import pack
 from weightops.recipes.data.source import check_columns, rows_to_learn, split
 from weightops.recipes.floor.checking import check, relation
@@ -26,7 +27,7 @@ from weightops.recipes.floor.unfinished import check_free
 from weightops.recipes.writing.asks import DataPass
 from weightops.recipes.writing.rewriting import rewritten
 from weightops.rows.chat import unlearnable
-from weightops.rows.encode import encode, say
+from weightops.rows.encode import encode
 from weightops.rows.row import Row, raise_faults
 
 if TYPE_CHECKING:
@@ -133,7 +134,7 @@ def train(
     from weightops.algebra.loading import load
     from weightops.recipes.floor.trainer import fit
 
-    model, tokenizer = load(recipe.base, "float32", trust_remote_code=trust_remote_code)
+    model, tokenizer = load(recipe.base, recipe.training.update.base_dtype, trust_remote_code=trust_remote_code)
     rows = encode(tokenizer, learned, recipe.tokens, chat=recipe.chat, fields=recipe.objective.fields)
     if recipe.packing:
         _check_window(model, recipe.tokens)

@@ -74,7 +74,7 @@ def run(recipe: TargetRecipe, out: Path, overwrite: bool = False, *, trust_remot
     from weightops.algebra.loading import load
     from weightops.recipes.floor.trainer import fit
 
-    model, tokenizer = load(recipe.base, "float32", trust_remote_code=trust_remote_code)
+    model, tokenizer = load(recipe.base, recipe.training.update.base_dtype, trust_remote_code=trust_remote_code)
     texts = python_texts() if recipe.data is None else row_texts(tokenizer, recipe.data)
     rows = [{"input_ids": piece} for piece in blocks(tokenizer, texts, recipe)]
     if not rows:

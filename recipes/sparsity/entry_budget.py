@@ -79,15 +79,15 @@ def replace_layers(model: Any, counts: Mapping[str, int]) -> dict[str, SparseLin
     model.requires_grad_(False)
     replaced = {}
     for name, count in counts.items():
-        above, _, last = name.rpartition(".")
         replaced[name] = SparseLinear(model.get_submodule(name), count)
-        setattr(model.get_submodule(above), last, replaced[name])
+        model.set_submodule(name, replaced[name])
     return replaced
 
 
 def sparse_layers(model: Any) -> dict[str, SparseLinear]:
-    """The layers that :func:`replace_layers` put into a model, by name."""
-    return {name: module for name, module in model.named_modules() if isinstance(module, SparseLinear)}
+    """The layers of a model with entries to train, by name."""
+    layers = {name: module for name, module in model.named_modules() if isinstance(module, SparseLinear)}
+    return {name: layer for name, layer in layers.items() if len(layer.learned)}
 
 
 def _ends(name: str, target: str) -> bool:

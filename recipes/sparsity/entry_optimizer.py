@@ -12,6 +12,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from weightops.engine.torch_threads import one_torch_thread
 from weightops.recipes.sparsity.entry_rules import COLUMNS, ROWS, EntryAdam, EntryRule, EntrySm3
 from weightops.recipes.sparsity.first_entries import drawn, large_after_rank_reduction
 from weightops.recipes.sparsity.gathering import Phase, averaged, is_finite, largest_squares, steepest
@@ -60,12 +61,12 @@ class _Site:
     def __init__(self, name: str, layer: SparseLinear, rule: EntryRule, selection: EntrySelection) -> None:
         self.name, self.layer, self.rule, self.selection = name, layer, rule, selection
         self.phase: Phase | None = None
-        self.state = rule.state(layer.learned.data, *layer.weight.shape)
-        count, elements = len(layer.learned), layer.weight.numel()
+        self.state = rule.state(layer.learned.data, *layer.shape)
+        count, (rows, columns) = len(layer.learned), layer.shape
         if selection.by == "lift":
-            layer.place(large_after_rank_reduction(layer.weight, count, selection.rank, name))
+            layer.place(large_after_rank_reduction(layer.current(), count, selection.rank, name))
         else:
-            layer.place(drawn(elements, count, selection.seed, name))
+            layer.place(drawn(rows * columns, count, selection.seed, name))
         self.await_gradient(selection.waits)
 
     @property
@@ -147,7 +148,7 @@ class _Site:
         self.phase = None
         if saved["phase"] is not None:
             self.phase = Phase(len(self.layer.learned), compat=self.selection.regrowth.compat)
-            self.phase.restore(saved["phase"], *self.layer.weight.shape)
+            self.phase.restore(saved["phase"], *self.layer.shape)
         self.await_gradient(saved["waits"])
 
 
@@ -178,8 +179,9 @@ class EntryOptimizer(torch.optim.Optimizer):
         self._open_phase()
 
     @torch.no_grad()
+    @one_torch_thread()
     def step(self, closure: Any = None) -> None:  # type: ignore[override]
-        """One step, and what is due after it."""
+        """One step, and what is due after it. Its many operations are too short to share them out to threads."""
         self.steps += 1
         gradients = [site.layer.learned.grad for site in self.sites if site.layer.learned.grad is not None]
         if gradients and is_finite(torch.stack([gradient.sum() for gradient in gradients])):

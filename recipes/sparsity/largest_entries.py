@@ -10,6 +10,8 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor
 
+from weightops.engine.torch_threads import one_torch_thread
+
 _STRIDE = 32
 _SPARE = 1.5  # a threshold from every 32nd entry lets this many times the wanted number pass, so rarely too few
 _ENOUGH = 1.25  # so many times the wanted number are listed and sorted; to look for a better threshold takes longer
@@ -27,32 +29,58 @@ def top_of_blocks(blocks: Iterable[tuple[int, Tensor]], count: int) -> tuple[Ten
     """
     flat, entries = torch.empty(0, dtype=torch.long), torch.empty(0)
     for first, block in blocks:
-        line = block.reshape(-1)
-        near = _likely(line.abs(), count)
-        offset = first * block.shape[1]
-        flat = torch.cat([flat.to(near.device), near + offset])
-        entries = torch.cat([entries.to(line), line[near]])
-        kept = top(entries.abs(), count)
-        flat, entries = flat[kept], entries[kept]
+        with one_torch_thread():
+            line = block.reshape(-1)
+            near = _likely(line, count) if len(entries) < count else _above(line, entries.abs().min())
+            flat = torch.cat([flat.to(near.device), near + first * block.shape[1]])
+            entries = torch.cat([entries.to(line), line[near]])
+            kept = top(entries.abs(), count)
+            flat, entries = flat[kept], entries[kept]
     return flat, entries
 
 
 def top(scores: Tensor, count: int) -> Tensor:
-    """Indices of the largest scores, [count], sorted; among equals the lower index."""
-    order = torch.sort(scores, descending=True, stable=True).indices
-    return order[:count].sort().values
+    """Indices of the largest scores, [count], sorted; among equals the lower index. None of them is NaN."""
+    if count >= len(scores):
+        return torch.arange(len(scores), device=scores.device)
+    if count <= 0:
+        return torch.empty(0, dtype=torch.long, device=scores.device)
+    least = scores.topk(count, sorted=False).values.min()
+    chosen = scores > least
+    ties = (scores == least).nonzero().reshape(-1)
+    chosen[ties[: count - int(chosen.sum())]] = True
+    return chosen.nonzero().reshape(-1)
 
 
-def _likely(magnitudes: Tensor, count: int) -> Tensor:
+def among(values: Tensor, listed: Tensor) -> Tensor:
+    """Which values are in a list that is sorted: [len(values)], bool."""
+    if not len(listed):
+        return torch.zeros_like(values, dtype=torch.bool)
+    listed = listed.to(values.dtype)
+    places = torch.searchsorted(listed, values).clamp_(max=len(listed) - 1)
+    return listed[places] == values
+
+
+def _likely(line: Tensor, count: int) -> Tensor:
     """Indices, sorted, among which the ``count`` largest are: all that reach a threshold, which a sample gives."""
-    sample = magnitudes[::_STRIDE]
+    sample = line[::_STRIDE].abs()
     wanted = int(_SPARE * count / _STRIDE) + _STRIDE
     if wanted < len(sample):
-        least = sample.topk(wanted, sorted=True).values[-1]
-        passing = ((magnitudes >= least) & magnitudes.isfinite()).nonzero().reshape(-1)
+        passing = _reaching(line, sample.topk(wanted, sorted=False).values.min())
         if len(passing) >= count:
             return passing
-    return magnitudes.isfinite().nonzero().reshape(-1)
+    return line.isfinite().nonzero().reshape(-1)
+
+
+def _above(line: Tensor, least: Tensor) -> Tensor:
+    """Indices, sorted, of what is larger than the least of some earlier entries; what equals it loses to it."""
+    return _reaching(line, torch.nextafter(least, least.new_tensor(torch.inf)))
+
+
+def _reaching(line: Tensor, least: Tensor) -> Tensor:
+    """Indices, sorted, of what is finite and of at least some magnitude."""
+    indices = ((line >= least) | (line <= -least)).nonzero().reshape(-1)
+    return indices[line[indices].isfinite()]
 
 
 def top_of_outer_product(rows: Tensor, columns: Tensor, count: int, without: Tensor) -> tuple[Tensor, Tensor]:
@@ -66,7 +94,7 @@ def top_of_outer_product(rows: Tensor, columns: Tensor, count: int, without: Ten
         rows: [m], fp32, not negative.
         columns: [n], fp32, not negative.
         count: How many entries.
-        without: Flat positions that are left out, [k], each once.
+        without: Flat positions that are left out, [k], sorted, each once.
 
     Returns:
         Flat positions, [count], sorted (fewer where the matrix ends), and their scores, fp64.
@@ -76,7 +104,7 @@ def top_of_outer_product(rows: Tensor, columns: Tensor, count: int, without: Ten
     if wanted == 0:
         return without.new_empty(0, dtype=torch.long), rows.new_empty(0, dtype=torch.float64)
     flat, scores = outer.largest(wanted)
-    free = ~torch.isin(flat, without.to(flat.dtype))
+    free = ~among(flat, without)
     flat, scores = flat[free], scores[free]
     kept = top(scores, count)
     return flat[kept], scores[kept]

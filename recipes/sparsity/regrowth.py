@@ -14,7 +14,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from weightops.recipes.sparsity.largest_entries import top
+from weightops.recipes.sparsity.largest_entries import among, top
 
 
 @dataclass(frozen=True)
@@ -97,11 +97,11 @@ def exchange(active: Tensor, learned: Tensor, offered: Tensor, scores: Tensor, c
     given_up = torch.sort(learned.abs(), stable=True).indices[:count]
     stays = torch.ones_like(active, dtype=torch.bool)
     stays[given_up] = False
-    open_to = ~torch.isin(offered, active[stays]) & (scores > 0)
+    open_to = ~among(offered, active[stays]) & (scores > 0)
     candidates = open_to.nonzero().reshape(-1)
     taken = candidates[top(scores[candidates], count)]
-    slots = given_up[~torch.isin(active[given_up], offered[taken])]
-    picked = taken[~torch.isin(offered[taken], active[given_up])]
+    slots = given_up[~among(active[given_up], offered[taken])]
+    picked = taken[~among(offered[taken], active)]
     return Exchange(slots[: len(picked)], picked)
 
 

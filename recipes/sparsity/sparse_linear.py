@@ -38,22 +38,31 @@ class SparseLinear(torch.nn.Linear):
     on_gradient: Callable[[WeightGradient], None] | None
 
     def __init__(self, linear: torch.nn.Linear, entries: int) -> None:
-        rows, columns = linear.weight.shape
-        super().__init__(columns, rows, bias=linear.bias is not None, device="meta")
+        super().__init__(linear.in_features, linear.out_features, bias=linear.bias is not None, device="meta")
         self.weight, self.bias = linear.weight, linear.bias
         for parameter in (self.weight, self.bias):
             if parameter is not None:
                 parameter.requires_grad_(False)
         dtype = torch.promote_types(linear.weight.dtype, torch.float32)
-        self.learned = torch.nn.Parameter(torch.zeros(entries, dtype=dtype, device=linear.weight.device))
+        learned = torch.zeros(entries, dtype=dtype, device=linear.weight.device)
+        self.learned = torch.nn.Parameter(learned, requires_grad=entries > 0)
         self.positions, self.on_gradient = None, None
         self.originals = linear.weight.new_empty(0)
         self.train(linear.training)
 
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Rows and columns of the weight, however it is held."""
+        return self.out_features, self.in_features
+
+    def current(self) -> Tensor:
+        """The weight that the inputs are multiplied by, [rows, columns]: its first value plus what was learned."""
+        return self.weight
+
     def forward(self, input: Tensor) -> Tensor:
         """The layer's outputs: [..., columns] to [..., rows]."""
-        if not torch.is_grad_enabled() or self.positions is None:
-            return functional.linear(input, self.weight, self.bias)
+        if not torch.is_grad_enabled():
+            return functional.linear(input, self.current(), self.bias)
         outputs: Tensor = _SparseProduct.apply(input, self.learned, self)  # type: ignore[no-untyped-call]
         return outputs
 
@@ -66,8 +75,8 @@ class SparseLinear(torch.nn.Linear):
             learned: What is added there, [k]; by default 0.
         """
         self.revert()
-        self.positions = Positions.of(flat.to(self.weight.device), *self.weight.shape)
-        self.originals = self._line()[self.positions.flat]
+        self.positions = Positions.of(flat.to(self.weight.device), *self.shape)
+        self._keep_originals()
         if learned is None:
             self.learned.zero_()
         else:
@@ -84,12 +93,53 @@ class SparseLinear(torch.nn.Linear):
         """Give the trained entries of the weight their first values."""
         self._put(self.originals)
 
+    def _keep_originals(self) -> None:
+        assert self.positions is not None
+        self.originals = self._line()[self.positions.flat]
+
     def _put(self, entries: Tensor) -> None:
         if self.positions is not None:
             self._line().index_copy_(0, self.positions.flat.long(), entries.to(self.weight.dtype))
 
     def _line(self) -> Tensor:
         return self.weight.data.view(-1)
+
+
+class PackedSparseLinear(SparseLinear):
+    """A sparse layer whose weight is held in few bits. What is held never changes.
+
+    Each pass, forward or backward, unpacks the weight, adds what was learned, and lets go of the sum, so that at most
+    one unpacked weight is in memory at a time.
+
+    Args:
+        linear: The layer to replace.
+        entries: How many entries train; with 0 the layer is frozen.
+        packed: Its weight in few bits.
+        unpack: Makes of ``packed`` a weight [rows, columns], fp32 or fp64, that the caller may change.
+    """
+
+    def __init__(
+        self, linear: torch.nn.Linear, entries: int, packed: torch.nn.Parameter, unpack: Callable[[Any], Tensor]
+    ) -> None:
+        super().__init__(linear, entries)
+        self.weight, self.unpack = packed, unpack
+
+    @torch.no_grad()
+    def current(self) -> Tensor:
+        """Made anew in each call."""
+        weight = self.unpack(self.weight)
+        if self.positions is not None:
+            weight.view(-1).index_add_(0, self.positions.flat, self.learned.data)
+        return weight
+
+    def rewrite(self) -> None:
+        """Nothing to do: :meth:`current` adds what was learned."""
+
+    def revert(self) -> None:
+        """Nothing to do."""
+
+    def _keep_originals(self) -> None:
+        pass
 
 
 class _SparseProduct(torch.autograd.Function):
@@ -99,15 +149,17 @@ class _SparseProduct(torch.autograd.Function):
     def forward(ctx: Any, inputs: Tensor, learned: Tensor, layer: SparseLinear) -> Tensor:
         ctx.layer = layer
         ctx.save_for_backward(inputs)
-        return functional.linear(inputs, layer.weight, layer.bias)
+        return functional.linear(inputs, layer.current(), layer.bias)
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, Tensor, None]:
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
         (inputs,), layer = ctx.saved_tensors, ctx.layer
         of_inputs = None
         if ctx.needs_input_grad[0]:
-            of_inputs = (gradient @ layer.weight.to(gradient.dtype)).to(inputs.dtype)
+            of_inputs = (gradient @ layer.current().to(gradient.dtype)).to(inputs.dtype)
+        if layer.positions is None:
+            return of_inputs, None, None
         of_weight = WeightGradient(gradient.reshape(-1, gradient.shape[-1]), inputs.reshape(-1, inputs.shape[-1]))
         if layer.on_gradient is not None:
             layer.on_gradient(of_weight)

@@ -12,11 +12,12 @@ import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import pairwise
 
 import torch
 from torch import Tensor
 
-BLOCK = 1 << 22
+BLOCK = 1 << 20
 """Elements of the largest piece of a gradient that is in memory at a time."""
 
 
@@ -77,24 +78,36 @@ class WeightGradient:
 
     def blocks(self) -> Iterator[tuple[int, Tensor]]:
         """All of it, some rows at a time: the first row and [some, columns], fp32 or fp64."""
-        step = max(1, BLOCK // self.columns)
         inputs = self.inputs.to(self.outputs.dtype)
-        for first in range(0, self.rows, step):
-            yield first, _at_least_fp32(self.outputs[:, first : first + step].T @ inputs)
+        for first in self._first_rows:
+            yield first, _at_least_fp32(self.outputs[:, first : first + self._first_rows.step].T @ inputs)
+
+    @property
+    def _first_rows(self) -> range:
+        return range(0, self.rows, max(1, BLOCK // self.columns))
+
+    @cached_property
+    def _turned(self) -> tuple[Tensor, Tensor]:
+        """Both factors as torch's SDDMM reads them, one output or input a row. To copy them is most of its work."""
+        outputs = _at_least_fp32(self.outputs)
+        return outputs.T.contiguous(), self.inputs.to(outputs.dtype).T.contiguous()
 
     def _sampled(self, positions: Positions) -> Tensor:
-        outputs, inputs = _at_least_fp32(self.outputs), _at_least_fp32(self.inputs)
+        outputs, inputs = self._turned
         pattern = positions.pattern.to(outputs.dtype)
-        sampled: Tensor = torch.sparse.sampled_addmm(pattern, outputs.T, inputs.to(outputs.dtype), beta=0.0).values()
+        sampled: Tensor = torch.sparse.sampled_addmm(pattern, outputs, inputs.T, beta=0.0).values()
         return sampled
 
     def _gathered(self, positions: Positions) -> Tensor:
-        flat, pieces = positions.flat.long(), []
-        for first, block in self.blocks():
-            bounds = torch.tensor([first, first + len(block)], device=flat.device) * self.columns
-            begin, end = torch.searchsorted(flat, bounds).tolist()
-            pieces.append(block.reshape(-1)[flat[begin:end] - first * self.columns])
-        return torch.cat(pieces)
+        flat = positions.flat.long()
+        starts = torch.tensor([*self._first_rows, self.rows], device=flat.device) * self.columns
+        bounds = pairwise(torch.searchsorted(flat, starts).tolist())  # once for all blocks: a GPU waits for it
+        return torch.cat(
+            [
+                block.reshape(-1)[flat[begin:end] - first * self.columns]
+                for (first, block), (begin, end) in zip(self.blocks(), bounds, strict=True)
+            ]
+        )
 
 
 def _at_least_fp32(tensor: Tensor) -> Tensor:

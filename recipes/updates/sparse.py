@@ -45,6 +45,8 @@ class Sparse(Update):
         falls: How that share falls.
         rank: Of the approximation of each weight, for ``lift``.
         moments: Dtype of Adam's two moments. ``ma`` has SM3's accumulators in fp32 instead.
+        base_bits: How the linear layers but the head are held while they train: with 32 bits, or rounded to 4 (NF4, as
+            QLoRA, arXiv 2305.14314, by bitsandbytes). The delta belongs to the base that is not rounded.
         compat: Do as the published code of SpIEL does, for comparison; docs/sparse-training.md lists the differences.
     """
 
@@ -57,6 +59,7 @@ class Sparse(Update):
     falls: Literal["linear", "cosine"] = "linear"
     rank: Count = 128
     moments: Literal["float32", "bfloat16"] = "float32"
+    base_bits: Literal[32, 4] = 32
     compat: bool = False
 
     whole: ClassVar[bool] = False
@@ -67,15 +70,22 @@ class Sparse(Update):
         if self.phase >= self.every:
             yield f"must be less than every ({self.every}); found {self.phase}"
 
+    @property
+    def base_dtype(self) -> str:
+        """A base that will be rounded is loaded as the file has it: what is copied then is rounded at once."""
+        return "float32" if self.base_bits == 32 else "auto"
+
     def prepare(self, model: Any, frozen: frozenset[str], seed: int) -> Any:
         """The model, with sparse layers in the place of those that train."""
         from weightops.recipes.sparsity.entry_budget import chosen_layers, entries_by_layer, replace_layers
+        from weightops.recipes.sparsity.four_bits import round_layers
 
         _check_whole_weights()
         layers = chosen_layers(model, self.targets, frozen)
         counts = entries_by_layer(model, layers, self.density)
         _check_base(_base_of(model), {name: tuple(layer.weight.shape) for name, layer in layers.items()})
-        replace_layers(model, counts)
+        put = round_layers if self.base_bits == 4 else replace_layers
+        put(model, counts)
         return model
 
     def optimizer(self, model: Any, training: Training, steps: int, tell: Callable[[str], None]) -> Optimizer:

@@ -7,15 +7,17 @@ measures memory and exchanges.
 from __future__ import annotations
 
 import json
+import statistics
 import sys
-import threading
 import time
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import torch
 
 DENSITY, EVERY, PHASE = 0.005, 20, 5
+ROUNDS = {"layer": 5, "model": 2}
 SIDE, TOKENS = 2048, 1024
 
 
@@ -81,29 +83,21 @@ def _peft(built: Any, way: str, rank: int, share: float) -> Any:
     return peft.get_peft_model(built, configs[way]())
 
 
-class Memory(threading.Thread):
-    """Follows this process's anonymous memory, every millisecond."""
+class Memory:
+    """The peak of this process's anonymous memory beyond what it has now, by the kernel's own mark."""
 
     def __init__(self) -> None:
-        super().__init__(daemon=True)
-        self.before = self.peak = self._now()
-        self._over = threading.Event()
-        self.start()
+        Path("/proc/self/clear_refs").write_text("5")  # begins the mark anew
+        self.before = _memory("RssAnon")
 
-    def run(self) -> None:
-        while not self._over.wait(0.001):
-            self.peak = max(self.peak, self._now())
+    def peak(self) -> int:
+        """Bytes. The mark also counts pages of files, which only become more."""
+        return _memory("VmHWM") - _memory("RssFile") - self.before
 
-    def stop(self) -> int:
-        """The peak beyond what there was at the start, bytes."""
-        self._over.set()
-        self.join()
-        return self.peak - self.before
 
-    @staticmethod
-    def _now() -> int:
-        with open("/proc/self/status") as status:
-            return next(1024 * int(line.split()[1]) for line in status if line.startswith("RssAnon"))
+def _memory(name: str) -> int:
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(1024 * int(line.split()[1]) for line in lines if line.startswith(name))
 
 
 def main(size: str, way: str) -> None:
@@ -126,14 +120,14 @@ def main(size: str, way: str) -> None:
 
     counter = _steps(step, getattr(optimizer, "selection", None))
     next(counter), next(counter)
-    peak = memory.stop()
+    peak = memory.peak()
     entries = sum(p.numel() for p in trained.parameters() if p.requires_grad)
     _say("ready")
     for line in sys.stdin:
         if line.strip() == "step":
             _say(next(counter))
             continue
-        exchange = _exchange(step, optimizer, way) if way in ("ag", "ma") else 0.0
+        exchange = _exchange(step, optimizer, way, ROUNDS[size]) if way in ("ag", "ma") else 0.0
         _say({"peak": peak, "entries": entries, "exchange": exchange})
         return
 
@@ -149,14 +143,18 @@ def _steps(step: Callable[[], float], selection: Any) -> Iterator[float]:
             yield seconds
 
 
-def _exchange(step: Callable[[], float], optimizer: Any, way: str) -> float:
-    """What the steps of a phase, exchange included, take beyond as many ordinary steps."""
+def _exchange(step: Callable[[], float], optimizer: Any, way: str, rounds: int) -> float:
+    """What the steps of a phase, exchange included, take beyond as many ordinary steps: the median of some rounds."""
     gathering = PHASE if way == "ag" else 1
+    return max(0.0, statistics.median(_one_exchange(step, optimizer, gathering) for _ in range(rounds)))
+
+
+def _one_exchange(step: Callable[[], float], optimizer: Any, gathering: int) -> float:
     optimizer.steps = EVERY + PHASE - gathering - 1  # the next step is the last before a phase
     step()
     phase = [step() for _ in range(gathering)]
-    ordinary = sorted(step() for _ in range(PHASE))[PHASE // 2]
-    return max(0.0, sum(phase) - gathering * ordinary)
+    ordinary = statistics.median(step() for _ in range(PHASE))
+    return sum(phase) - gathering * ordinary
 
 
 def _say(value: Any) -> None:

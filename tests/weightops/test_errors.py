@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import pickle
 import re
 from pathlib import Path
 
@@ -10,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from weightops.errors import Message, Remedy, WeightopsError, at, attempt_all, worded
+from weightops.errors import Message, Remedy, ResumableError, WeightopsError, at, attempt_all, worded
 
 
 @given(st.lists(st.text(), min_size=1, max_size=3))
@@ -104,3 +105,12 @@ def _spoken(tree):
         )
         if spoken and not any(option in node.value for option in _FOREIGN):
             yield node
+
+
+def test_an_error_from_another_process_keeps_its_lines_and_their_remedies():
+    lines = ("one\ntwo", Message("out: exists already", Remedy("choose another {}", "out")))
+    for error in (WeightopsError(*lines), ResumableError(*lines)):
+        there = pickle.loads(pickle.dumps(error))
+        assert type(there) is type(error)
+        assert there.problems == error.problems
+        assert there.problems[1].remedies == lines[1].remedies

@@ -19,7 +19,7 @@ from ..engine.execute import default_threads
 from ..engine.jobs import BLOCK, Job
 from ..engine.plan import Plan
 from ..engine.tally import Tally, block_digest, combined_digest, tensor_digest
-from ..engine.torch_threads import one_torch_thread
+from ..engine.torch_threads import one_torch_thread, take_thread_count
 from ..errors import Message, Remedy, WeightopsError
 from ..io.adapter import CONFIG, WEIGHTS
 from ..io.gguf import ALIASES
@@ -151,7 +151,7 @@ def write_adapter(
 def in_order(work: Callable[[T], R], items: Sequence[T], threads: int) -> Iterator[tuple[T, R]]:
     """Each item with its result, in order; a few results more than there are threads wait at most."""
     waiting: deque[tuple[T, Future[R]]] = deque()
-    with ThreadPoolExecutor(threads) as pool:
+    with ThreadPoolExecutor(threads, initializer=take_thread_count) as pool:
         try:
             for item in items:
                 waiting.append((item, pool.submit(work, item)))

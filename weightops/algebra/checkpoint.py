@@ -37,6 +37,8 @@ from .tensor_jobs import computed, terms_of
 if TYPE_CHECKING:
     import torch
 
+    from ..engine.ray_executor import RayExecutor
+
 
 @dataclass(frozen=True, repr=False)
 class Delta(OneLine):
@@ -236,6 +238,7 @@ class Checkpoint(OneLine):
         memory: int = DEFAULT_MEMORY,
         overwrite: bool = False,
         progress: bool = True,
+        executor: RayExecutor | None = None,
     ) -> Path:
         """Write the checkpoint as a Hugging Face folder, in one streaming pass.
 
@@ -248,6 +251,7 @@ class Checkpoint(OneLine):
             memory: Most bytes of buffers.
             overwrite: Replace an existing model folder.
             progress: Show a bar with the time left on stderr once it takes more than two seconds.
+            executor: Computes on a cluster; by default threads of this process compute.
 
         Returns:
             The folder.
@@ -258,7 +262,7 @@ class Checkpoint(OneLine):
         plan = self.plan(dtype=dtype, shard_size=shard_size, allow_nonfinite=allow_nonfinite)
         self.guard_card.warn()
         prepared = prepare(plan, package(self), Path(out), overwrite=overwrite)
-        return prepared.write(threads=threads, memory=memory, progress=progress).folder
+        return prepared.write(threads=threads, memory=memory, progress=progress, executor=executor).folder
 
 
 def lower(checkpoint: Checkpoint, name: str, dtype: str = "auto") -> Job:

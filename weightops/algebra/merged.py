@@ -33,6 +33,8 @@ from .tensor_jobs import computed
 if TYPE_CHECKING:
     import torch
 
+    from ..engine.ray_executor import RayExecutor
+
 
 @dataclass(frozen=True, repr=False)
 class MergedDelta(OneLine):
@@ -132,6 +134,7 @@ class MergedCheckpoint(OneLine):
         memory: int = DEFAULT_MEMORY,
         overwrite: bool = False,
         progress: bool = True,
+        executor: RayExecutor | None = None,
     ) -> Path:
         """Write it as a Hugging Face folder, in one streaming pass; see :meth:`.checkpoint.Checkpoint.save`."""
         plan = self.plan(dtype=dtype, shard_size=shard_size, allow_nonfinite=allow_nonfinite)
@@ -141,7 +144,7 @@ class MergedCheckpoint(OneLine):
         card = Card(f"A {self.merged.method} merge", text, roles={self.base.source: "base"})
         package = Package(self.base.source, tuple(used), card, files=self.guard_card.files)
         prepared = prepare(plan, package, Path(out), overwrite=overwrite)
-        return prepared.write(threads=threads, memory=memory, progress=progress).folder
+        return prepared.write(threads=threads, memory=memory, progress=progress, executor=executor).folder
 
 
 def function(name: str) -> Callable[..., MergedDelta]:

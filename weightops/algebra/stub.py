@@ -28,6 +28,7 @@ from .algebra.merged import MergedDelta
 from .algebra.opening import open_adapter as open_adapter
 from .algebra.opening import open_checkpoint as open
 from .data_merging.data_merge import merge_with_data as merge_with_data
+from .engine.ray_executor import RayExecutor as RayExecutor
 from .errors import WeightopsError as WeightopsError
 from .guard.compose import compose_guard as compose_guard
 from .ops import Draw as Draw
@@ -44,9 +45,9 @@ def stub() -> str:
     """The text of the stub."""
     shipped = [method for method in methods() if method.function.__module__.startswith("weightops.ops.")]
     functions = [_function(method) for method in shipped if method.takes == "deltas"]
-    names = ["Checkpoint", "Delta", "Draw", "PerModel", "Place", "Range", "WeightopsError", "__version__"]
-    names += ["average", "compose_guard", "extract", "extract_adapter", "merge_adapters", "merge_with_data"]
-    names += ["open", "open_adapter", "operator"]
+    names = ["Checkpoint", "Delta", "Draw", "PerModel", "Place", "Range", "RayExecutor", "WeightopsError"]
+    names += ["__version__", "average", "compose_guard", "extract", "extract_adapter", "merge_adapters"]
+    names += ["merge_with_data", "open", "open_adapter", "operator"]
     listed = "".join(f'    "{name}",\n' for name in names)
     return f"{_HEAD}__all__ = [\n{listed}]\n\n" + "\n".join(functions)
 

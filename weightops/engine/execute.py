@@ -1,17 +1,17 @@
 """Executes a plan: reads slices with pread into reused buffers, computes them, and writes them in place.
 
-Threads take slices in order and results are collected in order, so digests, sums and the first error do not depend on
-the number of threads. Memory is threads x slice buffers, independent of the model's size.
+Workers, threads of this process or processes of a cluster, take slices in order, and results are collected in order, so
+digests, sums and the first error do not depend on how many there are. Memory is workers x slice buffers, independent of
+the model's size.
 """
 
 from __future__ import annotations
 
 import os
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import ExitStack
-from pathlib import Path
+from contextlib import ExitStack, closing
 from typing import Any
 
 import numpy as np
@@ -23,13 +23,27 @@ from ..io.staging import Staging
 from . import slices, whole_models
 from .jobs import Job, JobSlice, Scattered
 from .plan import DEFAULT_MEMORY, Plan
-from .slice_work import Resuming, Todo, WriteSlice, filler, open_inputs, slice_worker
+from .slice_work import (
+    Computed,
+    Elsewhere,
+    Finished,
+    Resuming,
+    Todo,
+    Workers,
+    WriteSlice,
+    filler,
+    measurer,
+    model_of,
+    open_inputs,
+    torch_for,
+    workers_here,
+)
 from .tally import Gather, Record, Tally, check_bases, owned_operands, tensor_digest
 
 ReportProgress = Callable[[int], None]
 Done = Mapping[tuple[int, int], Record]
 Journal = Sequence[Mapping[str, Any]]
-_AHEAD = 256  # slices that may wait for an earlier one: one thread may have a whole embedding to merge
+_AHEAD = 256  # slices that may wait for an earlier one: one worker may have a whole embedding to merge
 
 
 def execute(
@@ -39,34 +53,48 @@ def execute(
     threads: int,
     memory: int = DEFAULT_MEMORY,
     progress: ReportProgress | None = None,
+    elsewhere: Elsewhere | None = None,
 ) -> Tally:
     """Compute every job of a plan into the staged files.
 
     Args:
         threads: Number of slices computed at a time.
-        memory: Bytes of buffers, all threads together.
+        memory: Bytes of buffers, all threads together; those of each worker elsewhere.
         progress: Called with the bytes that each finished slice read and wrote.
+        elsewhere: Opens the workers that compute; by default they are threads of this process.
 
     Raises:
         WeightopsError: the plan has problems, or the data hold NaN or Inf, or integer tensors differ.
     """
     plan.check()
-    blocks = plan.slice_blocks(threads, memory)
     owned = owned_operands(plan)
     gather = Gather(owned)
     gather.begin(plan)
     journal = staging.done()
+    places = allocate(plan, staging)
+
+    def note(finished: Finished) -> None:
+        piece, records, fresh = finished
+        if fresh:
+            staging.record({"job": piece.number, "block": piece.block, "done": records})
+
     with ExitStack() as stack:
-        files, places = open_inputs(plan, stack), allocate(plan, staging)
-        grams = _measured(plan, files, staging, journal, threads, progress)
-        todo = _todo(_pieces(plan, blocks), _done(journal))
-        work = slice_worker(plan, owned, files, places, grams, threads, memory)
-        for piece, records, fresh in _by_threads(todo, work, threads):
-            if fresh:
-                staging.record({"job": piece.number, "block": piece.block, "done": records})
-            gather.add(piece, records)
+        if elsewhere is None:
+            stack.enter_context(torch_for(plan))
+            workers = workers_here(plan, owned, open_inputs(plan, stack), places, threads, memory)
+        else:
+            workers = stack.enter_context(elsewhere(plan, staging.model, memory))
+        grams = _measured(plan, workers, staging, journal, progress)
+
+        def work(piece: JobSlice, recorded: list[Record]) -> Computed:
+            return workers.compute(piece, recorded, model_of(piece.job, grams))
+
+        todo = _todo(_pieces(plan, workers.blocks), _done(journal))
+        for finished in stack.enter_context(closing(_by_threads(todo, work, workers.count, note))):
+            note(finished)
+            gather.add(finished.piece, finished.records)
             if progress:
-                progress(piece.work)
+                progress(finished.piece.work)
         staging.flush()
     check_bases(plan.jobs, gather.tally.inputs)
     return gather.tally
@@ -156,8 +184,9 @@ def measure(jobs: Sequence[Job]) -> whole_models.Grams:
     """
     measuring = tuple(job for job in jobs if whole_models.looks_at_models(job))
     with ExitStack() as stack:
-        files = open_inputs(Plan(measuring, (), (), (), {}), stack)
-        return whole_models.measure(measuring, files, threads=default_threads(), allow_nonfinite=False)
+        plan, threads = Plan(measuring, (), (), (), {}), default_threads()
+        gram_of = measurer(plan, open_inputs(plan, stack), threads)
+        return whole_models.measure(measuring, gram_of, threads=threads)
 
 
 def default_threads() -> int:
@@ -170,8 +199,7 @@ def _pieces(plan: Plan, blocks: int) -> Iterator[JobSlice]:
         if job.whole and job.count:
             yield JobSlice(number, job, 0, job.blocks)
             continue
-        for block in range(0, job.blocks, blocks):
-            yield JobSlice(number, job, block, min(blocks, job.blocks - block))
+        yield from JobSlice(number, job, 0, job.blocks).parts(blocks)
 
 
 def _done(journal: Journal) -> Done:
@@ -181,12 +209,7 @@ def _done(journal: Journal) -> Done:
 
 
 def _measured(
-    plan: Plan,
-    files: Mapping[Path, int],
-    staging: Staging,
-    journal: Journal,
-    threads: int,
-    progress: ReportProgress | None,
+    plan: Plan, workers: Workers, staging: Staging, journal: Journal, progress: ReportProgress | None
 ) -> whole_models.Grams:
     """The pass over whole models, for methods that look at them; results in the journal are not measured again."""
     known = {entry["job"]: np.array(entry["gram"]) for entry in journal if "gram" in entry}
@@ -198,18 +221,22 @@ def _measured(
         if progress:
             progress(whole_models.measuring_work(job))
 
-    return whole_models.measure(
-        plan.jobs, files, threads=threads, allow_nonfinite=plan.allow_nonfinite, known=known, finished=finished
-    )
+    return whole_models.measure(plan.jobs, workers.gram_of, threads=workers.count, known=known, finished=finished)
 
 
-def _by_threads(todo: Iterable[Todo], work: Resuming, threads: int) -> Iterator[tuple[JobSlice, list[Record], bool]]:
-    """Every slice in order, with its records, and whether it was computed now or taken from the journal."""
-    waiting: deque[tuple[JobSlice, Future[tuple[list[Record], bool]]]] = deque()
+def _by_threads(
+    todo: Iterable[Todo], work: Resuming, threads: int, note: Callable[[Finished], None]
+) -> Generator[Finished, None, None]:
+    """Every slice in order; each thread computes one at a time, or waits while a worker elsewhere does.
 
-    def head() -> tuple[JobSlice, list[Record], bool]:
+    Args:
+        note: Called with slices that are finished, but not yielded, because an earlier one failed.
+    """
+    waiting: deque[tuple[JobSlice, Future[Computed]]] = deque()
+
+    def head() -> Finished:
         piece, result = waiting.popleft()
-        return piece, *result.result()
+        return Finished(piece, *result.result())
 
     with ThreadPoolExecutor(threads) as pool:
         try:
@@ -221,6 +248,9 @@ def _by_threads(todo: Iterable[Todo], work: Resuming, threads: int) -> Iterator[
                 yield head()
         finally:
             pool.shutdown(cancel_futures=True)
+            for piece, result in waiting:
+                if not result.cancelled() and result.exception() is None:
+                    note(Finished(piece, *result.result()))
 
 
 def _todo(pieces: Iterable[JobSlice], done: Done) -> Iterator[Todo]:

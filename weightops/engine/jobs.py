@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, Protocol
@@ -330,6 +330,11 @@ class JobSlice:
         """First and one past the last element of each block, counted from the beginning of the slice."""
         count = self.end - self.begin
         return [(lo, min(lo + BLOCK, count)) for lo in range(0, count, BLOCK)]
+
+    def parts(self, blocks: int) -> Iterator[JobSlice]:
+        """The slice in slices of at most so many blocks."""
+        for block in range(self.block, self.block + self.blocks, blocks):
+            yield replace(self, block=block, blocks=min(blocks, self.block + self.blocks - block))
 
     @property
     def work(self) -> int:

@@ -24,6 +24,7 @@ from .blocks import Block, Blocks, Floats, GridDigest, Room, memory_needed
 from .fused import FUSED
 from .jobs import Job, Merge
 from .tally import Record
+from .torch_threads import take_thread_count
 
 Gram = npt.NDArray[np.float64]
 Results = Iterator[tuple[int, Floats]]
@@ -243,6 +244,7 @@ def _on_device(
 ) -> Floats:
     import torch
 
+    take_thread_count()
     arguments = dict(settings)
     if "base" in method.fills and base is not None:
         arguments["base"] = torch.tensor(base, device=merge.device).reshape(job.shape)

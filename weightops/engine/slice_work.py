@@ -1,18 +1,21 @@
-"""What a thread does with a slice: it reads, computes, writes, and measures what was read and written."""
+"""What a worker does with a slice: it reads, computes, writes, and measures what was read and written.
+
+A worker is a thread of this process, or a process of a cluster (:mod:`.slice_server`).
+"""
 
 from __future__ import annotations
 
 import os
 import resource
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext, suppress
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from queue import SimpleQueue
-from typing import TypeVar
+from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
 import numpy as np
-import numpy.typing as npt
 
 from .. import dtypes
 from ..errors import WeightopsError
@@ -23,33 +26,66 @@ from .jobs import BLOCK, BlockScales, Job, JobSlice
 from .plan import Plan, stored
 from .requantise import StripWriter
 from .tally import Record, block_digest, combined_digest
+from .torch_threads import one_torch_thread
+
+if TYPE_CHECKING:
+    from .merging import Gram
 
 Thing = TypeVar("Thing")
 Write = Callable[[int, slices.Bytes], None]
 WriteSlice = Callable[[Job, int, slices.Bytes], None]
 #: A slice, and its records if the journal has them.
 Todo = tuple[JobSlice, list[Record]]
-#: Computes a slice, unless the staged file still is what the journal says: its records, and whether it was computed.
-Resuming = Callable[[JobSlice, list[Record]], tuple[list[Record], bool]]
+#: A slice's records, and whether it was computed now; it is not if the staged file still is what the journal says.
+Computed = tuple[list[Record], bool]
+Resuming = Callable[[JobSlice, list[Record]], Computed]
 #: Descriptor and offset of each output tensor.
 Places = Mapping[str, tuple[int, int]]
 
 
-def slice_worker(
+class Finished(NamedTuple):
+    """A slice with its records, and whether it was computed now, or taken from the journal."""
+
+    piece: JobSlice
+    records: list[Record]
+    fresh: bool
+
+
+@dataclass(frozen=True)
+class Workers:
+    """What computes a plan into its staged files: threads of this process, or processes of a cluster.
+
+    Attributes:
+        count: How many there are; as many threads may call them at once.
+        blocks: Most blocks of a slice that one is given.
+        gram_of: The Gram matrix of a job of a method that looks at whole models, by the job's number in the plan.
+        compute: Computes a slice, with its records in the journal and the Gram matrix that its method needs.
+    """
+
+    count: int
+    blocks: int
+    gram_of: Callable[[int], Gram]
+    compute: Callable[[JobSlice, list[Record], Gram | None], Computed]
+
+
+#: Workers that are not threads of this process: of a plan, the staged folder, and each worker's bytes of buffers.
+Elsewhere = Callable[[Plan, Path, int], AbstractContextManager[Workers]]
+
+
+def workers_here(
     plan: Plan,
     owned: list[list[StoredTensor]],
     files: Mapping[Path, int],
     outputs: Places,
-    grams: whole_models.Grams,
     threads: int,
     memory: int,
-) -> Resuming:
-    """The function that threads run on a slice and on its records in the journal; each thread has a buffer.
+) -> Workers:
+    """Threads of this process; each has a buffer.
 
     Args:
         owned: For each job, the operands whose digests its records hold.
     """
-    merge, blocks = _merger(plan, files, grams, threads, memory), plan.slice_blocks(threads, memory)
+    merge, blocks = _merger(plan, files, threads, memory), plan.slice_blocks(threads, memory)
     buffers = _each(threads, lambda: np.empty(plan.buffer_bytes(threads, memory), np.uint8))
 
     def writer(name: str, dtype: str) -> Write:
@@ -66,31 +102,53 @@ def slice_worker(
                 write(piece.begin, result)
             return records
 
-    def scaled(piece: JobSlice, scales: BlockScales) -> Record:
+    def scaled(piece: JobSlice, scales: BlockScales, model: Gram | None) -> Record:
         job, computed = piece.job, piece.job.computed
         strips = StripWriter(job, scales, writer(job.name, job.dtype), writer(scales.name, scales.dtype))
         if job.merge is not None:
-            return merge(computed, strips.write) | strips.record()
-        spans = (
-            JobSlice(piece.number, computed, at, min(blocks, job.blocks - at)) for at in range(0, job.blocks, blocks)
-        )
-        records = [record for span in spans for record in affine(span, strips.write, hashed=False)]
+            return merge(computed, strips.write, model) | strips.record()
+        parts = replace(piece, job=computed).parts(blocks)
+        records = [record for part in parts for record in affine(part, strips.write, hashed=False)]
         return _summed(records) | strips.record()
 
-    def compute(piece: JobSlice) -> list[Record]:
+    def fresh(piece: JobSlice, model: Gram | None) -> list[Record]:
         job = piece.job
         if job.scales is not None:
-            return [scaled(piece, job.scales)]
+            return [scaled(piece, job.scales, model)]
         if job.merge is not None:
-            return [merge(job, writer(job.name, job.dtype))]
-        return affine(piece, writer(job.name, job.dtype) if job.written else None, hashed=job.written)
+            return [merge(job, writer(job.name, job.dtype), model)]
+        write = writer(job.name, job.dtype) if job.written else None
+        return [record for part in piece.parts(blocks) for record in affine(part, write, hashed=job.written)]
 
-    def work(piece: JobSlice, recorded: list[Record]) -> tuple[list[Record], bool]:
+    def compute(piece: JobSlice, recorded: list[Record], model: Gram | None) -> Computed:
         if recorded and _is_as_recorded(piece, recorded, outputs):
             return recorded, False
-        return compute(piece), True
+        return fresh(piece, model), True
 
-    return work
+    return Workers(threads, blocks, measurer(plan, files, threads), compute)
+
+
+def torch_for(plan: Plan) -> AbstractContextManager[None]:
+    """One thread of torch a worker, if the plan has a method that runs in torch; otherwise torch is not loaded."""
+    if any(job.merge is not None for job in plan.jobs):
+        from .merging import needs_torch  # imported here because only merge methods need it
+
+        if any(map(needs_torch, plan.jobs)):
+            return one_torch_thread()
+    return nullcontext()
+
+
+def measurer(plan: Plan, files: Mapping[Path, int], threads: int) -> Callable[[int], Gram]:
+    """The function by which threads measure a job, by its number, for a method that looks at whole models."""
+    rooms = _each(threads, Room)
+
+    def measured(number: int) -> Gram:
+        from .merging import gram_of  # imported here because only merge methods need it
+
+        with _lent(rooms) as room:
+            return gram_of(plan.jobs[number], files, room, allow_nonfinite=plan.allow_nonfinite)
+
+    return measured
 
 
 def _is_as_recorded(piece: JobSlice, records: list[Record], places: Places) -> bool:
@@ -155,12 +213,12 @@ def _digest(row: slices.Bytes, tensor: StoredTensor, piece: JobSlice, span: tupl
 
 
 def _merger(
-    plan: Plan, files: Mapping[Path, int], grams: whole_models.Grams, threads: int, memory: int
-) -> Callable[[Job, Write], Record]:
+    plan: Plan, files: Mapping[Path, int], threads: int, memory: int
+) -> Callable[[Job, Write, Gram | None], Record]:
     """A function that computes a whole tensor with a merge method and writes it."""
     rooms = _each(threads, Room)
 
-    def merge(job: Job, write: Write) -> Record:
+    def merge(job: Job, write: Write, model: Gram | None) -> Record:
         from . import merging  # imported here because only merge methods need it
 
         with _lent(rooms) as room:
@@ -171,7 +229,7 @@ def _merger(
                 memory=memory // threads,
                 allow_nonfinite=plan.allow_nonfinite,
                 room=room,
-                model=_model(job, grams),
+                model=model,
             )
 
     return merge
@@ -186,12 +244,12 @@ def filler(
     memory: int,
 ) -> Callable[[JobSlice], None]:
     """The function that :func:`.execute.fill` runs on a slice; it measures nothing."""
-    merge = _merger(plan, files, grams, threads, memory)
+    merge = _merger(plan, files, threads, memory)
     buffers = _each(threads, lambda: np.empty(plan.buffer_bytes(threads, memory), np.uint8))
 
     def work(piece: JobSlice) -> None:
         if piece.job.whole:
-            merge(piece.job, partial(write, piece.job))
+            merge(piece.job, partial(write, piece.job), model_of(piece.job, grams))
             return
         with _lent(buffers) as buffer:
             rows = slices.rows_of(piece, buffer)
@@ -201,7 +259,7 @@ def filler(
     return work
 
 
-def _model(job: Job, grams: whole_models.Grams) -> npt.NDArray[np.float64] | None:
+def model_of(job: Job, grams: whole_models.Grams) -> Gram | None:
     """The Gram matrix of the models that a job merges, if its method looks at whole models."""
     return grams.get(job.merge.method) if job.merge is not None else None
 

@@ -1,15 +1,13 @@
 """The pass before a merge for methods that look at whole models: it sums the Gram matrix of the models.
 
 The inner products are summed in fp64, first over the blocks of each tensor, then over the tensors in the order of the
-plan. So the sum does not depend on the number of threads or on interruptions. Each thread needs a few blocks of memory.
+plan. So the sum does not depend on the number of threads or on interruptions.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
-from pathlib import Path
-from queue import SimpleQueue
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -18,7 +16,6 @@ from ..errors import WeightopsError
 from .jobs import Job
 
 if TYPE_CHECKING:
-    from .blocks import Room
     from .merging import Gram
 
 #: For each method, the Gram matrix of its models over all tensors that the plan merges with it.
@@ -55,10 +52,9 @@ def problems(jobs: Iterable[Job]) -> Iterator[str]:
 
 def measure(
     jobs: Iterable[Job],
-    files: Mapping[Path, int],
+    gram_of: Callable[[int], Gram],
     *,
     threads: int,
-    allow_nonfinite: bool,
     known: Mapping[int, Gram] | None = None,
     finished: Callable[[int, Job, Gram], None] = lambda number, job, gram: None,
 ) -> Grams:
@@ -66,7 +62,7 @@ def measure(
 
     Args:
         jobs: Every job of the plan; jobs of other methods are skipped.
-        files: Open descriptors.
+        gram_of: Measures a job, by its number in ``jobs``; called by several threads at once.
         threads: Number of tensors measured at a time.
         known: The results of an earlier, killed run, by number of the job.
         finished: Called with each newly measured job, in order.
@@ -77,25 +73,11 @@ def measure(
     measuring = [(number, job) for number, job in enumerate(jobs) if looks_at_models(job)]
     if not measuring:
         return {}
-    from .blocks import Room
-    from .merging import gram_of
-
     known = known or {}
-    rooms: SimpleQueue[Room] = SimpleQueue()
-    for _ in range(threads):
-        rooms.put(Room())
-
-    def work(job: Job) -> Gram:
-        room = rooms.get()
-        try:
-            return gram_of(job, files, room, allow_nonfinite=allow_nonfinite)
-        finally:
-            rooms.put(room)
-
     grams: dict[str, Gram] = {}
     with ThreadPoolExecutor(threads) as pool:
         try:
-            measured = [(n, job, known[n] if n in known else pool.submit(work, job)) for n, job in measuring]
+            measured = [(n, job, known[n] if n in known else pool.submit(gram_of, n)) for n, job in measuring]
             for number, job, result in measured:
                 gram = result.result() if isinstance(result, Future) else result
                 if isinstance(result, Future):

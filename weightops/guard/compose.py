@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from math import fsum, sqrt
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ..algebra.checkpoint import Checkpoint, Delta, lower, roles, sources
 from ..anatomy.groups import GROUPS, group_of
@@ -28,6 +28,9 @@ from ..output.save import Package, prepare
 from .card import NAME as GUARD_CARD
 from .card import GuardCard, card_of
 from .labels import Label, add_missing, changed_rows, find_labels, label_patches, words_to_copy
+
+if TYPE_CHECKING:
+    from ..engine.ray_executor import RayExecutor
 
 #: Left out by default, as in the paper, so that the target's vocabulary may differ.
 LEFT_OUT = ("embedding", "norm", "head")
@@ -86,21 +89,18 @@ class Composition:
         threads: int | None = None,
         memory: int = DEFAULT_MEMORY,
         progress: bool = True,
+        executor: RayExecutor | None = None,
     ) -> Path:
         """Write the new guard as a Hugging Face folder with its ``guard.json``, in one streaming pass.
 
         Args:
-            out: The folder to write.
-            overwrite: Replace an existing folder.
-            threads: Number of slices computed at a time; by default the number of processors.
-            memory: Most bytes of buffers.
-            progress: Show a bar with the time left on stderr once it takes more than two seconds.
+            out, overwrite, threads, memory, progress, executor: As for :meth:`.checkpoint.Checkpoint.save`.
 
         Raises:
             WeightopsError: every problem of the plan, or an error while writing; ``out`` is then unchanged.
         """
         prepared = prepare(self.plan, self.package, Path(out), overwrite=overwrite)
-        return prepared.write(threads=threads, memory=memory, progress=progress).folder
+        return prepared.write(threads=threads, memory=memory, progress=progress, executor=executor).folder
 
 
 def compose_guard(

@@ -108,6 +108,13 @@ class Progress:
         return f"{self.what}: {fraction:.0%}{count}{remaining}" + (f" ({self._note})" if self._note else "")
 
 
+def say(line: str) -> None:
+    """Print a line on standard error without breaking a progress bar."""
+    from tqdm import tqdm
+
+    tqdm.write(line, file=sys.stderr)
+
+
 def followed(items: Sequence[Item], what: str, *, unit: str) -> Iterator[Item]:
     """The items, with progress shown while they are taken."""
     with Progress(len(items), what, unit=unit, delay=1) as progress:

@@ -16,7 +16,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from ..errors import Message, Remedy, WeightopsError
+from ..errors import Message, Remedy, ResumableError, WeightopsError
 from .output_lock import OutputLock, open_private, remove
 from .replacing import check_place, put_in_place, recover, sync_folder
 
@@ -28,7 +28,7 @@ class Staging:
     """The staged output folder; a context manager.
 
     An error that a second run would raise again (a :class:`WeightopsError`) removes the folder. Any other error (an
-    interrupt, a full disk) keeps the folder, so that the next run can resume.
+    interrupt, a full disk, a :class:`ResumableError`) keeps the folder, so that the next run can resume.
 
     Args:
         lock: The output's lock, if the caller already holds it; otherwise it is taken here.
@@ -60,7 +60,7 @@ class Staging:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if isinstance(error, WeightopsError):
+        if isinstance(error, WeightopsError) and not isinstance(error, ResumableError):
             self._close_files()
             self._lock.sweep()
         elif kind is not None:

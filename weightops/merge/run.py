@@ -5,17 +5,16 @@ from __future__ import annotations
 import os
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from ..algebra.checkpoint import Checkpoint, sources
 from ..algebra.opening import Opener
-from ..engine.merging import needs_torch
 from ..engine.plan import DEFAULT_MEMORY
-from ..engine.torch_threads import one_torch_thread
-from ..errors import Message, Remedy, WeightopsError, attempt_all
+from ..errors import Message, Remedy, ResumableError, WeightopsError, attempt_all
 from ..io.folder import read_json
 from ..io.output_lock import OutputLock
 from ..io.replacing import private_folder
@@ -26,6 +25,9 @@ from .build import Built, Options, build
 from .config.documents import dependencies, in_order, names_of
 from .config.reading import parse, read_text
 from .config.schema import MergeConfig
+
+if TYPE_CHECKING:
+    from ..engine.ray_executor import RayExecutor
 
 
 @dataclass(frozen=True)
@@ -90,6 +92,7 @@ def merge(
     threads: int | None = None,
     memory: int = DEFAULT_MEMORY,
     progress: bool = True,
+    executor: RayExecutor | None = None,
     keep_steps: Path | None = None,
     tell: Callable[[str], None] = lambda note: None,
 ) -> Saved:
@@ -99,6 +102,7 @@ def merge(
     a killed one uses them again; a run that fails deletes them. Meanwhile a second run to the same ``out`` is refused.
 
     Args:
+        executor: Computes on a cluster; by default threads of this process compute.
         keep_steps: Folder in which the results of the others stay, each under its document's name. A result that is
             there already is used if it has the same recipe and is newer than its inputs.
         tell: Called with the text of each note.
@@ -119,17 +123,17 @@ def merge(
             last = config is recipe.documents[-1]
             place = out if last else steps / str(config.name)
             if last or not _is_complete(place, built):
-                with one_torch_thread() if any(map(needs_torch, built.plan.jobs)) else nullcontext():
-                    saved = save(
-                        built.plan,
-                        built.package,
-                        place,
-                        overwrite=overwrite or not (last or keep_steps),
-                        threads=threads,
-                        memory=memory,
-                        progress=progress,
-                        lock=lock if last else None,
-                    )
+                saved = save(
+                    built.plan,
+                    built.package,
+                    place,
+                    overwrite=overwrite or not (last or keep_steps),
+                    threads=threads,
+                    memory=memory,
+                    progress=progress,
+                    lock=lock if last else None,
+                    executor=executor,
+                )
             results[str(config.name)] = place
     return saved
 
@@ -156,8 +160,8 @@ def _steps_folder(recipe: Recipe, out: Path, kept: Path | None) -> Iterator[tupl
         private_folder(steps)
         try:
             yield steps, lock
-        except WeightopsError:
-            if new:
+        except WeightopsError as error:
+            if new and not isinstance(error, ResumableError):
                 shutil.rmtree(steps, ignore_errors=True)
             raise
         shutil.rmtree(steps, ignore_errors=True)

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from .. import dtypes
 from ..engine.execute import default_threads, execute
@@ -25,6 +26,9 @@ from ..io.staging import Staging, output_problems
 from ..io.weights import Weights
 from .modelcard import Card, render
 from .provenance import RECORD, record, record_file
+
+if TYPE_CHECKING:
+    from ..engine.ray_executor import RayExecutor
 
 _NOT_CARRIED = (RECORD, GUARD_CARD, "trainer_state.json", "training_args.json", ADAPTER_CONFIG)
 """Files that describe the source's weights or training, so they are not true for the output."""
@@ -86,28 +90,35 @@ class Prepared:
         memory: int = DEFAULT_MEMORY,
         progress: bool = True,
         lock: OutputLock | None = None,
+        executor: RayExecutor | None = None,
     ) -> Saved:
         """Execute the plan and put the finished folder in its place.
 
-        A killed run leaves a hidden folder next to ``out``; the same call resumes it.
+        A killed run leaves a hidden folder next to ``out``; the same call resumes it, here or with an executor.
 
         Args:
+            threads: Slices computed at the same time; with an executor, each worker computes one.
+            memory: Most bytes of buffers; with an executor, of each worker.
             lock: The output's lock, where the caller holds it.
+            executor: Computes elsewhere; by default threads of this process do.
 
         Raises:
             WeightopsError: the problems, or an error while writing.
         """
         if self.problems:
             raise WeightopsError(*self.problems)
-        threads = default_threads() if threads is None else threads
+        threads = 1 if executor is not None else default_threads() if threads is None else threads
         _check_limits(threads, memory)
         self.plan.slice_blocks(threads, memory)
+        with nullcontext() if executor is None else executor.ready(self.plan, self.out) as elsewhere:
 
-        def executed(staging: Staging) -> Tally:
-            with Progress(self.plan.work, f"writing {self.out.name}", shown=progress) as bar:
-                return execute(self.plan, staging, threads=threads, memory=memory, progress=bar.update)
+            def executed(staging: Staging) -> Tally:
+                with Progress(self.plan.work, f"writing {self.out.name}", shown=progress) as bar:
+                    return execute(
+                        self.plan, staging, threads=threads, memory=memory, progress=bar.update, elsewhere=elsewhere
+                    )
 
-        return self.write_by(executed, lock=lock)
+            return self.write_by(executed, lock=lock)
 
     def write_by(self, compute: Callable[[Staging], Tally], *, lock: OutputLock | None = None) -> Saved:
         """Let ``compute`` write the plan's files into the staged folder, add the other files, and put it in its place.
@@ -175,6 +186,7 @@ def save(
     memory: int = DEFAULT_MEMORY,
     progress: bool = True,
     lock: OutputLock | None = None,
+    executor: RayExecutor | None = None,
 ) -> Saved:
     """Check a plan and write it; see :meth:`Prepared.write`.
 
@@ -182,7 +194,7 @@ def save(
         WeightopsError: every problem of the plan and the output path, or an error while writing.
     """
     prepared = prepare(plan, package, out, overwrite=overwrite)
-    return prepared.write(threads=threads, memory=memory, progress=progress, lock=lock)
+    return prepared.write(threads=threads, memory=memory, progress=progress, lock=lock, executor=executor)
 
 
 def _files(plan: Plan, package: Package, tally: Tally, carried: Mapping[str, bytes]) -> dict[str, bytes]:

@@ -2,25 +2,17 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
-from tqdm import tqdm
-
 from ..errors import WeightopsError
-from ..io.progress import followed
+from ..io.progress import followed, say
 from .chat import Tokens, row_tokens
 from .row import Row, raise_faults
 
 TokensOf = Callable[[Row], Tokens]
 Fields = Callable[[Row, Tokens, TokensOf], Mapping[str, Any]]
 """A row, its tokens, and what makes tokens of other rows, to further fields of it."""
-
-
-def say(note: str) -> None:
-    """Print a line on standard error without breaking a progress bar."""
-    tqdm.write(note, file=sys.stderr)
 
 
 def encode(

@@ -23,7 +23,7 @@ BASE = "smollm2-135m-instruct"
 CUT = 18
 EXITS = (12, 18, 24, 30)
 MEASURED = (6, 12, 18, 24, 30)
-TRAIN, TEST = 240, 32
+TRAIN, TEST = 100, 32
 """Rows of GSM8K's train split to learn, drawn anew for each seed, and of its test split to measure on."""
 CHARACTERS = 600
 """Question and answer together have at most so many."""

@@ -1,5 +1,7 @@
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from weightops.recipes.sparsity.entry_rules import AGE, MEAN, SQUARE, EntryAdam, EntrySm3
 from weightops.recipes.sparsity.gathering import Phase
@@ -34,6 +36,29 @@ def test_where_few_candidates_are_offered_the_largest_of_those_to_be_given_up_st
     assert chosen.slots.tolist() == [2]
     flat, _ = exchanged(active, {"learned": learned}, chosen, tensor([1, 5]), {})
     assert flat.tolist() == [1, 2, 4, 8]
+
+
+entries = st.lists(st.tuples(st.integers(0, 30), st.sampled_from([0.0, 0.5, 1.0, 2.0])), unique_by=lambda each: each[0])
+
+
+@given(entries, entries, st.integers(0, 8))
+@settings(max_examples=80, deadline=None)
+def test_an_exchange_keeps_the_largest_and_takes_the_best_of_what_is_offered(trained, offers, count):
+    trained, offers, count = sorted(trained), sorted(offers), min(count, len(trained))
+    active, learned = (list(column) for column in zip(*trained, strict=True)) if trained else ([], [])
+    offered, scores = (list(column) for column in zip(*offers, strict=True)) if offers else ([], [])
+    given_up = [active[i] for i in sorted(range(len(active)), key=lambda i: learned[i])[:count]]
+    stays = set(active) - set(given_up)
+    best = sorted((-score, place) for place, score in offers if place not in stays and score > 0)[:count]
+    taken = sorted(place for _, place in best)
+    leaves = [place for place in given_up if place not in taken]
+    comes = [place for place in taken if place not in given_up]
+    chosen = exchange(
+        torch.tensor(active, dtype=torch.int32), torch.tensor(learned), torch.tensor(offered, dtype=torch.int64),
+        torch.tensor(scores), count,
+    )  # fmt: skip
+    assert [active[slot] for slot in chosen.slots.tolist()] == leaves[: len(comes)]
+    assert [offered[pick] for pick in chosen.picked.tolist()] == comes
 
 
 def test_seeds_are_what_adam_would_hold_after_these_gradients():

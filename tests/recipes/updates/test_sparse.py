@@ -4,6 +4,7 @@ import subprocess
 import sys
 from dataclasses import replace
 
+import fake_bitsandbytes
 import pytest
 import torch
 from tiny_chat import ragged_rows, write_chat_model
@@ -18,6 +19,7 @@ from weightops.recipes.floor.trainer import fit
 from weightops.recipes.objectives.next_token import NextToken
 from weightops.recipes.sparsity.entry_budget import sparse_layers
 from weightops.recipes.updates.sparse import Sparse
+from weightops.sparse.delta_file import load_entries
 
 UPDATE = Sparse(density=0.05, every=5, phase=2, rank=4)
 SHORT = Training(lr=1e-2, epochs=4, precision="fp32", save_dtype="float32", checkpoint_every=0, update=UPDATE)
@@ -108,6 +110,56 @@ def test_other_arguments_of_transformers_work(chat_model, tmp_path, arguments):
 def test_bf16_trains_too(chat_model, tmp_path):
     done = trained(chat_model, tmp_path / "out", replace(SHORT, precision="bf16", epochs=6))
     assert done.losses[-1] < done.losses[0]
+
+
+def test_over_4_bits_it_learns_what_it_learns_over_the_rounded_weights_and_the_delta_names_the_base_as_stored(
+    chat_model, tmp_path, monkeypatch
+):
+    fake_bitsandbytes.install(monkeypatch)
+    update = replace(UPDATE, base_bits=4, targets=("down_proj", "v_proj"))
+    model, tokenizer = load(chat_model, update.base_dtype)
+    assert model.dtype == torch.bfloat16
+    fit(model, tokenizer, ROWS, NextToken(2), replace(SHORT, update=update), tmp_path / "packed")
+    assert {parameter.dtype for parameter in model.parameters()} == {torch.float32, torch.uint8}
+    rounded, _ = load(chat_model, "float32")
+    for module in rounded.modules():
+        if isinstance(module, torch.nn.Linear) and module is not rounded.get_output_embeddings():
+            module.weight.data = fake_bitsandbytes.dequantize_4bit(*fake_bitsandbytes.quantize_4bit(module.weight.data))
+    plain = replace(SHORT, update=replace(update, base_bits=32))
+    fit(rounded, tokenizer, ROWS, NextToken(2), plain, tmp_path / "plain")
+    one, two = (read_sparse_delta(tmp_path / name / FILE, name) for name in ("packed", "plain"))
+    assert one.tensors.keys() == two.tensors.keys()
+    for name, tensor in one.tensors.items():
+        assert tensor.base_digest == two.tensors[name].base_digest
+        first, second = load_entries(tensor), load_entries(two.tensors[name])
+        assert first.indices.tolist() == second.indices.tolist()
+        assert first.values.tobytes() == second.values.tobytes()
+    assert one.about.made["update"]["base_bits"] == 4
+    open_checkpoint(f"{chat_model}+{tmp_path / 'packed'}").save(tmp_path / "tuned")  # the digests are the stored base's
+
+
+@pytest.mark.slow
+def test_bitsandbytes_trains(chat_model, tmp_path):
+    pytest.importorskip("bitsandbytes")
+    update = replace(UPDATE, base_bits=4, targets=("down_proj", "v_proj"))
+    training = replace(SHORT, update=update)
+    done = fit(*load(chat_model, update.base_dtype), ROWS, NextToken(2), training, tmp_path / "out", held_out=ROWS[:2])
+    assert done.losses[-1] < done.losses[0]
+
+
+def test_4_bits_without_bitsandbytes_are_refused_in_one_line(chat_model, monkeypatch):
+    monkeypatch.setitem(sys.modules, "bitsandbytes", None)
+    with pytest.raises(WeightopsError, match=r"^bitsandbytes: not installed; pip install 'weightops\[quantised\]'$"):
+        prepared(chat_model, Sparse(density=0.05, base_bits=4))
+
+
+@pytest.mark.parametrize("kind", ["full", "lora"])
+def test_only_sparse_trains_over_4_bits(kind):
+    from weightops.recipes.floor.checking import read_settings
+
+    _, faults = read_settings(Training, {"update": {"kind": kind, "base_bits": 4}})
+    assert len(faults) == 1
+    assert "unknown key 'base_bits'" in faults[0].problem
 
 
 @pytest.mark.parametrize(

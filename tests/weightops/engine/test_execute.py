@@ -149,7 +149,7 @@ def test_a_tensor_that_takes_long_keeps_no_other_thread_from_working(sum_of_thre
         return [{}], True
 
     todo = ((piece, []) for piece in pieces)
-    assert [piece for piece, *_ in execution._by_threads(todo, work, threads=2)] == pieces
+    assert [done.piece for done in execution._by_threads(todo, work, 2, lambda left: None)] == pieces
 
 
 def test_a_run_may_be_interrupted_and_resumed_with_other_threads_and_memory(sum_of_three, tmp_path):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
 import pytest
@@ -41,6 +42,13 @@ def test_models_equal_to_the_base_give_its_very_bits(name):
     base = stack_of(0, 1, (7, 9), "normal", [torch.bfloat16])[0]
     with merge_job(name, [base] * count(find(name)), base, required(find(name)), torch.bfloat16) as job:
         assert run(job)[0] == raw(base)
+
+
+def test_a_new_thread_computes_the_bits_of_one_that_has_computed_before():
+    """LAPACK in a new thread would use all processors, and give other last bits than on a machine that has one."""
+    stack = stack_of(0, 2, (96, 64), "normal", [torch.bfloat16] * 2)
+    with merge_job("tsv_m", stack, normal(1, 96, 64), {}) as job, ThreadPoolExecutor(1) as pool:
+        assert pool.submit(run, job).result()[0] == run(job)[0]
 
 
 @given(seed=seeds, dtype=st.sampled_from(DTYPES))

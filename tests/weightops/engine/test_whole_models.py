@@ -158,10 +158,10 @@ def test_a_plan_whose_merges_have_different_numbers_of_models_has_a_problem():
 
 
 def test_the_engine_does_not_compute_a_tensor_of_models_that_were_not_measured():
-    with merge_job("metagpt", list(normal(1, 2, 4, 5)), normal(0, 4, 5), {}) as job, open(__file__, "rb") as file:
+    with merge_job("metagpt", list(normal(1, 2, 4, 5)), normal(0, 4, 5), {}) as job:
         with pytest.raises(TypeError, match="nothing was measured before"):
             merging.run(job, {}, lambda *_: None, memory=0, allow_nonfinite=False)
-        assert whole_models.measure([], {"x": file.fileno()}, threads=1, allow_nonfinite=False) == {}
+        assert whole_models.measure([], lambda number: np.zeros((2, 2)), threads=1) == {}
 
 
 def test_models_equal_to_their_base_have_no_share():

@@ -23,6 +23,7 @@ from torch import Tensor
 from ... import dtypes
 from ...engine import kernels
 from ...engine.exact_reads import opened_files, read_elements
+from ...engine.torch_threads import take_thread_count
 from ...io.safetensors import StoredTensor
 from ..tokens.row_alignment import Floats, Ints, scattered_rows
 
@@ -156,7 +157,7 @@ def take_apart(
     numbers, coefficients = np.zeros((len(targets), k), np.int64), np.zeros((len(targets), k), np.float32)
     if atoms.kept:
         list(atoms.blocks())  # read before the threads share them
-    with torch.no_grad(), ThreadPoolExecutor(threads) as pool:
+    with torch.no_grad(), ThreadPoolExecutor(threads, initializer=take_thread_count) as pool:
         done = pool.map(lambda rows: taker(atoms.there(rows), atoms, k), batches)
         for batch, (chosen, factors) in enumerate(done):
             span = slice(batch * BATCH, batch * BATCH + len(chosen))

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from blake3 import blake3
 
 from ...errors import Message, Remedy, WeightopsError
-from ...rows.encode import encode, say
+from ...io.progress import say
+from ...rows.encode import encode
 from ...rows.padding import pad_id, right_padded
 from ...rows.reader import read_rows
 from ...rows.row import Row
