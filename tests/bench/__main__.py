@@ -57,7 +57,7 @@ def main(
         except (WeightopsError, RuntimeError) as error:
             sys.exit(f"error: {error}")
         click.echo(json.dumps(section.json()) if as_json else section.markdown())
-        if first and section.complete and set(module.SIZES) <= set(chosen or module.SIZES):
+        if first and set(module.SIZES) <= set(chosen or module.SIZES):
             write(section)
             click.echo(f"wrote {PAGE.parent.name}/{PAGE.name}", err=True)
 

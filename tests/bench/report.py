@@ -47,7 +47,6 @@ class Section:
         name: The benchmark's name on the command line.
         conditions: Machine, date, versions, repeats; a line each.
         figures: The same measurements as JSON values, for a program.
-        complete: Whether it holds everything that the page shows of it.
     """
 
     name: str
@@ -56,7 +55,6 @@ class Section:
     targets: tuple[Target, ...]
     tables: tuple[Table, ...]
     figures: dict[str, Any]
-    complete: bool = True
 
     def markdown(self) -> str:
         """The section as Markdown."""

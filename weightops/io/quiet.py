@@ -1,11 +1,15 @@
-"""Silences the log lines, warnings and progress bars of transformers."""
+"""Silences the log lines, warnings and progress bars of transformers, and of what it imports."""
 
 from __future__ import annotations
 
 import importlib
+import logging
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+
+# transformers and PEFT import bitsandbytes where it is installed, and it then warns of a kernel that we never call.
+logging.getLogger("bitsandbytes.backends").setLevel(logging.ERROR)
 
 
 @contextmanager
@@ -13,13 +17,13 @@ def quiet_transformers() -> Iterator[None]:
     """Show only errors inside the block, then restore the user's settings."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        logging = importlib.import_module("transformers.utils.logging")
-        verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
-        logging.set_verbosity_error()
-        logging.disable_progress_bar()
+        settings = importlib.import_module("transformers.utils.logging")
+        verbosity, bars = settings.get_verbosity(), settings.is_progress_bar_enabled()
+        settings.set_verbosity_error()
+        settings.disable_progress_bar()
         try:
             yield
         finally:
-            logging.set_verbosity(verbosity)
+            settings.set_verbosity(verbosity)
             if bars:
-                logging.enable_progress_bar()
+                settings.enable_progress_bar()
