@@ -1,11 +1,11 @@
-"""The options of mergekit-yaml, so that command lines written for it run: used, without effect, or refused."""
+"""The options of mergekit-yaml and mergekit-evolve for pasted command lines: used, without effect, or refused."""
 
 from __future__ import annotations
 
 import functools
 import os
 import textwrap
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -32,7 +32,7 @@ class CountType(click.ParamType):  # type: ignore[type-arg]  # click has made it
 
 @dataclass(frozen=True)
 class Option:
-    """One option of mergekit-yaml; one that neither sets nor says anything asks for what happens here anyway.
+    """One option of mergekit; one that neither sets nor says anything asks for what happens here anyway.
 
     Attributes:
         declared: As click declares it; a switch names both of its forms.
@@ -105,30 +105,61 @@ OPTIONS = (
 )
 
 
-def listed() -> str:
+_LIMIT = "there is no limit of time: interrupt the search, and the same command resumes it, or lower --trials"
+_WHOLE = "candidates are judged with the weights that would be written"
+_ONE = "candidates are judged one after another in this process, on one device"
+_SCORES = "scores are kept in the folder of scores, soup.json and soup.png"
+
+EVOLVE_OPTIONS = (
+    _value("--max-fevals", type=int, sets="trials"),
+    _value("--random-seed", type=int, sets="seed"),
+    _value("--batch-size", type=int, sets="batch"),
+    _value("--task-search-path", sets="tasks_from"),
+    _value("--force-population-size", type=int, sets="population"),
+    _value("--storage-path", no_effect="the model is written to --out, and scores beside it or to --scores"),
+    _switch("vllm", no_effect="transformers runs the candidates"),
+    _value("--strategy", "-s", no_effect=_ONE),
+    _switch("in-memory", no_effect="candidates are always judged in memory"),
+    _value("--num-gpus", type=int, no_effect=_ONE),
+    _switch("merge-cuda", default=True, no_effect="candidates are always merged on the CPU"),
+    Option(("--no-trust-remote-code",)),
+    _switch("allow-crimes", no_effect="layers are recognised by names and shapes; what does not fit is an error"),
+    _switch("wandb", no_effect=_SCORES),
+    _value("--wandb-project", no_effect=_SCORES),
+    _value("--wandb-entity", no_effect=_SCORES),
+    Option(("--i-understand-the-depths-of-the-evils-i-am-unleashing",), no_effect="no task is refused"),
+    _switch("save-final-model", default=True, no_effect="the chosen model is always written"),
+    _switch("reshard", default=True, no_effect="models are read as they are"),
+    _value("--timeout", type=float, refused=_LIMIT),
+    Option(("--load-in-8bit",), refused=_WHOLE),
+    Option(("--load-in-4bit",), refused=_WHOLE),
+)
+
+
+def listed(options: Sequence[Option] = OPTIONS, tool: str = "mergekit-yaml") -> str:
     """The options in a paragraph for the command's help."""
     kinds = {
-        "Used": [option.name for option in OPTIONS if option.sets],
-        "Without effect, with a note that says why": [option.name for option in OPTIONS if option.no_effect],
-        "Refused": [option.given_as(not option.default) for option in OPTIONS if option.refused],
+        "Used": [option.name for option in options if option.sets],
+        "Without effect, with a note that says why": [option.name for option in options if option.no_effect],
+        "Refused": [option.given_as(not option.default) for option in options if option.refused],
     }
     lines = [f"{kind}: {', '.join(names)}." for kind, names in kinds.items()]
     wrapped = [textwrap.fill(line, 78, subsequent_indent="  ", break_on_hyphens=False) for line in lines]
-    return "\b\n" + "\n".join(["The options of mergekit-yaml are accepted too.", *wrapped])
+    return "\b\n" + "\n".join([f"The options of {tool} are accepted too.", *wrapped])
 
 
-def mergekit_options(command: Command) -> Command:
-    """Accept mergekit-yaml's options, hidden from the list in the help, and set our own as they say."""
+def mergekit_options(command: Command, options: Sequence[Option] = OPTIONS) -> Command:
+    """Accept mergekit's options, hidden from the list in the help, and set our own as they say."""
 
     @functools.wraps(command)
     def wrapped(*args: Any, **given: Any) -> Any:
-        for option in OPTIONS:
+        for option in options:
             value = given.pop(option.argument)
             if value != option.default:
                 _apply(option, value, given)
         return command(*args, **given)
 
-    for option in reversed(OPTIONS):
+    for option in reversed(options):
         takes: dict[str, Any] = {"is_flag": True} if option.type is None else {"type": option.type}
         declare = click.option(*option.declared, option.argument, default=option.default, hidden=True, **takes)
         wrapped = declare(wrapped)

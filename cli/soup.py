@@ -6,13 +6,14 @@ Each strategy of ``weightops/soup/strategies`` is a command; its fields, and tho
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from weightops.cli.groups import SuggestingGroup
+from weightops.cli.mergekit_options import EVOLVE_OPTIONS, listed, mergekit_options
 from weightops.cli.options import (
     Output,
     SourceType,
@@ -65,20 +66,26 @@ def _command(name: str) -> click.Command:
     strategy = strategy_class(name)
     about, _ = described_fields(strategy)
     shared: Callable[..., Any] = _decorated(_made(strategy), strategy)
-    help_text = f"{about}\n\nMODELS are those to choose from; each may be BASE+ADAPTER.\n\n\b\n{strategy.example}"
-    made: click.Command = click.command(name, help=help_text, short_help=about.partition("\n")[0])(shared)
+    models = "" if strategy.reads_file else "MODELS are those to choose from; each may be BASE+ADAPTER.\n\n"
+    made: click.Command = click.command(
+        name,
+        help=f"{about}\n\n{models}\b\n{strategy.example}",
+        short_help=about.partition("\n")[0],
+        epilog=listed(EVOLVE_OPTIONS, "mergekit-evolve") if strategy.reads_file else None,
+        context_settings={"default_map": {"dtype": strategy.dtype}},
+    )(shared)
     return made
 
 
 def _decorated(function: Callable[..., Any], strategy: type[Strategy]) -> Callable[..., Any]:
     """A command's arguments and options."""
     options: list[Callable[[Callable[..., Any]], Callable[..., Any]]] = [
-        click.argument("models", nargs=-1, type=SourceType()),
+        *_inputs(strategy),
         *_options({"": strategy}),
-        click.option("--base", type=SourceType(), help="What the models were tuned from."),
         click.option("--metric", type=click.Choice([name.replace("_", "-") for name in metrics()]),
                      default="held-out-loss", show_default=True, help="What a candidate is judged by."),
-        click.option("--data", multiple=True, help="What the metric reads: files of rows, or names of tasks."),
+        click.option("--data", multiple=True, help="What the metric reads: files of rows, or names of tasks."
+                     + "  [default: the tasks of FILE]" * strategy.reads_file),
         click.option("--report", multiple=True, help="Further data, to judge the choice once at the end."),
         *_options({(name.replace("_", "-")): metric_class(name) for name in metrics()}),
         click.option("--scores", type=click.Path(path_type=Path), help="Folder to keep scores in, to resume.  "
@@ -91,7 +98,17 @@ def _decorated(function: Callable[..., Any], strategy: type[Strategy]) -> Callab
     ]  # fmt: skip
     for option in reversed(options):
         function = option(function)
-    return function
+    return mergekit_options(function, EVOLVE_OPTIONS) if strategy.reads_file else function
+
+
+def _inputs(strategy: type[Strategy]) -> list[Callable[..., Any]]:
+    """Where the models come from: from the command line, or from a file."""
+    if strategy.reads_file:
+        return [click.argument("file", type=click.Path(dir_okay=False))]
+    return [
+        click.argument("models", nargs=-1, type=SourceType()),
+        click.option("--base", type=SourceType(), help="What the models were tuned from."),
+    ]
 
 
 def _options(classes: Mapping[str, type[Strategy] | type[Metric]]) -> Iterator[Callable[..., Any]]:
@@ -101,7 +118,7 @@ def _options(classes: Mapping[str, type[Strategy] | type[Metric]]) -> Iterator[C
         for field in fields(cls):
             owners.setdefault(field.name, []).append(owner)
     for name, of in owners.items():
-        if name not in ("data", "seed"):  # options of every command
+        if name not in ("data", "seed", "file"):  # options of every command, and an argument
             yield _option(classes[of[0]], name, f" ({', '.join(of)})" if all(of) else "")
 
 
@@ -119,9 +136,9 @@ def _made(strategy: type[Strategy]) -> Callable[..., None]:
     """What the command of a strategy does."""
 
     def run(
-        models: tuple[str, ...], base: str | None, metric: str, data: tuple[str, ...], report: tuple[str, ...],
-        scores: Path | None, precision: Precision, seed: int, trust_remote_code: bool, dtype: str, shard_size: int,
-        allow_nonfinite: bool, output: Output, **given: Any,
+        metric: str, data: tuple[str, ...], report: tuple[str, ...], scores: Path | None, precision: Precision,
+        seed: int, trust_remote_code: bool, dtype: str, shard_size: int, allow_nonfinite: bool, output: Output,
+        models: tuple[str, ...] = (), base: str | None = None, **given: Any,
     ) -> None:  # fmt: skip
         from weightops.soup.making import plan_soup
 
@@ -129,11 +146,11 @@ def _made(strategy: type[Strategy]) -> Callable[..., None]:
         if "seed" in {field.name for field in fields(strategy)}:
             settings["seed"] = seed
         used = {field.name for field in fields(strategy)}
+        chosen = strategy(**{name: value for name, value in settings.items() if name in used})
+        others = {name: value for name, value in settings.items() if name not in used}
         plan = plan_soup(
-            models, strategy=strategy(**{name: value for name, value in settings.items() if name in used}),
-            metric=_metric(metric, data, {name: value for name, value in settings.items() if name not in used}),
-            base=base, report=report, scores=scores or Path(f"{output.out}-scores"), dtype=dtype, precision=precision,
-            seed=seed,
+            models, strategy=chosen, metric=_metric(metric, data, others, chosen), base=base, report=report, 
+            scores=scores or Path(f"{output.out}-scores"), dtype=dtype, precision=precision, seed=seed,
         )  # fmt: skip
         if output.dry_run:
             _print_plan(plan, output)
@@ -154,13 +171,16 @@ def _made(strategy: type[Strategy]) -> Callable[..., None]:
     return run
 
 
-def _metric(name: str, data: tuple[str, ...], settings: dict[str, Any]) -> Metric | None:
-    """The metric that was asked for; none without data."""
-    chosen = metric_class(name)
-    own = {field.name for field in fields(chosen)}
-    if strange := sorted(settings.keys() - own):
-        option = f"--{strange[0].replace('_', '-')}"
-        raise click.UsageError(f"{option}: --metric {name} does not have it")
+def _metric(name: str, data: tuple[str, ...], settings: dict[str, Any], strategy: Strategy) -> Metric | None:
+    """The metric on the data; without data that of the strategy's file, if any, with the settings changed."""
+    named = None if data else strategy.named()
+    metric = None if named is None else named.metric
+    chosen = metric_class(name) if metric is None else type(metric)
+    if strange := sorted(settings.keys() - {field.name for field in fields(chosen)}):
+        of = f"--metric {name}" if metric is None else "the metric of FILE"
+        raise click.UsageError(f"--{strange[0].replace('_', '-')}: {of} does not have it")
+    if metric is not None:
+        return replace(metric, **settings)
     return chosen(data=data, **settings) if data else None
 
 
@@ -176,6 +196,7 @@ def _print_plan(plan: SoupPlan, output: Output) -> None:
     facts = {
         "out": str(output.out),
         "problems": problems,
+        "notes": [in_options(note) for note in plan.notes],
         "evaluations": plan.evaluations,
         "bytes_read_for_each": plan.bytes_read,
         "bytes_written": plan.everything.plan.bytes_written,
@@ -190,6 +211,8 @@ def _print_plan(plan: SoupPlan, output: Output) -> None:
             f"about {human(plan.peak_memory)} of weights in memory, and what the model needs to run"
         )
         click.echo(f"writes about {human(plan.everything.plan.bytes_written)} to {output.out}, scores to {plan.scores}")
+        for note in plan.notes:
+            _tell(note)
         for problem in problems:
             click.echo(f"error: {problem}", err=True)
     if problems:

@@ -191,17 +191,23 @@ class Bench:
     def _key(self, candidate: Candidate, metric: Metric) -> str:
         """A digest of all that decides a score: the merge, its models by content, the metric, how it is computed."""
         contents = self.ingredients.contents
-        document = dict(candidate.document)
-        document["models"] = [{**entry, "model": contents[entry["model"]]} for entry in document["models"]]
-        if "base_model" in document:
-            document["base_model"] = contents[document["base_model"]]
         cards = {name: blake3(data).hexdigest() for name, data in metric.files(self.ingredients.carried).items()}
         parts = [
             VERSION,
-            document,
-            contents[self.ingredients.base or self.names[0]],
+            _by_content(candidate.document, contents),
+            contents[self.ingredients.carrier_name],
             metric.identity(),
             cards,
             self.precision,
         ]
         return blake3(canonical(parts).encode()).hexdigest()
+
+
+def _by_content(value: Any, contents: Mapping[str, str]) -> Any:
+    """A document of a merge file in which the digest of a model's content takes the place of its name."""
+    models = ("model", "base_model", "tokenizer_source")
+    if isinstance(value, Mapping):
+        return {
+            key: contents.get(one, one) if key in models else _by_content(one, contents) for key, one in value.items()
+        }
+    return [_by_content(one, contents) for one in value] if isinstance(value, list) else value

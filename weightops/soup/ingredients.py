@@ -46,14 +46,19 @@ class Ingredients:
     options: Options
 
     @property
-    def carrier(self) -> Checkpoint:
+    def carrier_name(self) -> str:
         """The model that is loaded to judge, with its configuration and tokenizer: the base, or else the first."""
-        return self.opened[self.base or self.names[0]]
+        return self.base or self.names[0]
+
+    @property
+    def carrier(self) -> Checkpoint:
+        """The model of :attr:`carrier_name`."""
+        return self.opened[self.carrier_name]
 
     @property
     def carried(self) -> tuple[Checkpoint, ...]:
         """All models, the carrier first."""
-        return tuple(self.opened[name] for name in dict.fromkeys([self.base or self.names[0], *self.opened]))
+        return tuple(self.opened[name] for name in dict.fromkeys([self.carrier_name, *self.opened]))
 
     @cached_property
     def short(self) -> Mapping[str, str]:
@@ -83,19 +88,22 @@ class Ingredients:
 
     def unlike(self) -> list[str]:
         """Notes: models whose tokenizer or chat template is not the carrier's, and models that are equal."""
-        carrier, notes = _tokenizer(self.carrier), []
-        for name in self.names:
-            if _tokenizer(self.opened[name]) not in (carrier, (None, None)):
-                notes.append(
-                    f"{name}: its tokenizer or chat template differs from that of {self.carrier.spec}, with which all "
-                    "candidates are judged"
-                )
+        notes = [
+            f"{name}: its tokenizer or chat template differs from that of {self.carrier.spec}, with which all "
+            "candidates are judged"
+            for name in self.other_tokenizers()
+        ]
         same: dict[str, str] = {}
         for name in self.names:
             first = same.setdefault(self.contents[name], name)
             if first != name:
                 notes.append(f"{name}: the same model as {first}")
         return notes
+
+    def other_tokenizers(self) -> list[str]:
+        """The models whose tokenizer or chat template is not the carrier's; one without any does not count."""
+        same = (_tokenizer(self.carrier), (None, None))
+        return [name for name in self.names if _tokenizer(self.opened[name]) not in same]
 
     def _digests(self) -> dict[Source, str]:
         """The content digest of each source, computed by several threads."""

@@ -31,6 +31,7 @@ class SoupPlan:
     Attributes:
         report: The metric on further data, measured once at the end; ``None`` for none.
         scores: Folder in which scores are kept, to resume.
+        notes: What in a strategy's file has no effect.
     """
 
     ingredients: Ingredients
@@ -40,6 +41,7 @@ class SoupPlan:
     scores: Path | None
     dtype: str | None = None
     precision: Precision = "auto"
+    notes: tuple[str, ...] = ()
 
     @cached_property
     def everything(self) -> Built:
@@ -70,14 +72,14 @@ class SoupPlan:
 
     def problems(self) -> list[str]:
         """Everything that prevents it, as far as headers and data show."""
-        found = list(self.everything.plan.problems)
+        problems = [*self.everything.plan.problems, *self.strategy.misfits(self.ingredients)]
         for metric in (self.metric, self.report):
             try:
                 if metric is not None:
                     metric.content()
             except WeightopsError as error:
-                found += error.problems
-        return found
+                problems += error.problems
+        return list(dict.fromkeys(problems))
 
     def place_problems(self, out: Path, overwrite: bool) -> list[str]:
         """What prevents writing to a path."""
@@ -114,8 +116,8 @@ class SoupPlan:
             WeightopsError: everything that prevents it, or no candidate could be judged.
         """
         if problems := self.problems():
-            raise WeightopsError(*dict.fromkeys(problems))
-        for note in [*self.ingredients.unlike(), *self._cautions()]:
+            raise WeightopsError(*problems)
+        for note in [*self.notes, *self.ingredients.unlike(), *self._cautions()]:
             tell(note)
         with Progress(self.evaluations, "judging candidates", unit="candidate", delay=0, shown=progress) as bar:
             bench = replace(self._bench(bar), threads=threads, trust_remote_code=trust_remote_code)
@@ -177,7 +179,12 @@ def plan_soup(
         WeightopsError: models that cannot be opened, or settings that do not fit them.
     """
     chosen = strategy_class(strategy)() if isinstance(strategy, str) else strategy
-    names = [str(name) for name in models]
+    named = chosen.named()
+    if named is not None:
+        if models or base is not None:
+            raise WeightopsError(f"{named.where}: names the models and their base; change them there")
+        models, base, metric = named.models, named.base, metric or named.metric
+    names, dtype = [str(name) for name in models], dtype or chosen.dtype
     problems = [
         *_strategy_problems(chosen, names, base, metric),
         *chosen.problems(names, None if base is None else str(base)),
@@ -188,7 +195,7 @@ def plan_soup(
         problem = f"{FP8_BLOCK}: what a soup chooses is judged and written as plain weights"
         problems.append(Message(problem, Remedy("choose another {}", "dtype")))
     try:
-        check_options({"dtype": "auto" if dtype is None else dtype})
+        check_options({"dtype": dtype})
         ingredients = open_ingredients(names, base, Options(seed=seed))
     except WeightopsError as error:
         raise WeightopsError(*problems, *error.problems) from error
@@ -196,7 +203,8 @@ def plan_soup(
         raise WeightopsError(*problems)
     where = None if scores is None else Path(scores)
     other = metric.on(report) if metric is not None and report else None
-    return SoupPlan(ingredients, chosen, metric, other, where, None if dtype == "auto" else dtype, precision)
+    notes = () if named is None else named.notes
+    return SoupPlan(ingredients, chosen, metric, other, where, None if dtype == "auto" else dtype, precision, notes)
 
 
 def make_soup(
@@ -215,13 +223,14 @@ def make_soup(
     """Choose what to merge, and with which coefficients, by a score. ``save(out)`` writes the choice.
 
     Args:
-        models: Folders, hub ids, aliases, or these with an adapter, ``BASE+ADAPTER``, of one architecture.
+        models: Folders, hub ids, aliases, or these with an adapter, ``BASE+ADAPTER``, of one architecture; empty for a
+            strategy whose file names them.
         strategy: Its name, or with settings: ``Greedy()``, ``WiseFt(alphas="0,0.5,1")``.
         metric: What to judge candidates by: ``HeldOutLoss(("dev.jsonl",))``.
         base: What the models were tuned from, for a strategy or method that needs it.
         report: Further data for the metric, used once at the end.
         scores: Folder in which scores are kept, so that a second run resumes.
-        dtype: Of the output; by default that of each tensor.
+        dtype: Of the output; ``auto`` is that of each tensor. By default the strategy's own, mostly ``auto``.
         precision: Dtype of the weights in memory while they are measured; see :class:`.bench.Bench`.
         seed: Of merge methods that draw at random.
         progress: Show a bar with the time left.

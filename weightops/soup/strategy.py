@@ -13,8 +13,29 @@ from ..discovery import class_in, kinds_in
 if TYPE_CHECKING:
     from .bench import Bench
     from .candidate import Candidate
+    from .ingredients import Ingredients
+    from .metric import Metric
 
 _FOLDER = Path(__file__).parent / "strategies"
+
+
+@dataclass(frozen=True)
+class Named:
+    """What the file of a strategy names.
+
+    Attributes:
+        where: The file.
+        models: What is merged.
+        base: What they were tuned from, where that takes part.
+        metric: What judges, unless another metric is chosen.
+        notes: What in the file has no effect.
+    """
+
+    where: str
+    models: tuple[str, ...]
+    base: str | None
+    metric: Metric | None
+    notes: tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -33,9 +54,25 @@ class Strategy(ABC):
     """Least number of models to merge, without the base."""
     needs_base: ClassVar[bool] = False
     needs_metric: ClassVar[bool] = True
+    reads_file: ClassVar[bool] = False
+    """Whether its field ``file`` names a file that names models, base and metric; see :meth:`named`."""
+    dtype: ClassVar[str] = "auto"
+    """Dtype of the output, unless another is chosen."""
+
+    def named(self) -> Named | None:
+        """What its file names, where it has one.
+
+        Raises:
+            WeightopsError: all problems of the file.
+        """
+        return None
 
     def problems(self, names: Sequence[str], base: str | None) -> Iterator[str]:
         """Problems of the settings, before anything is loaded."""
+        yield from ()
+
+    def misfits(self, ingredients: Ingredients) -> Iterator[str]:
+        """What prevents it with these opened models, as far as headers show."""
         yield from ()
 
     @abstractmethod

@@ -61,7 +61,7 @@ ELSEWHERE = {
 #: What to do with such a file.
 _REMEDIES = {
     "mergekit-moe": "run it with weightops moe",
-    "mergekit-evolve": "search with weightops soup search, whose options say the same",
+    "mergekit-evolve": "search with weightops soup evolve",
     "bakllama": "write its layers as slices",
 }
 

@@ -370,7 +370,7 @@ def test_tokenizer_faults():
 
 
 @pytest.mark.parametrize(
-    ("key", "tool"), [("experts: []", "run it with weightops moe"), ("genome: {}", "weightops soup search")]
+    ("key", "tool"), [("experts: []", "run it with weightops moe"), ("genome: {}", "weightops soup evolve")]
 )
 def test_files_for_other_tools_say_where_to_go(key, tool):
     (said,) = problems(f"base_model: a\n{key}\n")
