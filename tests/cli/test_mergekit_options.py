@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import ast
+import importlib.util
 from pathlib import Path
 
+import click
 import pytest
 import tiny_models as tiny
 from click.testing import CliRunner
@@ -12,6 +15,7 @@ from merge_files import family
 from weightops.cli import main
 from weightops.cli.merge import command
 from weightops.cli.mergekit_options import OPTIONS
+from weightops.cli.soup import command as soup
 
 
 @pytest.fixture(scope="module")
@@ -35,6 +39,22 @@ def test_every_option_of_mergekit_yaml_is_known():
     ours = {form for p in command.params for form in forms(p)}
     assert {form for form in theirs if form.startswith("-")} <= ours
     assert all(p.hidden for p in command.params if p.name.startswith("mergekit_"))
+
+
+def test_every_option_of_mergekit_evolve_is_known():
+    spec = importlib.util.find_spec("mergekit")
+    if spec is None or spec.origin is None:
+        pytest.skip("mergekit is not installed")
+    source = (Path(spec.origin).parent / "scripts" / "evolve.py").read_text()  # importing it needs Ray and cma
+    calls = [node for node in ast.walk(ast.parse(source)) if isinstance(node, ast.Call)]
+    options = [call for call in calls if ast.unparse(call.func) == "click.option"]
+    theirs = {name for call in options for arg in call.args for name in ast.literal_eval(arg).split("/")}
+    with click.Context(soup) as context:
+        evolve = soup.get_command(context, "evolve")
+    ours = {form for p in evolve.params for form in forms(p)}
+    assert len(theirs) > 20
+    assert {name for name in theirs if name.startswith("-")} <= ours
+    assert all(p.hidden for p in evolve.params if p.name.startswith("mergekit_"))
 
 
 def forms(parameter) -> list[str]:

@@ -83,6 +83,54 @@ def test_bad_input_is_named_in_one_line(args, code, problem, tmp_path):
     assert not list(tmp_path.iterdir())
 
 
+EVOLVE = """\
+genome: {models: [a, b], merge_method: task_arithmetic, base_model: base, layer_granularity: 1}
+tasks: [a_task_of_nobody]
+tsks: []
+"""
+
+
+def test_the_file_of_mergekit_evolve_runs_with_its_options_and_resumes(tmp_path):
+    file, out = tmp_path / "evolve.yml", tmp_path / "out"
+    file.write_text(EVOLVE)
+    args = ["evolve", file, "--data", "dev.jsonl", "--max-fevals", 5, "--random-seed", 3, "--out", out]
+    planned = run(*args, "--dry-run")
+    assert "judges at most 9 candidates" in planned.stdout  # the base, two models, their mean
+    assert "evolve.yml:3: unknown key 'tsks' has no effect (did you mean 'tasks'?)" in planned.stderr
+    assert not out.exists()
+    done = run(*args, "--vllm", "--storage-path", tmp_path / "store", "--report", "test.jsonl")
+    assert "note: --vllm has no effect: transformers runs the candidates" in done.stderr
+    assert "on --report" in done.stdout
+    told = json.loads((out / "soup.json").read_text())
+    assert (told["strategy"], told["settings"]["trials"], told["settings"]["seed"]) == ("Evolve", 5, 3)
+    merged = CliRunner().invoke(main, ["merge", str(out / "soup.yml"), str(tmp_path / "again")])
+    assert merged.exit_code == 0, merged.output
+    assert tiny.files_of(out)["model.safetensors"] == tiny.files_of(tmp_path / "again")["model.safetensors"]
+    again = run("evolve", file, "--data", "dev.jsonl", "--trials", 5, "--seed", 3, "--out", out, "--overwrite")
+    assert "resumed: 9 of 9 scores were known" in again.stderr
+
+
+@pytest.mark.parametrize(
+    ("text", "args", "code", "problem"),
+    [
+        (EVOLVE, ["--timeout", 60], 2, "--timeout: there is no limit of time: interrupt the search"),
+        (EVOLVE, ["--trials", 3, "--max-fevals", 4], 2, "--max-fevals and --trials differ; give one of them"),
+        (EVOLVE, ["--sigma0", 0, "--data", "dev.jsonl"], 1, "change --sigma0"),
+        (EVOLVE, ["--plain"], 2, "--plain: the metric of FILE does not have it"),
+        (EVOLVE.replace("a_task_of_nobody", ""), [], 1, "no metric to choose by; name its files as --data"),
+        (EVOLVE.replace("layer_granularity: 1", "layer_granularity: 5"), ["--data", "dev.jsonl"], 1,
+         "evolve.yml:1: 5 does not divide the 2 layers of a model"),
+        ("merge_method: linear", [], 1, "evolve.yml:1: this is a merge file; run it with weightops merge"),
+    ],
+)  # fmt: skip
+def test_bad_searches_are_named_in_one_line(text, args, code, problem, tmp_path):
+    (tmp_path / "evolve.yml").write_text(text)
+    done = run("evolve", tmp_path / "evolve.yml", *args, "--out", tmp_path / "out", code=code)
+    assert problem in done.stderr
+    assert len([line for line in done.stderr.splitlines() if "rror" in line]) == 1
+    assert not (tmp_path / "out").exists()
+
+
 def test_a_place_that_is_taken_is_found_before_anything_is_judged(tmp_path):
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "precious.txt").write_text("x")

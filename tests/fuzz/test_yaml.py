@@ -15,6 +15,9 @@ from weightops.merge.config.reading import parse
 from weightops.merge.run import plan, read
 from weightops.recipes.catalog import routines, settings_of
 from weightops.recipes.floor.recipe_file import read_recipe
+from weightops.soup.making import plan_soup
+from weightops.soup.metrics.held_out_loss import HeldOutLoss
+from weightops.soup.strategies.evolve import Evolve
 
 
 @pytest.fixture(scope="module")
@@ -92,7 +95,36 @@ def test_bytes_of_recipes(raw):
     keeps_the_law(lambda: read_recipe(raw.decode("utf-8", "replace"), "recipe.yaml", routines(), settings_of))
 
 
+SEARCHES = [
+    {
+        "genome": {
+            "models": ["a", "b"], "merge_method": "ties", "base_model": "a", "layer_granularity": 1, "smooth": False,
+            "filters": ["mlp"], "normalize": True, "tokenizer_source": "union", "allow_negative_weights": True,
+        },
+        "tasks": ["one", {"name": "two", "weight": -1, "metric": "acc,none"}], "limit": 3, "num_fewshot": 2,
+        "shuffle": True, "random_init": True, "apply_chat_template": False,
+    },
+    {"genome": {"models": ["a", "b"], "merge_method": "slerp"}},
+]  # fmt: skip
+
+
+def planned(file: Path) -> list[str]:
+    """What prevents a search, but for its tasks, which the harness reads."""
+    plan = plan_soup([], strategy=Evolve(str(file)), metric=HeldOutLoss(("rows.jsonl",)))
+    return list(plan.strategy.misfits(plan.ingredients))
+
+
+@fuzzed(100)
+@given(value=mutated_values(SEARCHES))
+def test_files_of_mergekit_evolve(value, models):
+    (models / "evolve.yaml").write_text(yaml.safe_dump(value, sort_keys=False), errors="replace")
+    keeps_the_law(lambda: planned(models / "evolve.yaml"))
+
+
 def test_the_seeds_are_sound(models):
+    for value in SEARCHES:
+        (models / "sound.yaml").write_text(yaml.safe_dump(value, sort_keys=False))
+        assert planned(models / "sound.yaml") == [], value
     for value in MERGES:
         (models / "sound.yaml").write_text(yaml.safe_dump(value, sort_keys=False))
         assert keeps_the_law(lambda: plan(read(models / "sound.yaml"), Options()).plan.check()), value

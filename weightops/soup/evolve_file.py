@@ -134,7 +134,7 @@ def _file(node: Node, faults: MergeFaults) -> EvolveFile | None:
 def _genome(entries: Mapping[str, Entry], line: int, faults: MergeFaults) -> Genome:
     ignore_unknown(entries, _GENOME, faults)
     for key in ("models", "merge_method"):
-        if key not in entries:
+        if key not in entries or entries[key].node.value is None:
             faults.add(line, f"genome has no {key}")
     genome = Genome(
         models=read_key(entries, "models", partial(_listed, "models", model_name), faults) or (),
@@ -156,6 +156,8 @@ def _genome(entries: Mapping[str, Entry], line: int, faults: MergeFaults) -> Gen
 def _check(genome: Genome, lines: Mapping[str, int], line: int, faults: MergeFaults) -> None:
     """Relations between the keys of a genome."""
     method = genome.method
+    if len(genome.models) < 2 and not faults:
+        faults.add(lines["models"], "models needs at least two entries besides base_model")
     if genome.base is None and find(method).needs_base and method != "slerp":
         faults.add(line, f"{method} merges task vectors and needs their base; name it with base_model")
     elif genome.base not in (None, *genome.models) and method in ("linear", "slerp"):

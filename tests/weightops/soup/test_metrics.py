@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import random
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,7 @@ import tiny_models as tiny
 from tiny_soup import family
 
 from weightops.algebra.loading import load
+from weightops.algebra.opening import open_checkpoint
 from weightops.errors import WeightopsError
 from weightops.guard.card import GuardCard
 from weightops.guard.evaluate import evaluate
@@ -82,6 +84,7 @@ def test_what_a_metric_cannot_use_is_named(models, tmp_path):
         (lambda: GuardF1(("x",), threshold=1.5), "threshold must be between 0 and 1; change threshold"),
         (lambda: HeldOutLoss((str(models / "labelled.jsonl"),), max_tokens=1), "max_tokens must be at least 2"),
         (lambda: LmEval(("x",), limit=-1), "limit must be at least 0"),
+        (lambda: LmEval(("x",), num_fewshot=-2), "num_fewshot must be at least -1; change num_fewshot"),
     ]:
         with pytest.raises(WeightopsError, match=problem):
             make_soup(pair, metric=metric(), progress=False)
@@ -100,6 +103,7 @@ doc_to_text: "{{{{question}}}}"
 doc_to_choice: "{{{{choices}}}}"
 doc_to_target: "{{{{answer}}}}"
 metric_list: [{{metric: {metric}, aggregation: mean, higher_is_better: {higher}}}]
+fewshot_split: test
 """
 
 
@@ -136,11 +140,39 @@ def test_tasks_of_a_folder_give_what_the_harness_gives(models, tmp_path, monkeyp
     for data, settings, problem in [
         (("our",), {}, "our: no such task in .*tasks; available: ours, worse"),
         ((), {}, "no tasks to judge by; name them as data"),
-        (("worse",), {}, "worse: of its acc lower is better"),
+        (("worse",), {}, "worse: of its acc lower is better; give it a weight below 0"),
+        (("ours:f1",), {}, "ours: does not have the metric f1; available: acc,none"),
+        (("x*ours",), {}, r"x\*ours: its weight is not a number; write WEIGHT\*TASK:METRIC"),
+        (("0*ours",), {}, "the weights of all tasks are 0"),
         (("ours",), {"tasks_from": "nowhere"}, "nowhere: no such folder; change tasks_from"),
     ]:
         with pytest.raises(WeightopsError, match=problem):
             make_soup(pair, metric=LmEval(data, **{"tasks_from": str(tasks), **settings}), progress=False)
+    names = ["ours", "worse"]
+    chosen = sorted(random.Random(0).sample(range(6), 4))
+    for settings, theirs in [
+        ({"num_fewshot": 2}, {"num_fewshot": 2}),
+        (
+            {"num_fewshot": 2, "apply_chat_template": True, "fewshot_as_multiturn": True},
+            {"num_fewshot": 2, "apply_chat_template": True, "fewshot_as_multiturn": True},
+        ),
+        ({"limit": 4}, {"limit": 4}),
+        ({"limit": 4, "shuffle": True}, {"samples": dict.fromkeys(names, chosen)}),
+    ]:
+        metric = LmEval(("2*ours:acc,none", "-1*worse:acc"), tasks_from=str(tasks), **settings)
+        model, tokenizer = load(models / "a", "float32")
+        tokenizer.chat_template = tokenizer.chat_template.replace("assistant :", "assistant : ")  # a word of its own
+        results = evaluator.simple_evaluate(
+            HFLM(pretrained=model, tokenizer=tokenizer), tasks=names, bootstrap_iters=0, **theirs,
+            task_manager=TaskManager(include_path=str(tasks), include_defaults=False),
+        )["results"]  # fmt: skip
+        expected = (2 * results["ours"]["acc,none"] - results["worse"]["acc,none"]) / 3
+        assert metric.ready(model, tokenizer, [])() == pytest.approx(expected), settings
+    tokenizer.chat_template = None
+    with pytest.raises(WeightopsError, match="has no chat template, so apply_chat_template must be off"):
+        LmEval(("ours",), tasks_from=str(tasks), apply_chat_template=True).ready(
+            model, tokenizer, [open_checkpoint(models / "a")]
+        )
     (tasks / "broken.yaml").write_text(
         TASK.format(name="broken", rows=tasks / "none.jsonl", metric="acc", higher="true")
     )

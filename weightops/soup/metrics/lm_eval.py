@@ -94,8 +94,11 @@ class LmEval(Metric):
             }
 
         def measured() -> float:
-            with _silent():
-                results = evaluator.evaluate(**settings)
+            try:
+                with _silent():
+                    results = evaluator.evaluate(**settings)
+            except Exception as error:  # a task may run any code of the harness
+                raise WeightopsError(f"{short(', '.join(self.data))}: cannot be judged ({_reason(error)})") from error
             scores = [one.weight * _score(one, results) for one in self._weighed]
             return sum(scores) / sum(abs(one.weight) for one in self._weighed)
 
@@ -149,8 +152,7 @@ class LmEval(Metric):
                 for _, task in _leaves(tasks):
                     self._set_examples(task)
         except Exception as error:  # a task may load any data and run any code of the harness
-            reason = str(error).strip().partition("\n")[0] or type(error).__name__
-            what = f"{short(', '.join(names))}: cannot be loaded ({short(reason, 300)})"
+            what = f"{short(', '.join(names))}: cannot be loaded ({_reason(error)})"
             remedies = Remedy("check the network, as most tasks are downloaded"), Remedy("choose another {}", "metric")
             raise WeightopsError(Message(what, *remedies)) from error
         return tasks
@@ -221,6 +223,11 @@ def _score(task: _Weighed, results: Mapping[str, Any]) -> float:
         problem = f"{short(task.name)}: of its {metric} lower is better"
         raise WeightopsError(f"{problem}; give it a weight below 0, or choose tasks of which higher is better")
     return float(values[key])
+
+
+def _reason(error: Exception) -> str:
+    """The first line of an error of the harness."""
+    return short(str(error).strip().partition("\n")[0], 300) or type(error).__name__
 
 
 @contextmanager
