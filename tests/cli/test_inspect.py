@@ -3,9 +3,8 @@
 import json
 
 import pytest
-import torch
+import tiny_models as tiny
 from click.testing import CliRunner
-from safetensors.torch import save_file
 from tiny_chat import write_chat_model
 
 from weightops.cli.inspect import command
@@ -19,11 +18,7 @@ def base(tmp_path_factory):
 @pytest.fixture(scope="module")
 def adapter(tmp_path_factory):
     folder = tmp_path_factory.mktemp("adapter")
-    (folder / "adapter_config.json").write_text(json.dumps({"peft_type": "LORA", "lora_alpha": 1, "r": 1}))
-    at = "base_model.model.model.layers.0.self_attn.q_proj"
-    factors = {f"{at}.lora_A.weight": torch.ones(1, 32), f"{at}.lora_B.weight": torch.ones(32, 1)}
-    save_file(factors, folder / "adapter_model.safetensors")
-    return folder
+    return tiny.lora_of_ones(folder, "model.layers.0.self_attn.q_proj", (32, 32), r=1)
 
 
 def run(*args):
