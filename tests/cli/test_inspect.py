@@ -41,7 +41,7 @@ def test_of_base_plus_adapter_it_says_what_the_adapter_changes(base, adapter):
         "attention": "1", "mlp": "0", "norm": "0", "embedding": "0",
     }  # fmt: skip
     tensors = json.loads(run(f"{base}+{adapter}", "--json"))
-    assert [name for name, said in tensors.items() if said["changed"]] == ["model.layers.0.self_attn.q_proj.weight"]
+    assert [name for name, entry in tensors.items() if entry["changed"]] == ["model.layers.0.self_attn.q_proj.weight"]
 
 
 def test_of_a_gguf_it_prints_what_the_file_stores_and_converts_nothing(base, adapter, tmp_path, monkeypatch):

@@ -55,8 +55,8 @@ def ready(model, rows=ANSWERED, **parameters):
 def test_dft_gives_the_numbers_of_the_papers_code(rate):
     averages = torch.zeros(3)
     for losses, expected in DFT[rate]:
-        found, averages = contrast(CHOSEN, REJECTED, REFERENCE, averages, EVERY, 1.0, rate)
-        torch.testing.assert_close(found, torch.tensor(losses), rtol=1e-5, atol=1e-5)
+        loss, averages = contrast(CHOSEN, REJECTED, REFERENCE, averages, EVERY, 1.0, rate)
+        torch.testing.assert_close(loss, torch.tensor(losses), rtol=1e-5, atol=1e-5)
         torch.testing.assert_close(averages, torch.tensor(expected), rtol=1e-5, atol=1e-6)
 
 
@@ -115,8 +115,8 @@ def test_the_loss_of_a_batch_is_that_of_its_sequences_scored_one_by_one(score):
     ]  # fmt: skip
     expected = torch.cat([loss for loss, _ in losses]).sum()
     (wanted,) = torch.autograd.grad(expected, model.table, retain_graph=True)
-    found, moved = gradient(model, objective, ANSWERED)
-    torch.testing.assert_close(found, expected.detach(), rtol=1e-4, atol=1e-4)
+    of_batch, moved = gradient(model, objective, ANSWERED)
+    torch.testing.assert_close(of_batch, expected.detach(), rtol=1e-4, atol=1e-4)
     torch.testing.assert_close(moved, wanted, rtol=1e-3, atol=1e-5)
     torch.testing.assert_close(
         objective.averages, torch.cat([each for _, each in losses]).detach(), rtol=1e-4, atol=1e-4

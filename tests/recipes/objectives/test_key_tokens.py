@@ -57,13 +57,13 @@ def test_the_weight_is_the_quotient_of_the_rest_and_the_keys_up_to_the_cap_and_1
 def test_a_name_counts_where_it_is_a_word_after_the_opening_and_calls_are_found_in_order():
     twice = "weathers weather() then search_maps()"
     assert keys_and_weights(a_row(["weather", "search_maps"], twice), cap=2)[0] == ["w", "s", "m"]
-    said = "search_maps is no use. Action:  search_maps()"
-    row = a_row("search_maps", said)
+    answer = "search_maps is no use. Action:  search_maps()"
+    row = a_row("search_maps", answer)
     tokens = row_tokens(TOKENIZER, row)
     (first, *_), (called, *_) = (
         list(KeyTokens(opening=opening)._key_spans(tokens, ["search_maps"], TOOLS)) for opening in ("", "Action:")
     )
-    assert called[0] - first[0] == said.rindex("search_maps")
+    assert called[0] - first[0] == answer.rindex("search_maps")
 
 
 def test_only_the_assistants_turns_are_searched_and_a_call_that_was_cut_off_is_no_fault():

@@ -181,19 +181,19 @@ def test_a_step_is_what_the_document_alone_gives(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("old", "new", "said"),
+    ("old", "new", "message"),
     [
         ("{base}", "/nowhere/base", "/nowhere/base: no such file or folder"),
         ("density: 0.5", "density: 1.5", "density"),
         ("model: first}}, {{model: {b}}}", "model: first}}, {{model: {other}}}", "must share one architecture"),
     ],
 )
-def test_what_is_wrong_with_a_later_document_leaves_nothing_of_the_earlier_ones(tmp_path, old, new, said):
+def test_what_is_wrong_with_a_later_document_leaves_nothing_of_the_earlier_ones(tmp_path, old, new, message):
     models = family(tmp_path / "models", ["base", "a", "b"])
     other = tiny.llama(0, layers=4)
     other.pop("model.layers.2.mlp.up_proj.weight")
     models["other"] = tiny.write(tmp_path / "models" / "other", other)
-    with pytest.raises(WeightopsError, match=said):
+    with pytest.raises(WeightopsError, match=message):
         merge(STEPS.replace(old, new).format(**models), tmp_path / "out")
     assert {path.name for path in tmp_path.iterdir()} == {"models", "out.yml"}
 
