@@ -157,8 +157,8 @@ def _made(strategy: type[Strategy]) -> Callable[..., None]:
 def _metric(name: str, data: tuple[str, ...], settings: dict[str, Any]) -> Metric | None:
     """The metric that was asked for; none without data."""
     chosen = metric_class(name)
-    own = {field.name for field in fields(chosen)}
-    if strange := sorted(settings.keys() - own):
+    takes = {field.name for field in fields(chosen)}
+    if strange := sorted(settings.keys() - takes):
         option = f"--{strange[0].replace('_', '-')}"
         raise click.UsageError(f"{option}: --metric {name} does not have it")
     return chosen(data=data, **settings) if data else None

@@ -70,14 +70,14 @@ class SoupPlan:
 
     def problems(self) -> list[str]:
         """Everything that prevents it, as far as headers and data show."""
-        found = list(self.everything.plan.problems)
+        problems = list(self.everything.plan.problems)
         for metric in (self.metric, self.report):
             try:
                 if metric is not None:
                     metric.content()
             except WeightopsError as error:
-                found += error.problems
-        return found
+                problems += error.problems
+        return problems
 
     def place_problems(self, out: Path, overwrite: bool) -> list[str]:
         """What prevents writing to a path."""
@@ -125,7 +125,7 @@ class SoupPlan:
             reported = self._reported(bench, chosen)
             judged = [*bench.scored, *reported]
             if known := sum(one.known for one in judged):
-                tell(f"resumed: {known} of {len(judged)} scores were known from {self.scores}")
+                tell(f"resumed: {known} of {len(judged)} scores were read from {self.scores}")
         return Soup(self, scored, tuple(controls), bench.scored, tuple(reported))
 
     def _bench(self, bar: Progress | None) -> Bench:

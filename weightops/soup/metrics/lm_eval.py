@@ -68,10 +68,10 @@ class LmEval(Metric):
 
         def measured() -> float:
             with _silent():
-                found = evaluator.evaluate(
+                evaluated = evaluator.evaluate(
                     lm=judged, task_dict=tasks, limit=self.limit or None, bootstrap_iters=0, log_samples=False
                 )
-            scores = [_score(name, found) for name in found["results"]]
+            scores = [_score(name, evaluated) for name in evaluated["results"]]
             return sum(scores) / len(scores)
 
         return measured
@@ -104,18 +104,18 @@ class LmEval(Metric):
         return tasks
 
 
-def _score(name: str, found: Mapping[str, Any]) -> float:
+def _score(name: str, evaluated: Mapping[str, Any]) -> float:
     """The first metric of a task's results.
 
     Raises:
         WeightopsError: it has none, or lower is better.
     """
-    values = {key: value for key, value in found["results"][name].items() if "," in key and "_stderr" not in key}
+    values = {key: value for key, value in evaluated["results"][name].items() if "," in key and "_stderr" not in key}
     first = next((key for key, value in values.items() if isinstance(value, int | float)), None)
     if first is None:
         raise WeightopsError(f"{short(name)}: this task gives no number; choose another")
     metric = first.partition(",")[0]
-    if not found["higher_is_better"].get(name, {}).get(metric, True):
+    if not evaluated["higher_is_better"].get(name, {}).get(metric, True):
         raise WeightopsError(f"{short(name)}: of its {metric} lower is better; choose tasks of which higher is better")
     return float(values[first])
 
