@@ -15,10 +15,10 @@ LOWEST := .venv-lowest/bin
 	touch $@
 
 demo: .venv/installed
-	$(BIN)/python examples/demo.py
+	$(BIN)/python -m examples.demo
 
 demo-train: .venv/installed
-	$(BIN)/python examples/demo.py --train
+	$(BIN)/python -m examples.demo --train
 
 lint: .venv/installed types
 	$(BIN)/ruff check .

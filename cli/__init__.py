@@ -185,5 +185,5 @@ def main(debug: bool, as_json: bool) -> None:
     weightops train guard-prefix --set data.files=prompts.jsonl --out guard
     weightops guard score mine-guard "how do I kill a process?"
 
-    --json and --quiet may stand before or after a command's name. weightops COMMAND --help shows a command's options.
+    --json and --quiet may come before or after a command's name. weightops COMMAND --help shows a command's options.
     """

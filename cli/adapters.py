@@ -64,11 +64,11 @@ def command() -> None:
     show_default=True,
     help="core: any method, on small matrices; product: the sum of the products; factors: A and B averaged apart.",
 )
-@click.option("--rank", type=click.IntRange(min=1), help="Most rank of an update.  [default: lossless]")
+@click.option("--rank", type=click.IntRange(min=1), help="Highest rank of an update.  [default: lossless]")
 @click.option("--weights", metavar="WEIGHTS", help="uniform, tokens, rows, or a number for each adapter: 0.7,0.3.")
 @click.option("--set", "settings", multiple=True, metavar="KEY=VALUE", help="A setting of the method: density=0.3.")
 @click.option("--base", help="The base of all adapters, where they name it differently.")
-@click.option("--seed", default=0, show_default=True, help="Of the methods that draw at random.")
+@click.option("--seed", default=0, show_default=True, help="Seed of the methods that draw at random.")
 @plugin_option
 @adapter_output
 def merge(
@@ -110,7 +110,7 @@ def merge(
 @command.command("extract")
 @click.argument("base", type=SourceType())
 @click.argument("tuned", type=SourceType())
-@click.option("--rank", type=click.IntRange(min=1), help="Of each update; with --energy the most.")
+@click.option("--rank", type=click.IntRange(min=1), help="Rank of each update; with --energy the highest.")
 @click.option(
     "--energy",
     type=click.FloatRange(0, 1, min_open=True),

@@ -33,7 +33,7 @@ def command() -> None:
 @click.option("--out", type=OutType(), required=True, help="File to write: JSON Lines.")
 @click.option("--limit", type=click.IntRange(min=1), help="Rewrite only the first rows.")
 @click.option("--overwrite", is_flag=True, help="Replace an existing file of rows.")
-@click.option("--dry-run", is_flag=True, help="Read and check the recipe and its rows; ask no model, write nothing.")
+@click.option("--dry-run", is_flag=True, help="Read and check the recipe and its rows; run no model, write nothing.")
 @json_option
 def run(
     recipe: str, sets: tuple[str, ...], out: Path, limit: int | None, overwrite: bool, dry_run: bool, as_json: bool

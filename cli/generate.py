@@ -55,7 +55,7 @@ class ThresholdsType(click.ParamType):  # type: ignore[type-arg]
 @click.option("--top-p", type=click.FloatRange(0, 1, min_open=True), default=1.0, show_default=True,
               help="Draw from the fewest tokens that hold this share of the probability.")  # fmt: skip
 @click.option("--seed", type=int, default=0, show_default=True, help="Seed of the draws.")
-@click.option("--raw", is_flag=True, help="Continue the text as it stands, without the chat template.")
+@click.option("--raw", is_flag=True, help="Continue the text as it is, without the chat template.")
 @click.option("--batch", type=click.IntRange(min=1), default=1, show_default=True, help="Prompts decoded at once.")
 @click.option("--dtype", type=click.Choice(["auto", "float32", "bfloat16", "float16"]), default="auto",
               show_default=True, help="Dtype of the weights in memory.")  # fmt: skip
@@ -83,15 +83,15 @@ def command(
     from weightops.sorted.sampling import Sampling
 
     method = _method(exits, draft, draft_vocabulary, confidence, plain)
-    asked = [*prompts, *row_prompts(read_rows(files, allow_empty=True))]
-    if not asked:
+    requests = [*prompts, *row_prompts(read_rows(files, allow_empty=True))]
+    if not requests:
         raise WeightopsError(
             Message("no prompt", Remedy("give one after the model"), Remedy("name a file with {}", "files"))
         )
     loaded, tokenizer = load(model, dtype, trust_remote_code=trust_remote_code)
     loaded.eval()
     sampling = Sampling(temperature, top_k, top_p, seed)
-    rows = [prompt_tokens(tokenizer, prompt, raw=raw) for prompt in asked]
+    rows = [prompt_tokens(tokenizer, prompt, raw=raw) for prompt in requests]
     written = []
     for first in range(0, len(rows), batch):
         done = generate(loaded, tokenizer, rows[first : first + batch], method, most=max_tokens, sampling=sampling)

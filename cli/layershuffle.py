@@ -34,7 +34,7 @@ from weightops.cli.words import in_options
     help="How likely each --model is, in the same order.  [default: equally]",
 )
 @click.option("--full-random", is_flag=True, help="Draw the layers' numbers too; a weight is a share of layers.")
-@click.option("--seed", default=0, show_default=True, help="Draws the layers.")
+@click.option("--seed", default=0, show_default=True, help="Seed of the draw.")
 @click.option("--print-yaml", is_flag=True, help="Print the merge file.")
 @click.option("--write-yaml", type=click.Path(path_type=Path, dir_okay=False), help="Write the merge file there.")
 @dtype_option

@@ -48,7 +48,7 @@ if TYPE_CHECKING:
     help="fisher: least information of a weight, as a share of its tensor's mean.",
 )
 @click.option("--random", is_flag=True, help="fisher: random tokens in place of DATA; name only the models.")
-@click.option("--seed", default=0, show_default=True, help="Draws rows, random tokens and fisher's labels.")
+@click.option("--seed", default=0, show_default=True, help="Seed of rows, random tokens and fisher's labels.")
 @click.option("--device", default="cpu", show_default=True, help="Where the models run, a layer at a time.")
 @click.option("--out", type=OutType(), required=True, help="Folder to write.")
 @dtype_option

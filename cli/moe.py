@@ -23,7 +23,7 @@ from weightops.cli.words import in_options
 @click.command("moe")
 @click.argument("config", type=click.Path(path_type=Path, dir_okay=False))
 @click.argument("out", type=OutType())
-@click.option("--seed", default=0, show_default=True, help="Draws random routers and noise.")
+@click.option("--seed", default=0, show_default=True, help="Seed of random routers and noise.")
 @click.option(
     "--device", default="cpu", show_default=True, help="Where the base runs, a layer at a time (gate_mode: hidden)."
 )

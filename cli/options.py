@@ -167,7 +167,7 @@ def print_saved(saved: Saved, output: Output, **more: Any) -> None:
 
 
 def json_option(command: Callable[..., Any]) -> Callable[..., Any]:
-    """``--json``, given to the command as ``as_json``, and ``--quiet``; both may also stand before the command's name.
+    """``--json``, given to the command as ``as_json``, and ``--quiet``; both may also come before the command's name.
 
     With ``--json`` stdout holds one JSON document or, after an error, nothing; all else is on stderr.
     """
@@ -241,7 +241,9 @@ def executor_options(command: Callable[..., Any]) -> Callable[..., Any]:
         help="ray computes on a Ray cluster whose machines share the files, each worker with --memory (docs/scale.md).",
     )
     @click.option("--ray-address", help="host:port or auto.  [default: $RAY_ADDRESS, or a cluster on this machine]")
-    @click.option("--workers", type=click.IntRange(min=1), help="How many on the cluster.  [default: one a processor]")
+    @click.option(
+        "--workers", type=click.IntRange(min=1), help="Workers on the cluster.  [default: one for each processor]"
+    )
     @functools.wraps(command)
     def wrapped(
         *args: Any, executor: str, ray_address: str | None, workers: int | None, output: Output, **rest: Any

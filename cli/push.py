@@ -15,7 +15,7 @@ from weightops.cli.printing import human, print_json, print_next, table
 @click.argument("folder", type=click.Path(path_type=Path))
 @click.argument("repository")
 @click.option("--private", is_flag=True, help="Make a private repository; a public one that exists is refused.")
-@click.option("--dry-run", is_flag=True, help="Check FOLDER and list what would be uploaded; the hub is not asked.")
+@click.option("--dry-run", is_flag=True, help="Check FOLDER and list what would be uploaded; the hub is not contacted.")
 @click.option("--overwrite", is_flag=True, help="Delete other weights that the repository holds, in the same commit.")
 @json_option
 def command(folder: Path, repository: str, private: bool, dry_run: bool, overwrite: bool, as_json: bool) -> None:

@@ -59,12 +59,12 @@ def bench(
     from weightops.sorted.layer_ranges import LayerRanges
     from weightops.sorted.prompts import prompt_tokens, row_prompts
 
-    asked = row_prompts(read_rows(files))[:max_prompts]
-    if not asked:
+    requests = row_prompts(read_rows(files))[:max_prompts]
+    if not requests:
         raise WeightopsError(Message("no prompts", Remedy("name a file that holds some with {}", "files")))
     loaded, tokenizer = load(model, dtype, trust_remote_code=trust_remote_code)
     loaded.eval()
-    prompts = [prompt_tokens(tokenizer, prompt) for prompt in asked]
+    prompts = [prompt_tokens(tokenizer, prompt) for prompt in requests]
     depth = LayerRanges(loaded).depth
     results = try_ways(loaded, tokenizer, prompts, ways(depth, exits, transformers=transformers), max_tokens)
     fastest = best(results)

@@ -10,13 +10,14 @@ models are written to ``demo-output/``. Training prints an estimate of its time 
 from __future__ import annotations
 
 import os
-import shlex
 import shutil
-import subprocess
-import sys
 import time
 from pathlib import Path
 from typing import Any
+
+import click
+
+from examples.experiments.steps import errors_in_one_line, program, weightops_process
 
 HERE = Path(__file__).parent
 OUT = Path("demo-output")
@@ -24,19 +25,20 @@ BASE = "smollm2-135m-instruct"
 LANGUAGES = {"en": "English", "es": "Spanish", "de": "German"}
 
 
+@program(__doc__)
+@click.option("--train", is_flag=True, help="Train the guard and the target first.")
 def main(train: bool) -> None:
+    """Run it from the root of the repository, where the recipes name files from."""
+    os.chdir(HERE.parent)
+    os.environ.setdefault("HF_HUB_OFFLINE", "1")
+    if machine_is_busy():  # threads that spin while they wait then cost 5 x; on an idle machine they save a third
+        os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     began = time.perf_counter()
-    from weightops.errors import WeightopsError
-
-    try:
+    with errors_in_one_line():
         guard, target = trained() if train else (Path("examples/guard"), Path("examples/target"))
         models = {"base": BASE, "guard": f"{BASE}+{guard}", "target": f"{BASE}+{target}"}
         models["composed"] = composed(models)
         print(report(judged(models, guard)))
-    except WeightopsError as error:
-        sys.exit(f"error: {error}")
-    except KeyboardInterrupt:
-        sys.exit("\nInterrupted. Run the same command again: finished models are kept, training resumes.")
     print(f"\nThis took {time.perf_counter() - began:.0f} seconds. Try the new guard yourself:")
     print(f'\n    .venv/bin/weightops guard score {OUT / "composed"} "how do I kill a process?"')
 
@@ -45,7 +47,7 @@ def trained() -> tuple[Path, Path]:
     """Guard and target, trained by the recipes in ``examples/``; those that an earlier run finished are reused."""
     for name in ("guard", "target"):
         if not (OUT / name).exists():
-            weightops("train", f"examples/{name}.yaml", "--out", str(OUT / name))
+            weightops_process("train", f"examples/{name}.yaml", "--out", OUT / name)
     return OUT / "guard", OUT / "target"
 
 
@@ -54,18 +56,8 @@ def composed(models: dict[str, str]) -> str:
     out = OUT / "composed"
     shutil.rmtree(out, ignore_errors=True)
     sources = (part for name in ("guard", "base", "target") for part in (f"--{name}", models[name]))
-    weightops("compose-guard", *sources, "--out", str(out))
+    weightops_process("compose-guard", *sources, "--out", out)
     return str(out)
-
-
-def weightops(*words: str) -> None:
-    """Run a command as a user would, and show it."""
-    from weightops.errors import WeightopsError
-
-    print(f"$ weightops {shlex.join(words)}", flush=True)
-    if subprocess.run([str(Path(sys.executable).with_name("weightops")), *words], check=False).returncode:
-        raise WeightopsError(f"weightops {words[0]}: failed; its message is above")
-    print()
 
 
 def judged(models: dict[str, str], guard: Path) -> dict[str, list[dict[str, Any]]]:
@@ -157,8 +149,4 @@ def machine_is_busy() -> bool:
 
 
 if __name__ == "__main__":
-    os.chdir(HERE.parent)  # the recipes and the commands below name files from here
-    os.environ.setdefault("HF_HUB_OFFLINE", "1")
-    if machine_is_busy():  # threads that spin while they wait then cost 5 x; on an idle machine they save a third
-        os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-    main(train="--train" in sys.argv[1:])
+    main()

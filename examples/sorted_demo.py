@@ -10,17 +10,13 @@ from __future__ import annotations
 
 import importlib
 import inspect
-import json
 import os
 import random
-import shlex
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 from examples.experiments.sorted.runs import losses_by_exit
-from weightops.errors import WeightopsError
+from examples.experiments.steps import errors_in_one_line, program, weightops_process, write_lines
 from weightops.rows.reader import read_rows
 
 OUT = Path("sorted-output")
@@ -38,37 +34,38 @@ MODULES = (
 TRAINED, HELD_OUT = 108, 32
 
 
+@program(__doc__)
 def main() -> None:
+    """Run it from the root of the repository, where the recipe names its rows from."""
+    os.chdir(Path(__file__).parents[1])
+    os.environ.setdefault("HF_HUB_OFFLINE", "1")
+    with errors_in_one_line():
+        train_cut_and_decode()
+        print(table())
+
+
+def train_cut_and_decode() -> None:
     rows = list(questions())
     random.Random(0).shuffle(rows)
-    OUT.mkdir(exist_ok=True)
-    for name, part in (("held-out", rows[:HELD_OUT]), ("rows", rows[HELD_OUT:][:TRAINED])):
-        (OUT / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in part), "utf-8")
-    if not (OUT / "soft").exists():
-        weightops("train", "examples/sorted.yaml", "--out", str(OUT / "soft"))
-    weightops("extract", str(OUT / "soft"), "--layers", "18", "--out", str(OUT / "soft-18"), "--verify", "--overwrite")
-    weightops("generate", str(OUT / "soft"), "What does the Python function textwrap.dedent do?", "--max-tokens", "40")
-    print(table())
+    write_lines(rows[:HELD_OUT], OUT / "held-out.jsonl")
+    write_lines(rows[HELD_OUT:][:TRAINED], OUT / "rows.jsonl")
+    model, child = OUT / "soft", OUT / "soft-18"
+    if not model.exists():
+        weightops_process("train", "examples/sorted.yaml", "--out", model)
+    weightops_process("extract", model, "--layers", 18, "--out", child, "--verify", "--overwrite")
+    weightops_process("generate", model, "What does the Python function textwrap.dedent do?", "--max-tokens", 40)
 
 
 def questions() -> Iterator[dict[str, str]]:
     """A row for each public function and class that has a docstring; one for those that modules share."""
-    known = set()
+    summaries = set()
     for module in map(importlib.import_module, MODULES):
-        for name, thing in sorted(vars(module).items()):
-            summary = (inspect.getdoc(thing) or "").partition("\n\n")[0].replace("\n", " ")
-            if not name.startswith("_") and callable(thing) and 20 < len(summary) < 300 and summary not in known:
-                known.add(summary)
+        for name, member in sorted(vars(module).items()):
+            summary = (inspect.getdoc(member) or "").partition("\n\n")[0].replace("\n", " ")
+            if not name.startswith("_") and callable(member) and 20 < len(summary) < 300 and summary not in summaries:
+                summaries.add(summary)
                 function = f"{module.__name__}.{name}"
                 yield {"prompt": f"What does the Python function {function} do?", "completion": summary}
-
-
-def weightops(*words: str) -> None:
-    """Run a command as a user would, and show it."""
-    print(f"$ weightops {shlex.join(words)}", flush=True)
-    if subprocess.run([str(Path(sys.executable).with_name("weightops")), *words], check=False).returncode:
-        raise WeightopsError(f"weightops {words[0]}: failed; its message is above")
-    print()
 
 
 def table() -> str:
@@ -80,9 +77,4 @@ def table() -> str:
 
 
 if __name__ == "__main__":
-    os.chdir(Path(__file__).parents[1])  # the recipe names its rows from here
-    os.environ.setdefault("HF_HUB_OFFLINE", "1")
-    try:
-        main()
-    except WeightopsError as error:
-        sys.exit(f"error: {error}")
+    main()

@@ -1,13 +1,17 @@
-"""What the pages of experiments share: values by seed with their intervals, and tables between two marks in a page."""
+"""What the pages of experiments share: values by seed with their intervals, and tables between marks in a page."""
 
 from __future__ import annotations
 
+import json
 import statistics
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any, Final
 
 from weightops.errors import WeightopsError
+
+DOCS: Final = Path(__file__).parents[2] / "docs"
 
 
 @dataclass(frozen=True)
@@ -62,10 +66,61 @@ def signed(measured: Measured) -> str:
     return f"**{text}**" if abs(measured.mean) > measured.half_width else text
 
 
+def mean_and_range(values: Sequence[float], digits: int = 3) -> str:
+    """The mean, and the least and greatest in brackets; empty where nothing was measured."""
+    if not values:
+        return ""
+    mean = f"{statistics.mean(values):.{digits}f}"
+    return mean if len(values) == 1 else f"{mean} ({min(values):.{digits}f} to {max(values):.{digits}f})"
+
+
 def grid(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     """A Markdown table."""
     lines = [head, ["---"] * len(head), *rows]
     return "".join("| " + " | ".join(line) + " |\n" for line in lines)
+
+
+def read_results(file: Path) -> Any:
+    """What was measured, as a page shows it."""
+    return json.loads(file.read_text("utf-8"))
+
+
+def write_results(lines: Iterable[Mapping[str, Any]], file: Path) -> None:
+    """Write measurements to the file that a page is made from, a line each."""
+    file.write_text("[\n" + ",\n".join(f"  {json.dumps(line)}" for line in lines) + "\n]\n", "utf-8")
+
+
+@dataclass(frozen=True)
+class Page:
+    """A page of the documentation whose tables and pictures show the results of an experiment.
+
+    Attributes:
+        file: The page; its pictures are beside it.
+        results: What was measured, as the page shows it: no data rows, no weights.
+        tables: Works out every table of the page, by its mark.
+        pictures: Draws each picture, by its file name.
+        read: Reads the file of results.
+    """
+
+    file: Path
+    results: Path
+    tables: Callable[[Any], Mapping[str, str]]
+    pictures: Mapping[str, Callable[[Any, Path], None]] = field(default_factory=dict)
+    read: Callable[[Path], Any] = read_results
+
+    def load(self) -> Any:
+        """The results that the page shows."""
+        return self.read(self.results)
+
+    def write(self, results: Any) -> None:
+        """Put the tables into the page in place of the earlier ones, and draw the pictures.
+
+        Raises:
+            WeightopsError: the page has no marks for a table.
+        """
+        put_tables(self.tables(results), self.file)
+        for name, draw in self.pictures.items():
+            draw(results, self.file.with_name(name))
 
 
 def put_tables(tables: Mapping[str, str], page: Path) -> None:

@@ -8,7 +8,6 @@ of passes that each method takes.
 from __future__ import annotations
 
 import json
-import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -17,10 +16,11 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, Final
 
-from examples.experiments.evidence import grid, put_tables
+import click
 
-ROOT: Final = Path(__file__).parents[2]
-PAGE, RESULTS = ROOT / "docs/scale.md", Path(__file__).with_suffix(".json")
+from examples.experiments.evidence import DOCS, Page, grid
+from examples.experiments.steps import program, write_page
+
 STORAGE: Final = (1e9, 5e9, 20e9)
 """Bytes a second that a filesystem reads and writes, all machines together."""
 BF16: Final = 2
@@ -223,12 +223,17 @@ def _seconds(save: Callable[..., Path], out: Path, memory: int) -> float:
     return time.process_time() - begin
 
 
-def main(words: list[str]) -> None:
+PAGE: Final = Page(DOCS / "scale.md", Path(__file__).with_suffix(".json"), tables)
+
+
+@program(__doc__)
+@click.option("--measure", "measures", is_flag=True, help="Time the engine first.")
+def main(measures: bool) -> None:
     """Measure, if it is asked for, and write the page's tables."""
-    if "--measure" in words:
-        RESULTS.write_text(json.dumps(measure(), indent=2) + "\n")
-    put_tables(tables(json.loads(RESULTS.read_text())), PAGE)
+    if measures:
+        PAGE.results.write_text(json.dumps(measure(), indent=2) + "\n")
+    write_page(PAGE)
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    main()

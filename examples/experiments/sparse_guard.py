@@ -7,16 +7,17 @@ the demo's target: F1 at a threshold of 0.5, and the area under the ROC curve, w
 
 from __future__ import annotations
 
-import sys
 import tempfile
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import click
 import numpy as np
 
 from examples.demo import BASE, HERE, auc, f1, prompts
+from examples.experiments.steps import errors_in_one_line, program
 from weightops.algebra.checkpoint import Checkpoint, Delta
 from weightops.algebra.opening import open_all
 from weightops.engine import kernels
@@ -31,7 +32,15 @@ from weightops.sparse.top_entries import sparse_part
 DENSITIES = (0.001, 0.01, 0.05, 0.1)
 
 
-def main(densities: Iterable[float] = DENSITIES) -> None:
+@program(__doc__)
+@click.argument("densities", metavar="[DENSITY]...", type=float, nargs=-1)
+def main(densities: tuple[float, ...]) -> None:
+    """Judge every guard and print the table."""
+    with errors_in_one_line():
+        judge_all(densities or DENSITIES)
+
+
+def judge_all(densities: Iterable[float]) -> None:
     """Judge every guard and print the table."""
     base, guard, target = open_all([BASE, f"{BASE}+{HERE / 'guard'}", f"{BASE}+{HERE / 'target'}"])
     vector = (guard - base).only(scope_of((), ()).applies)
@@ -71,4 +80,4 @@ def measured(model: Checkpoint, card: GuardCard, rows: list[dict[str, Any]]) -> 
 
 
 if __name__ == "__main__":
-    main([float(density) for density in sys.argv[1:]] or DENSITIES)
+    main()

@@ -104,8 +104,8 @@ def call_in(text: str) -> Call | None:
     True
     """
     firsts = [next(calls(text[:_CHARACTERS]), None) for calls in (_python_calls, _json_calls)]
-    found = [first for first in firsts if first is not None]
-    return min(found, key=lambda each: each[0])[1] if found else None
+    placed = [first for first in firsts if first is not None]
+    return min(placed, key=lambda each: each[0])[1] if placed else None
 
 
 def _function(tool: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -132,8 +132,8 @@ def _json_calls(text: str) -> Iterator[tuple[int, Call]]:
     decoder = json.JSONDecoder()
     for match in re.finditer(r"\{", text):
         try:
-            found, _ = decoder.raw_decode(text, match.start())
+            value, _ = decoder.raw_decode(text, match.start())
         except (ValueError, RecursionError):
             continue
-        if isinstance(found.get("name"), str) and isinstance(found.get("arguments"), dict):
-            yield match.start(), Call(found["name"], found["arguments"])
+        if isinstance(value.get("name"), str) and isinstance(value.get("arguments"), dict):
+            yield match.start(), Call(value["name"], value["arguments"])

@@ -59,7 +59,9 @@ class ByConflict(Dispersion):
     def assign(self, pool: Pool) -> Sequence[int]:
         """The part of each unit: that of its source or cluster."""
         named = self._groups(pool)
-        groups = {name: [unit for unit, own in zip(pool.units, named, strict=True) if own == name] for name in named}
+        groups = {
+            name: [unit for unit, group in zip(pool.units, named, strict=True) if group == name] for name in named
+        }
         if len(groups) < pool.parts:
             count = "1 source or cluster" if len(groups) == 1 else f"{len(groups)} sources or clusters"
             raise WeightopsError(f"{count} for {pool.parts} parts; each part needs one, so ask for fewer parts")

@@ -306,7 +306,7 @@ def _unknown(name: str, known: tuple[str, ...], root: type) -> str:
         return f"unknown key {name!r}; here it is {here}"
     if close := difflib.get_close_matches(name, known, n=1):
         return f"unknown key {name!r} (did you mean {close[0]!r}?)"
-    return f"unknown key {name!r}; known here: {', '.join(known) or 'none'}"
+    return f"unknown key {name!r}; available: {', '.join(known) or 'none'}"
 
 
 def _has(kind: type, place: str) -> bool:

@@ -79,7 +79,7 @@ class Objective(Protocol):
     def begin_step(self, step: int) -> None:
         """Told the number of each step before its batches, counted from 0; the same in all processes.
 
-        A run that is resumed goes on with the number after the last step that was saved.
+        A resumed run continues with the number after the last step that was saved.
         """
         return None
 

@@ -76,7 +76,7 @@ def _model(spec: str, place: Place) -> NamedSource:
         )
     if is_hub_id(spec):
         return NamedSource(
-            place, f"{spec} is not a local folder, so it is taken as a model on the hub; the hub was not asked"
+            place, f"{spec} is not a local folder, so it is taken as a model on the hub; the hub was not contacted"
         )
     return NamedSource(place, f"{spec}: no such folder; write org/name for a hub model", missing=True)
 
@@ -90,4 +90,4 @@ def _data(data: Data, place: Place) -> Iterator[NamedSource]:
                 (*place, "files", number), f"{file}: no such file; set data.files to your files", missing=True
             )
     if data.hub:
-        yield NamedSource((*place, "hub"), f"{data.hub} is a data set on the hub; the hub was not asked")
+        yield NamedSource((*place, "hub"), f"{data.hub} is a data set on the hub; the hub was not contacted")

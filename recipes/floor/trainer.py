@@ -158,7 +158,7 @@ def _check_rows(rows: Sequence[Row], objective: Objective) -> None:
     missing = sorted({name for row in rows for name in objective.reads if name not in row})
     if missing:
         raise WeightopsError(
-            f"objective {kind_of(objective)}: reads {', '.join(objective.reads)} of each row, but rows lack "
+            f"objective {kind_of(objective)}: reads {', '.join(objective.reads)} of each row, but rows have no "
             f"{', '.join(missing)}; choose another objective"
         )
 

@@ -20,7 +20,7 @@ _FENCED = re.compile(r"```[^\n`]*\n(.*?)```", re.DOTALL)
 class UnitTests:
     """The answer's program, with the row's tests after it, runs to its end.
 
-    The program is what stands in the answer's code fences; without one it is the whole answer.
+    The program is the text in the answer's code fences; without fences it is the whole answer.
 
     Attributes:
         tests: Column with the tests: Python statements, one text or a list.

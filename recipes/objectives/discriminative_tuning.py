@@ -204,8 +204,8 @@ class DiscriminativeTuning(TokenObjective):
         with torch.no_grad():
             for piece in followed(pieces, "reading the negatives", unit="batch"):
                 batch = super().batch([rows[at]["negatives"][number] for at, number in piece])
-                found = self._scores(model, {name: tensor.to(device) for name, tensor in batch.items()})
-                for (at, number), score in zip(piece, found.tolist(), strict=True):
+                of_piece = self._scores(model, {name: tensor.to(device) for name, tensor in batch.items()})
+                for (at, number), score in zip(piece, of_piece.tolist(), strict=True):
                     scores[at, number] = score
         model.train(training).to(home)
         return scores

@@ -89,16 +89,16 @@ class Dispersed:
 
     def _part(self, rows: Sequence[int]) -> dict[str, Any]:
         characters = sum(len(self.texts[row]) for row in rows)
-        said: dict[str, Any] = {"rows": len(rows), "characters": characters, "share": len(rows) / len(self.texts)}
+        described: dict[str, Any] = {"rows": len(rows), "characters": characters, "share": len(rows) / len(self.texts)}
         if self.vectors is None:
-            return said
+            return described
         import numpy as np
 
-        own = self.vectors[list(rows)]
-        centre = own.mean(0)
-        cosines = own @ (centre / max(float(np.linalg.norm(centre)), 1e-12))
+        vectors = self.vectors[list(rows)]
+        centre = vectors.mean(0)
+        cosines = vectors @ (centre / max(float(np.linalg.norm(centre)), 1e-12))
         nearest = [rows[place] for place in np.argsort(-cosines, kind="stable")[:SHOWN]]
-        return said | {
+        return described | {
             "mean_cosine_to_centre": float(cosines.mean()),
             "nearest": [_line(self.texts[row]) for row in nearest],
         }
@@ -139,12 +139,12 @@ def disperse(
     members: list[list[int]] = [[] for _ in range(dispersal.parts)]
     for part, unit in zip(chosen, together, strict=True):
         members[part] += unit
-    if empty := [number for number, own in enumerate(members) if not own]:
+    if empty := [number for number, in_part in enumerate(members) if not in_part]:
         raise WeightopsError(f"part {empty[0]} has no rows; ask for fewer parts")
     several = tuple(unit for unit in together if len(unit) > 1)
     if several:
         say(f"{sum(map(len, several))} rows are duplicates of each other; groups that stay together: {len(several)}")
-    return Dispersed(tuple(tuple(sorted(own)) for own in members), tuple(texts), vectors, several, tuple(notes))
+    return Dispersed(tuple(tuple(sorted(in_part)) for in_part in members), tuple(texts), vectors, several, tuple(notes))
 
 
 def looked_at(rows: Sequence[Row], dispersal: Dispersal, base: str | None) -> tuple[list[str], list[Unit]]:

@@ -70,16 +70,16 @@ class Encoder:
             states = self.model(input_ids=inputs["input_ids"], attention_mask=mask).last_hidden_state.float()
             weights = mask[..., None].to(states)
             means = (states * weights).sum(1) / weights.sum(1).clamp(min=1)
-            found = torch.nn.functional.normalize(means, dim=-1).cpu().numpy()
-        if not np.isfinite(found).all():
+            embeddings = torch.nn.functional.normalize(means, dim=-1).cpu().numpy()
+        if not np.isfinite(embeddings).all():
             raise WeightopsError(f"{self.spec}: its embeddings are not numbers; choose another encoder")
-        return np.asarray(found, np.float32)
+        return np.asarray(embeddings, np.float32)
 
 
 def embed(spec: str, texts: Sequence[str], tell: Callable[[str], object]) -> NDArray[np.float32]:
     """Embeddings of texts, [texts, width], fp32, of length 1.
 
-    A text longer than the encoder reads is cut at its end; how many are is told.
+    A text longer than the encoder reads is cut at its end; their number is reported.
 
     Args:
         spec: A model: a folder, ``org/name``, an alias. An encoder, or a causal model whose last hidden state is taken.

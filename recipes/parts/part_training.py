@@ -2,7 +2,7 @@
 
 A launcher is one class in ``launchers/``: a frozen dataclass whose fields are its parameters. It is given trainings and
 the function that does one of them. Each writes its own folder, so one that was interrupted resumes wherever it is run
-again. A part whose training failed is named and left out; the others go on.
+again. A part whose training failed is named and left out; the others continue.
 """
 
 from __future__ import annotations

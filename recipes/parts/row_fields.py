@@ -43,8 +43,8 @@ def row_text(row: Row, field: Field) -> str:
     Raises:
         WeightopsError: a field with a fault, or no such text in this form of row.
     """
-    asked, answered = _sides(row)
-    return well_formed("\n".join(text for text in _wanted(asked, answered, field) if text))
+    question, answer = _sides(row)
+    return well_formed("\n".join(text for text in _wanted(question, answer, field) if text))
 
 
 def normalised(text: str) -> str:
@@ -56,8 +56,8 @@ def normalised(text: str) -> str:
     return " ".join(unicodedata.normalize("NFKC", text).casefold().split())
 
 
-def _wanted(asked: str, answered: str, field: Field) -> tuple[str, ...]:
-    return {"output": (answered,), "instruction": (asked,), "both": (asked, answered)}[field]
+def _wanted(question: str, answer: str, field: Field) -> tuple[str, ...]:
+    return {"output": (answer,), "instruction": (question,), "both": (question, answer)}[field]
 
 
 def _sides(row: Row) -> tuple[str, str]:

@@ -93,8 +93,8 @@ class AutonomousLearning:
         closed = yield from self._answer(question)
         if not closed:
             return []
-        asked = Row.of(row.place, {"prompt": question, "completion": answer})
-        known = yield from verdict(self.judge, asked, closed)
+        opened_row = Row.of(row.place, {"prompt": question, "completion": answer})
+        known = yield from verdict(self.judge, opened_row, closed)
         if known:
             yield Note("a question was answered right without the document")
         if known is not False:

@@ -116,7 +116,7 @@ def run(
 
     Raises:
         WeightopsError: settings or rows that do not fit, an output or another training's part in the way, several
-            processes, or no part whose training ended well.
+            processes, or the training of every part failed.
     """
     from weightops.algebra.opening import open_checkpoint
     from weightops.recipes.floor.trainer import Fitted
@@ -147,7 +147,7 @@ def run(
         ], train_all)  # fmt: skip
     kept = [part for part in trained if part.problem is None]
     if not kept:
-        raise WeightopsError("no part's training ended well", *(str(part.problem) for part in trained))
+        raise WeightopsError("the training of every part failed", *(str(part.problem) for part in trained))
     measured |= {f"part {part.number}": measure(base + part.change(base)) for part in kept}
     shares = _shares(kept, recipe.weigh)
     private_folder(place / MERGING)

@@ -205,7 +205,7 @@ def _filter() -> bytes:
     """
     if platform.machine() not in _SYSTEM_CALLS:
         known = " and ".join(_SYSTEM_CALLS)
-        raise WeightopsError(f"the sandbox knows {known}, not {platform.machine()}; run this on another machine")
+        raise WeightopsError(f"the sandbox supports {known}, not {platform.machine()}; run this on another machine")
     machine, (*forbidden, clone3) = _SYSTEM_CALLS[platform.machine()]
     load, equal, at_least, give = 0x20, 0x15, 0x35, 0x06
     steps = [(load, 0, 0, 4), (equal, 1, 0, machine), (give, 0, 0, _KILL), (load, 0, 0, 0)]

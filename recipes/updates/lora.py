@@ -25,7 +25,7 @@ class Lora(Update):
         rank: Of the two factors.
         alpha: The update is scaled by alpha / rank.
         dropout: Share of the adapter's inputs left out at each step.
-        targets: Ends of the names of the modules it goes on; none is every linear layer but the head.
+        targets: Ends of the names of the modules to adapt; none means every linear layer but the head.
     """
 
     rank: Count = 16

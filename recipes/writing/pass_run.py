@@ -33,7 +33,7 @@ from weightops.rows.row import Row
 WINDOW = 64
 """Rows under way at a time: what is in memory, and the most that share a batch."""
 STEP_SECONDS = 60.0
-"""How long a pass, or its judge, may think between two asks. The time of the asks themselves does not count."""
+"""Seconds that a pass, or its judge, may compute between two requests. The time of the requests does not count."""
 
 
 @dataclass
@@ -44,7 +44,7 @@ class PassCounts:
         read: Rows that were read.
         made: Rows that were made of them.
         sources: Rows made, by what the pass calls their ``source``.
-        notes: What the pass said, and how often.
+        notes: What the pass reported, and how often.
         remembered: Asks that the journal answered.
         answered: Asks that were answered anew.
     """
@@ -60,8 +60,8 @@ class PassCounts:
         """What to tell about the run, a line each."""
         sources = ", ".join(f"{count} {source}" for source, count in sorted(self.sources.items()))
         made = f"{self.made} rows made of {self.read}" + (f": {sources}" if sources else "")
-        asked = f"{self.answered} asks answered, {self.remembered} known from an earlier run or row"
-        return [made, asked, *(f"{text} ({_often(count)})" for text, count in self.notes.most_common())]
+        requests = f"{self.answered} requests answered, {self.remembered} answers reused from an earlier run or row"
+        return [made, requests, *(f"{text} ({_often(count)})" for text, count in self.notes.most_common())]
 
 
 @dataclass

@@ -35,7 +35,7 @@ def rewritten(
     Args:
         data: Which rows.
         rewriting: The pass.
-        out: What the rows are for; answers are kept beside it, and an interrupted run goes on from these.
+        out: What the rows are for; answers are kept beside it, and an interrupted run resumes from them.
         base: Model of the recipe, for writers that name none.
         limit: Rows to read; ``None`` for all.
 

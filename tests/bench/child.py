@@ -73,7 +73,7 @@ def _groups(words: list[str]) -> list[list[str]]:
 
 
 def _make_room(words: list[str]) -> None:
-    """Remove what stands at ``--out``, or at the last word, now and not before the imports.
+    """Remove the output of an earlier run, at ``--out`` or at the last argument, now and not before the imports.
 
     A virtual machine gives memory back that has been free for a second or two, and pays to get it again: every program
     that is compared writes into memory that was freed a moment ago.

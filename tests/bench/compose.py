@@ -127,9 +127,9 @@ def least_work(models: Models, copy: Path) -> list[str | Path]:
 
 def after_imports(words: Sequence[str | Path]) -> Run:
     """A run of the child: its times are those that it took itself, after the imports."""
-    found = run([*_CHILD, *words])
-    took = json.loads(found.output.splitlines()[-1])
-    return replace(found, wall=took["wall"], cpu=took["cpu"])
+    measured = run([*_CHILD, *words])
+    took = json.loads(measured.output.splitlines()[-1])
+    return replace(measured, wall=took["wall"], cpu=took["cpu"])
 
 
 def onto(output: Path, step: Callable[[], Run]) -> Callable[[], Run]:

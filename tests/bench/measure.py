@@ -100,11 +100,11 @@ def run(command: Sequence[str | Path], *, env: Mapping[str, str] | None = None, 
 
 def interleaved(steps: Mapping[str, Callable[[], Run]], repeats: int) -> dict[str, list[Run]]:
     """Every step once, then every step again: a neighbour's load falls on all of them alike."""
-    found: dict[str, list[Run]] = {name: [] for name in steps}
+    runs: dict[str, list[Run]] = {name: [] for name in steps}
     for _ in range(repeats):
         for name, step in steps.items():
-            found[name].append(step())
-    return found
+            runs[name].append(step())
+    return runs
 
 
 def ratios(runs: Sequence[Run], limits: Sequence[Run]) -> Spread:
@@ -119,7 +119,8 @@ def conditions(repeats: int, *packages: str, load: str = "") -> tuple[str, ...]:
         load: What to say of the load, if not the load average.
     """
     load = load or f"load average {os.getloadavg()[0]:.1f} at the end of the run"
-    return (f"{machine()}; {load}", f"{date.today()}, {versions(*packages)}", f"{repeats} repeats, interleaved")
+    count = "1 repeat" if repeats == 1 else f"{repeats} repeats"
+    return (f"{machine()}; {load}", f"{date.today()}, {versions(*packages)}", f"{count}, interleaved")
 
 
 def under_load(seconds: float = 1.0) -> str:
@@ -145,13 +146,13 @@ def machine() -> str:
 
 def versions(*packages: str) -> str:
     """Python's and the packages' versions, in words."""
-    found = [f"Python {platform.python_version()}"]
+    lines = [f"Python {platform.python_version()}"]
     for package in packages:
         try:
-            found.append(f"{package} {version(package)}")
+            lines.append(f"{package} {version(package)}")
         except PackageNotFoundError:
-            found.append(f"{package} not installed")
-    return ", ".join(found)
+            lines.append(f"{package} not installed")
+    return ", ".join(lines)
 
 
 def _first_line(file: str, begins: str) -> str:

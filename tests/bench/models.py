@@ -49,10 +49,10 @@ class Shape:
             "input_layernorm": (hidden,),
             "post_attention_layernorm": (hidden,),
         }
-        found: dict[str, tuple[int, ...]] = {"model.embed_tokens.weight": (self.vocabulary, hidden)}
+        shapes: dict[str, tuple[int, ...]] = {"model.embed_tokens.weight": (self.vocabulary, hidden)}
         for number in range(self.layers):
-            found |= {f"model.layers.{number}.{part}.weight": shape for part, shape in layer.items()}
-        return found | {"model.norm.weight": (hidden,)}
+            shapes |= {f"model.layers.{number}.{part}.weight": shape for part, shape in layer.items()}
+        return shapes | {"model.norm.weight": (hidden,)}
 
     @property
     def parameters(self) -> int:
@@ -125,7 +125,7 @@ def weights_of(folder: Path) -> Path:
 
 
 def _generate(shape: Shape, role: str, folder: Path) -> None:
-    """Write a model beside its place and rename it there, so that what stands there is whole."""
+    """Write a model beside its place and rename it there, so that a file under its name is complete."""
     unfinished = folder.with_name(f".{folder.name}.unfinished")
     shutil.rmtree(unfinished, ignore_errors=True)
     unfinished.mkdir()
@@ -140,13 +140,13 @@ def _generate(shape: Shape, role: str, folder: Path) -> None:
 
 def _write_tensor(stream: BinaryIO, name: str, shape: tuple[int, ...], role: str) -> None:
     """The base's weights, the same for every role, and for guard and target a small change of their own."""
-    base, own = (np.random.default_rng([*name.encode(), salt]) for salt in (0, 1 + ROLES.index(role)))
+    base, of_role = (np.random.default_rng([*name.encode(), salt]) for salt in (0, 1 + ROLES.index(role)))
     count = int(np.prod(shape))
     for begin in range(0, count, _PIECE):
         size = min(_PIECE, count - begin)
         values = _normal(base, size) * np.float32(_WEIGHT)
         if role != "base":
-            values += _normal(own, size) * np.float32(_CHANGE)
+            values += _normal(of_role, size) * np.float32(_CHANGE)
         stream.write(_bf16(values).data)
 
 

@@ -77,8 +77,8 @@ def write(section: Section, page: Path = PAGE) -> None:
     text = page.read_text("utf-8") if page.exists() else _HEAD
     begin, end = f"<!-- {section.name} -->\n", f"<!-- end of {section.name} -->\n"
     block = begin + section.markdown() + end
-    found = re.search(re.escape(begin) + ".*?" + re.escape(end), text, re.DOTALL)
-    text = text[: found.start()] + block + text[found.end() :] if found else f"{text}\n{block}"
+    match = re.search(re.escape(begin) + ".*?" + re.escape(end), text, re.DOTALL)
+    text = text[: match.start()] + block + text[match.end() :] if match else f"{text}\n{block}"
     page.write_text(text, "utf-8")
 
 

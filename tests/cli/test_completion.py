@@ -30,13 +30,13 @@ def test_commands_are_completed():
 @pytest.mark.parametrize("command", COMMANDS)
 def test_every_command_is_listed_with_its_line_and_can_be_imported(command):
     with click.Context(main) as context:
-        found = main.get_command(context, command)
-        assert found is not None
-        assert found.help
+        subcommand = main.get_command(context, command)
+        assert subcommand is not None
+        assert subcommand.help
         text = main.get_help(context)
     assert command in text
     assert COMMANDS[command][1].split(":")[0] in text
-    for parameter in found.params:
+    for parameter in subcommand.params:
         assert not isinstance(parameter, click.Option) or parameter.help or parameter.hidden, parameter.name
 
 
@@ -116,9 +116,9 @@ def test_every_key_that_is_offered_is_a_key_of_the_recipe():
     ],
 )
 def test_each_shell_gets_its_own_form(shell, words, position, expected):
-    asked = {"_WEIGHTOPS_COMPLETE": f"{shell}_complete", "COMP_WORDS": words, "COMP_CWORD": position}
+    variables = {"_WEIGHTOPS_COMPLETE": f"{shell}_complete", "COMP_WORDS": words, "COMP_CWORD": position}
     code = "from weightops.cli import main; main(prog_name='weightops')"
-    done = subprocess.run([sys.executable, "-c", code], env=os.environ | asked, capture_output=True, text=True)
+    done = subprocess.run([sys.executable, "-c", code], env=os.environ | variables, capture_output=True, text=True)
     assert done.stdout.startswith(expected), done.stderr
 
 

@@ -160,16 +160,7 @@ def test_overwrite_replaces_and_the_same_command_again_gives_the_same_bytes(mode
 
 
 def test_a_guard_given_as_base_plus_adapter(models):
-    import torch
-    from safetensors.torch import save_file
-
-    (models / "lora").mkdir()
-    (models / "lora/adapter_config.json").write_text(json.dumps({"peft_type": "LORA", "lora_alpha": 1}))
-    at = "base_model.model.model.layers.0.mlp.up_proj"
-    save_file(
-        {f"{at}.lora_A.weight": torch.ones(1, 16), f"{at}.lora_B.weight": torch.ones(32, 1)},
-        models / "lora/adapter_model.safetensors",
-    )
+    tiny.lora_of_ones(models / "lora", "model.layers.0.mlp.up_proj", (32, 16))
     sources = ["--guard", "base+lora", "--base", "base", "--target", "target", "--out", "out"]
     result = CliRunner().invoke(main, ["compose-guard", *sources])
     assert result.exit_code == 0, result.output

@@ -80,7 +80,7 @@ def test_with_an_encoder_there_are_nearest_examples_and_a_picture(data, tmp_path
     encoder = write_encoder(tmp_path / "encoder", "red blue")
     args = [data, "--parts", 2, "--by", "kmeans", "--balanced", "--set", "alike=1", "--embed", encoder]
     refused = run(*args, "--out", tmp_path / "parts", code=1).stderr
-    assert "unknown key 'alike'; known here: balanced" in refused
+    assert "unknown key 'alike'; available: balanced" in refused
     args = [each for each in args if each not in ("--set", "alike=1")]
     done = run(*args, "--out", tmp_path / "parts")
     assert "part 1, near its centre: red" in done.stdout

@@ -39,11 +39,11 @@ def test_every_way_that_may_not_change_the_text_writes_the_same(model):
 
 
 def test_the_chat_template_asks_unless_the_text_is_to_be_continued(model):
-    asked, continued = (
+    prompts, continued = (
         json.loads(run("generate", model, "safe", "--max-tokens", 5, "--json", *more).stdout)[0]["tokens"]
         for more in ((), ("--raw",))
     )
-    assert asked != continued
+    assert prompts != continued
 
 
 def test_prompts_come_from_rows_too(model, tmp_path):

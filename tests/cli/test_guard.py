@@ -36,11 +36,11 @@ def run(*args, code=0, **more):
 
 def test_score_prints_probability_label_and_text_in_one_line_each(model):
     lines = run("score", model, *TEXTS).stdout.splitlines()
-    found = judge(model, TEXTS)
-    assert [line.split()[0] for line in lines] == [f"{p:.4f}" for p in found]
-    assert [line.split()[1] for line in lines] == ["unsafe" if p >= 0.5 else "safe" for p in found]
+    probabilities = judge(model, TEXTS)
+    assert [line.split()[0] for line in lines] == [f"{p:.4f}" for p in probabilities]
+    assert [line.split()[1] for line in lines] == ["unsafe" if p >= 0.5 else "safe" for p in probabilities]
     assert lines[1].endswith("unsafe or [31m not")  # a text cannot steer the terminal
-    between = float(np.sort(found)[0] / 2 + np.sort(found)[1] / 2)
+    between = float(np.sort(probabilities)[0] / 2 + np.sort(probabilities)[1] / 2)
     lines = run("score", model, *TEXTS, "--threshold", between).stdout.splitlines()
     assert [line.split()[1] for line in lines].count("unsafe") == 2
 
@@ -57,10 +57,10 @@ def test_score_reads_arguments_lines_and_json_lines_alike(model, tmp_path):
         (("score", model, "one", "--json", "--jsonl", "-"), '{"text": "two three"}'),
     ]
     for args, stdin in ways:
-        found = json.loads(run(*args, input=stdin).stdout)
-        assert [row["text"] for row in found] == ["one", "two three"]
-        assert [row["label"] for row in found] == [row["label"] for row in wanted]
-        assert [r["probability"] for r in found] == pytest.approx([r["probability"] for r in wanted], abs=0.01)
+        printed = json.loads(run(*args, input=stdin).stdout)
+        assert [row["text"] for row in printed] == ["one", "two three"]
+        assert [row["label"] for row in printed] == [row["label"] for row in wanted]
+        assert [r["probability"] for r in printed] == pytest.approx([r["probability"] for r in wanted], abs=0.01)
 
 
 def test_score_without_a_text_is_one_line(model, tmp_path):
@@ -92,22 +92,22 @@ def test_a_model_without_a_card_needs_a_preset(tmp_path):
     result = run("score", folder, "a", code=1)
     assert isinstance(result.exception, WeightopsError)
     assert "guard-vector" in str(result.exception)
-    found = json.loads(run("score", folder, "a", "--preset", "guard-vector", "--json").stdout)
+    printed = json.loads(run("score", folder, "a", "--preset", "guard-vector", "--json").stdout)
     from transformers import AutoTokenizer
 
     card = PRESETS["guard-vector"].card(AutoTokenizer.from_pretrained(folder))
-    assert found[0]["probability"] == pytest.approx(judge(folder, ["a"], card)[0], abs=1e-6)
+    assert printed[0]["probability"] == pytest.approx(judge(folder, ["a"], card)[0], abs=1e-6)
     wrong = run("score", folder, "a", "--preset", "nothing", code=1)
     assert "not a preset" in str(wrong.exception)
 
 
 def test_a_models_name_says_its_preset(tmp_path):
     folder = write_chat_model(tmp_path / "Llama-Guard-3-tiny")
-    found = json.loads(run("score", folder, "is this", "--json").stdout)
+    printed = json.loads(run("score", folder, "is this", "--json").stdout)
     from transformers import AutoTokenizer
 
     card = PRESETS["llama-guard-3"].card(AutoTokenizer.from_pretrained(folder))
-    assert found[0]["probability"] == pytest.approx(judge(folder, ["is this"], card)[0], abs=1e-6)
+    assert printed[0]["probability"] == pytest.approx(judge(folder, ["is this"], card)[0], abs=1e-6)
 
 
 @pytest.fixture
@@ -131,8 +131,8 @@ def test_eval_prints_the_measures_and_writes_json_and_a_picture(model, data, tmp
     assert [len(row["probabilities"]) for row in report["rows"]] == [1, 2, 2, 3, 4, 4]  # 13, 26, ..., 78 characters
     for name, value in report["measures"].items():
         line = next(line for line in printed.splitlines() if line.startswith(name.replace("_", " ") + " "))
-        said = line.removeprefix(name.replace("_", " ")).split()[0]
-        assert said == ("-" if value["value"] is None else f"{value['value']:.4g}")
+        shown = line.removeprefix(name.replace("_", " ")).split()[0]
+        assert shown == ("-" if value["value"] is None else f"{value['value']:.4g}")
     again = json.loads(run(*args, "--json").stdout)
     assert again["measures"] == report["measures"]
 
@@ -161,14 +161,14 @@ def test_a_threshold_is_found_from_data_or_from_an_evaluation_and_written_when_a
     shutil.copytree(model, copy)
     run("eval", copy, data, "--resamples", "5", "--out", tmp_path / "report")
     ways = [(data,), (tmp_path / "report" / "evaluation.json",)]
-    found = [json.loads(run("threshold", copy, *way, "--false-alarms", "0.4", "--json").stdout) for way in ways]
-    assert found[0]["threshold"]["threshold"] == pytest.approx(found[1]["threshold"]["threshold"], abs=0.01)
-    assert found[0]["threshold"]["false_alarms"]["count"] <= 1  # of 3
+    outputs = [json.loads(run("threshold", copy, *way, "--false-alarms", "0.4", "--json").stdout) for way in ways]
+    assert outputs[0]["threshold"]["threshold"] == pytest.approx(outputs[1]["threshold"]["threshold"], abs=0.01)
+    assert outputs[0]["threshold"]["false_alarms"]["count"] <= 1  # of 3
     assert GuardCard.read(copy).threshold == 0.5
     printed = run("threshold", copy, *ways[1], "--false-alarms", "0.4", "--write").stdout
     assert f"wrote {copy / 'guard.json'}" in printed
     assert "of 3" in printed
-    assert GuardCard.read(copy).threshold == found[1]["threshold"]["threshold"]
+    assert GuardCard.read(copy).threshold == outputs[1]["threshold"]["threshold"]
     assert GuardCard.read(model).threshold == 0.5
     run("threshold", model, *ways[1], "--false-alarms", "0.4", "--write-to", copy, "--write", code=2)
     assert "too few" in run("threshold", model, *ways[1], "--false-alarms", "0.1").stderr
@@ -177,9 +177,9 @@ def test_a_threshold_is_found_from_data_or_from_an_evaluation_and_written_when_a
 def test_eval_finds_wrong_data_before_it_loads_the_model(tmp_path, data):
     bad = tmp_path / "bad.jsonl"
     bad.write_text("{")
-    for args, said in (((bad,), "line 1: not valid JSON"), ((data, "--rows", 7), "--rows 7: there are 6 texts")):
+    for args, message in (((bad,), "line 1: not valid JSON"), ((data, "--rows", 7), "--rows 7: there are 6 texts")):
         result = run("eval", tmp_path / "no-such-model", *args, code=1)
-        assert said in str(result.exception)
+        assert message in str(result.exception)
 
 
 def test_help_imports_neither_torch_nor_transformers_nor_fastapi():

@@ -3,9 +3,8 @@
 import json
 
 import pytest
-import torch
+import tiny_models as tiny
 from click.testing import CliRunner
-from safetensors.torch import save_file
 from tiny_chat import write_chat_model
 
 from weightops.cli.inspect import command
@@ -19,11 +18,7 @@ def base(tmp_path_factory):
 @pytest.fixture(scope="module")
 def adapter(tmp_path_factory):
     folder = tmp_path_factory.mktemp("adapter")
-    (folder / "adapter_config.json").write_text(json.dumps({"peft_type": "LORA", "lora_alpha": 1, "r": 1}))
-    at = "base_model.model.model.layers.0.self_attn.q_proj"
-    factors = {f"{at}.lora_A.weight": torch.ones(1, 32), f"{at}.lora_B.weight": torch.ones(32, 1)}
-    save_file(factors, folder / "adapter_model.safetensors")
-    return folder
+    return tiny.lora_of_ones(folder, "model.layers.0.self_attn.q_proj", (32, 32), r=1)
 
 
 def run(*args):
@@ -46,7 +41,7 @@ def test_of_base_plus_adapter_it_says_what_the_adapter_changes(base, adapter):
         "attention": "1", "mlp": "0", "norm": "0", "embedding": "0",
     }  # fmt: skip
     tensors = json.loads(run(f"{base}+{adapter}", "--json"))
-    assert [name for name, said in tensors.items() if said["changed"]] == ["model.layers.0.self_attn.q_proj.weight"]
+    assert [name for name, entry in tensors.items() if entry["changed"]] == ["model.layers.0.self_attn.q_proj.weight"]
 
 
 def test_of_a_gguf_it_prints_what_the_file_stores_and_converts_nothing(base, adapter, tmp_path, monkeypatch):

@@ -78,10 +78,10 @@ def test_a_merge_is_written_and_said(run, models, tmp_path):
 
 
 def test_for_a_program_the_result_is_json(run, tmp_path):
-    said = json.loads(run(TIES, "--json").stdout)
-    assert said["out"] == str(tmp_path / "out")
-    assert said["tensors"] == len(tiny.read(tmp_path / "out"))
-    assert said["bytes"] == (tmp_path / "out" / "model.safetensors").stat().st_size
+    printed = json.loads(run(TIES, "--json").stdout)
+    assert printed["out"] == str(tmp_path / "out")
+    assert printed["tensors"] == len(tiny.read(tmp_path / "out"))
+    assert printed["bytes"] == (tmp_path / "out" / "model.safetensors").stat().st_size
 
 
 @pytest.mark.parametrize("json_too", [False, True])
@@ -90,12 +90,12 @@ def test_a_dry_run_says_what_would_be_done_and_writes_nothing(run, models, tmp_p
     assert {path.name for path in tmp_path.iterdir()} == {"merge.yml"}
     count = len(tiny.read(models["base"]))
     if json_too:
-        said = json.loads(done.stdout)
-        assert said["problems"] == []
-        assert len(said["tensors"]) == count
-        assert said["bytes_written"] == said["files"]["model.safetensors"]
+        printed = json.loads(done.stdout)
+        assert printed["problems"] == []
+        assert len(printed["tensors"]) == count
+        assert printed["bytes_written"] == printed["files"]["model.safetensors"]
         run(TIES)
-        assert said["bytes_written"] == (tmp_path / "out" / "model.safetensors").stat().st_size
+        assert printed["bytes_written"] == (tmp_path / "out" / "model.safetensors").stat().st_size
     else:
         assert f"ties: {count} tensors" in done.stdout
         assert "reads" in done.stdout
@@ -201,9 +201,9 @@ BAD: dict[str, tuple[str, list[tuple[int, str]]]] = {
 def test_bad_input_is_said_with_its_line_and_nothing_is_written(run, tmp_path, case):
     text, expected = BAD[case]
     lines = errors(run(text, code=1))
-    for number, said in expected:
+    for number, message in expected:
         place = f"error: {tmp_path / 'merge.yml'}:{number}: "
-        assert any(line.startswith(place) and said in line for line in lines), "\n".join(lines)
+        assert any(line.startswith(place) and message in line for line in lines), "\n".join(lines)
     assert not Path("/tmp/weightops-was-here").exists()
 
 

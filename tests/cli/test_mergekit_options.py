@@ -81,7 +81,7 @@ def test_a_pasted_command_line_runs_and_says_what_had_no_effect(file, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("options", "said"),
+    ("options", "message"),
     [
         (
             ["--unsafe-truncate-embeddings"],
@@ -96,8 +96,8 @@ def test_a_pasted_command_line_runs_and_says_what_had_no_effect(file, tmp_path):
         (["-j", "0"], "0 is not in the range x>=1"),
     ],
 )
-def test_what_cannot_be_meant_is_a_wrong_command_line(file, tmp_path, options, said):
-    assert said in run(file, tmp_path / "out", *options, code=2).stderr
+def test_what_cannot_be_meant_is_a_wrong_command_line(file, tmp_path, options, message):
+    assert message in run(file, tmp_path / "out", *options, code=2).stderr
     assert not (tmp_path / "out").exists()
 
 

@@ -28,14 +28,14 @@ def test_the_list_has_a_line_for_every_method_with_its_parameters():
 
 
 def test_for_a_program_the_list_is_json():
-    found = {entry["name"]: entry for entry in json.loads(run("--json"))}
-    assert set(found) == {method.name for method in methods()}
-    assert found["ties"]["paper"] == "2306.01708"
+    by_name = {entry["name"]: entry for entry in json.loads(run("--json"))}
+    assert set(by_name) == {method.name for method in methods()}
+    assert by_name["ties"]["paper"] == "2306.01708"
     density = {"name": "density", "type": "float", "per_model": True, "required": False, "default": 1.0}
-    assert density.items() < found["ties"]["parameters"][1].items()
-    assert found["ties"]["parameters"][1]["range"] == "in [0, 1]"
-    assert "range" not in found["ties"]["parameters"][0]
-    assert found["slerp"]["parameters"][0]["required"] is True
+    assert density.items() < by_name["ties"]["parameters"][1].items()
+    assert by_name["ties"]["parameters"][1]["range"] == "in [0, 1]"
+    assert "range" not in by_name["ties"]["parameters"][0]
+    assert by_name["slerp"]["parameters"][0]["required"] is True
 
 
 @pytest.mark.parametrize("name", sorted(m.name for m in methods()))

@@ -19,14 +19,14 @@ def table(text):
 
 @pytest.mark.slow
 def test_the_demo_prints_the_readmes_table():
-    done = subprocess.run([sys.executable, "examples/demo.py"], cwd=ROOT, capture_output=True, text=True)
+    done = subprocess.run([sys.executable, "-m", "examples.demo"], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-3000:]
-    found, said = table(done.stdout), table((ROOT / "README.md").read_text("utf-8"))
-    assert tuple(said) == tuple(found) == MODELS
+    measured, printed = table(done.stdout), table((ROOT / "README.md").read_text("utf-8"))
+    assert tuple(printed) == tuple(measured) == MODELS
     for name in MODELS:  # another processor rounds otherwise: a prompt or two may change sides
-        for place, (one, other) in enumerate(zip(found[name], said[name], strict=True)):
+        for place, (one, other) in enumerate(zip(measured[name], printed[name], strict=True)):
             assert one == pytest.approx(other, abs=6 if place == 3 else 0.04), (name, place)
-    assert found["composed"][0] > found["target"][0] + 0.5
+    assert measured["composed"][0] > measured["target"][0] + 0.5
 
 
 def test_the_shipped_adapters_are_what_their_recipes_make():

@@ -94,8 +94,8 @@ def test_a_plugin_may_be_loaded_again():
 
 def test_the_example_in_its_docstring_holds():
     load_plugin(FILE)
-    found = doctest.testmod(sys.modules["weightops_plugin_my_method"])
-    assert (found.attempted, found.failed) == (2, 0)
+    results = doctest.testmod(sys.modules["weightops_plugin_my_method"])
+    assert (results.attempted, results.failed) == (2, 0)
 
 
 DATACLASS = """
@@ -122,7 +122,7 @@ def test_a_plugin_is_a_module_like_any_other(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("text", "said"),
+    ("text", "message"),
     [
         (None, "not a Python file"),
         ("x = 1", "registers no merge method"),
@@ -138,12 +138,12 @@ def test_a_plugin_is_a_module_like_any_other(tmp_path):
         ),
     ],
 )
-def test_a_plugin_that_is_none_is_one_line(tmp_path, text, said):
+def test_a_plugin_that_is_none_is_one_line(tmp_path, text, message):
     file = tmp_path / "plugin.py"
     if text is not None:
         file.write_text(text)
     with pytest.raises(WeightopsError) as caught:
         load_plugin(file)
     (problem,) = caught.value.problems
-    assert said in problem
+    assert message in problem
     assert str(file) in problem

@@ -70,13 +70,13 @@ def pickles() -> list[bytes]:
     module = torch.nn.Sequential(torch.nn.Linear(3, 2), torch.nn.LayerNorm(2))
     shared = torch.arange(12.0).reshape(4, 3)
     states = [module.state_dict(), {"a": shared, "b": shared[1:], "c": shared.T, "d": shared.bfloat16()}]
-    found = []
+    ranges = []
     for state in states:
         for archive in (True, False):
             stream = io.BytesIO()
             torch.save(state, stream, _use_new_zipfile_serialization=archive)
-            found.append(stream.getvalue())
-    return found
+            ranges.append(stream.getvalue())
+    return ranges
 
 
 OPCODES = [

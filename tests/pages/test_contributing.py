@@ -106,9 +106,9 @@ def test_the_objective_and_the_routine_train(run, tmp_path):
     chosen = ["--set=objective=focal_token", "--set=objective.focus=1"]
     run(COMMAND, "train", "sft", *sets, *chosen, "--out", "tuned")
     assert (tmp_path / "tuned" / "model.safetensors").is_file()
-    said = run(COMMAND, "recipes", "list")
-    assert "read-texts" in said
-    assert "A model that has read your texts." in said
+    printed = run(COMMAND, "recipes", "list")
+    assert "read-texts" in printed
+    assert "A model that has read your texts." in printed
     run(COMMAND, "train", "read-texts", *sets, "--set=training.batch=1", "--out", "read")
     assert json.loads((tmp_path / "read" / "training.json").read_text())["steps"] == 3  # three texts, each once
 

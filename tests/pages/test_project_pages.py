@@ -60,8 +60,8 @@ def test_the_lowest_versions_are_the_declared_bounds():
         name, _, bound = line.split(",")[0].partition(">=")
         if normal(name) in TOOLS or normal(name) == "torch":  # torch is the build that is provided
             continue
-        found, wanted = lowest[normal(name)].split("."), bound.split(".")
-        assert (found[: len(wanted)], set(found[len(wanted) :]) - {"0"}) == (wanted, set()), line
+        tested, wanted = lowest[normal(name)].split("."), bound.split(".")
+        assert (tested[: len(wanted)], set(tested[len(wanted) :]) - {"0"}) == (wanted, set()), line
 
 
 def test_every_requirement_has_a_version_that_is_tested():

@@ -60,8 +60,8 @@ def test_an_objective_says_what_the_trainer_asks_of_it(kind):
     made = component("objectives", kind)
     assert Objective in made.__mro__
     assert made.reads
-    asked = ("batch", "items", "loss")
-    assert all(getattr(made, name) is not getattr(Objective, name) for name in asked)
+    methods = ("batch", "items", "loss")
+    assert all(getattr(made, name) is not getattr(Objective, name) for name in methods)
 
 
 @pytest.mark.parametrize(("room", "name"), [(room, name) for room in BACKED for name in kinds(room)])

@@ -194,13 +194,13 @@ class _Handler(BaseHTTPRequestHandler):
     def _create(self) -> None:
         if not self._may_write():
             return None
-        asked = json.loads(self.body)
-        name = f"{asked['organization']}/{asked['name']}"
-        if asked["organization"] != NAMESPACE:
+        request = json.loads(self.body)
+        name = f"{request['organization']}/{request['name']}"
+        if request["organization"] != NAMESPACE:
             return self._send(403, {"error": f"You don't have the rights to create a model under {name}"})
         if name in self.hub.repositories:
             return self._send(409, {"error": "You already created this model repo"})
-        private = asked.get("visibility") == "private" or bool(asked.get("private"))
+        private = request.get("visibility") == "private" or bool(request.get("private"))
         self.hub.repositories[name] = Repository(private)
         return self._send(200, {"url": f"{self.hub.url}/{name}"})
 

@@ -115,11 +115,11 @@ def refused(work: Callable[..., None], out: Path) -> None:
     try:
         work(replace=False)
     except WeightopsError as error:
-        said = str(error)
+        message = str(error)
     else:
         assert there is None
         return
-    assert "exists already" in said, said
+    assert "exists already" in message, message
     assert out.exists()
     assert there in (None, files(out))
 

@@ -91,11 +91,11 @@ def config_of(folder: Path) -> dict[str, Any]:
     return json.loads((folder / "config.json").read_text())
 
 
-def assert_close(found: dict[str, Tensor], expected: dict[str, Tensor], *, steps: float = 4) -> None:
+def assert_close(actual: dict[str, Tensor], expected: dict[str, Tensor], *, steps: float = 4) -> None:
     """Every tensor of two models, equal up to some roundings of the dtype, of the tensor's largest entry."""
-    assert set(found) == set(expected)
+    assert set(actual) == set(expected)
     for name, value in expected.items():
-        mine = found[name]
+        mine = actual[name]
         assert (mine.dtype, mine.shape) == (value.dtype, value.shape), name
         room = steps * torch.finfo(mine.dtype).eps * float(value.double().abs().max())
         gap = float((mine.double() - value.double()).abs().max())

@@ -92,8 +92,8 @@ def load(folder: Path, family: str) -> tuple[Any, dict[str, Any]]:
     import transformers
 
     model_class, _, _ = FAMILIES[family]
-    model, said = getattr(transformers, model_class).from_pretrained(folder, output_loading_info=True, dtype="auto")
-    return model.eval(), said
+    model, report = getattr(transformers, model_class).from_pretrained(folder, output_loading_info=True, dtype="auto")
+    return model.eval(), report
 
 
 def read(folder: Path) -> dict[str, torch.Tensor]:

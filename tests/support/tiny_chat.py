@@ -45,8 +45,8 @@ def tiny_tokenizer() -> Any:
     raw.decoder = decoders.ByteLevel()
     special = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
     alphabet = pre_tokenizers.ByteLevel.alphabet()
-    asked = {"vocab_size": 400, "special_tokens": special, "initial_alphabet": alphabet, "show_progress": False}
-    raw.train_from_iterator(CORPUS * 3, trainers.BpeTrainer(**asked))
+    settings = {"vocab_size": 400, "special_tokens": special, "initial_alphabet": alphabet, "show_progress": False}
+    raw.train_from_iterator(CORPUS * 3, trainers.BpeTrainer(**settings))
     tokens = {"bos_token": "<|im_start|>", "eos_token": "<|im_end|>", "pad_token": "<|im_end|>"}
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=raw, unk_token="<|endoftext|>", **tokens)
     tokenizer.chat_template = TEMPLATE

@@ -158,6 +158,16 @@ def copy(folder: Path, to: Path) -> Path:
     return to
 
 
+def lora_of_ones(folder: Path, module: str, shape: tuple[int, int], rank: int = 1, **config: object) -> Path:
+    """A PEFT LoRA adapter that adds alpha to every weight of one module; alpha is 1 unless the configuration says more."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "adapter_config.json").write_text(json.dumps({"peft_type": "LORA", "lora_alpha": 1} | config))
+    (rows, columns), at = shape, f"base_model.model.{module}"
+    factors = {f"{at}.lora_A.weight": torch.ones(rank, columns), f"{at}.lora_B.weight": torch.ones(rows, rank)}
+    save_file(factors, folder / "adapter_model.safetensors")
+    return folder
+
+
 def lora(folder: Path, base: Tensors, names: list[str], seed: int, rank: int = 2) -> Path:
     """A PEFT LoRA adapter that changes some matrices of a model."""
     draw = torch.Generator().manual_seed(seed)

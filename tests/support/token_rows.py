@@ -1,8 +1,14 @@
 """What tests of objectives over tokens share: a table of logits as a model, and rows."""
 
+import json
 from types import SimpleNamespace
 
+import pytest
 import torch
+
+from weightops.errors import WeightopsError
+from weightops.recipes.data.source import rows_to_learn
+from weightops.recipes.floor.settings import Data
 
 #: Rows of unlike length, of which not all tokens are learned; of the last, none.
 ROWS = [
@@ -30,6 +36,15 @@ class Table(torch.nn.Module):
 
     def forward(self, input_ids, **_):
         return SimpleNamespace(logits=self.table[input_ids])
+
+
+def faults_of(records, objective, folder):
+    """What an objective finds wrong with the rows of a file, each from its line on."""
+    file = folder / "rows.jsonl"
+    file.write_text("".join(json.dumps(record) + "\n" for record in records))
+    with pytest.raises(WeightopsError) as caught:
+        rows_to_learn(Data((str(file),)), objective)
+    return [problem.partition("rows.jsonl, ")[2] for problem in caught.value.problems]
 
 
 def gradient(model, objective, rows):

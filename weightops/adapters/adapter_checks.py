@@ -83,7 +83,7 @@ def weights_of(weights: str | Sequence[float], adapters: Sequence[Adapter]) -> t
 
 
 def base_problems(adapters: Sequence[Adapter], configs: Sequence[Mapping[str, Any]]) -> list[str]:
-    """What says that the adapters go on different bases."""
+    """Problems with the bases that the adapters name: one without a base, or different bases."""
     names = [config.get("base_model_name_or_path") for config in configs]
     state = Remedy("name the base of all of them with {}", "base")
     missing = [
@@ -95,7 +95,9 @@ def base_problems(adapters: Sequence[Adapter], configs: Sequence[Mapping[str, An
     if len(homes) == 1:
         return []
     listed = ", ".join(f"{a.spec} on {short(str(n))}" for a, n in list(zip(adapters, names, strict=True))[:4])
-    return [Message(f"the adapters go on different bases ({listed}); only adapters of one base can be merged", state)]
+    return [
+        Message(f"the adapters belong to different bases ({listed}); only adapters of one base can be merged", state)
+    ]
 
 
 def _home(name: str) -> str:
@@ -117,8 +119,8 @@ def shape_problems(adapters: Sequence[Adapter]) -> list[str]:
             if shapes[0] != shapes[1] or before.transposed != update.transposed:
                 problems.append(
                     f"{short(name)}: an update of shape {shapes[0]} in {other.spec}, {shapes[1]} in {adapter.spec}"
-                    f"{', transposed in one' * (before.transposed != update.transposed)}; the adapters go on "
-                    "different bases"
+                    f"{', transposed in one' * (before.transposed != update.transposed)}; the adapters belong "
+                    "to different bases"
                 )
     return problems[:20]
 

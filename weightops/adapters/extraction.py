@@ -79,7 +79,7 @@ def extract_adapter(
     """Plan the extraction of a LoRA adapter: the leading singular vectors of each matrix of tuned - base.
 
     Args:
-        base: What the adapter goes on.
+        base: The model that the adapter is for.
         tuned: A model of the same shapes; ``BASE+ADAPTER`` too.
         rank: Of each update; with ``energy`` the most.
         energy: The share of each matrix's change, by squared norm in (0, 1], that its rank must hold.

@@ -119,7 +119,7 @@ def open_adapter(spec: str | Path) -> Delta:
 
 
 def open_added(spec: str | Path) -> AddOn:
-    """Open what stands after the plus in ``BASE+ADAPTER``: a LoRA adapter or a sparse delta.
+    """Open the part after the plus in ``BASE+ADAPTER``: a LoRA adapter or a sparse delta.
 
     Raises:
         WeightopsError: it does not exist, it is neither of the two, or it cannot be read.

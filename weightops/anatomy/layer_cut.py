@@ -163,7 +163,7 @@ def _servers(config: Mapping[str, Any]) -> Iterable[str]:
     scale, size = text.get("query_pre_attn_scalar"), text.get("head_dim")
     if str(text.get("model_type")).startswith(("gemma2", "gemma3")) and scale and size and scale != size:
         yield (
-            "llama.cpp tells the attention scale of Gemma 2 and 3 by the number of layers, and will take that of a "
+            "llama.cpp derives the attention scale of Gemma 2 and 3 from the number of layers, and will take that of a "
             f"smaller model (head_dim {short(size)}, not query_pre_attn_scalar {short(scale)}): its answers will "
             "differ; transformers reads the config"
         )

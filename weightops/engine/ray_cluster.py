@@ -58,7 +58,7 @@ def connected(address: str | None, place: str, processors: int | None = None) ->
         except Exception as error:  # Ray raises what grpc, redis and itself raise
             raise WeightopsError(
                 f"{place}: no Ray cluster answers at {address or 'this machine'} ({first_sentence(error)}); start one "
-                "with ray start --head, or name no address"
+                "with ray start --head, or leave the address out to start one on this machine"
             ) from error
     try:
         if address is None:
@@ -144,7 +144,7 @@ def _differences(ray: Any, reference: Any, ours: Seen, shown: Mapping[str, str])
     try:
         versions, sizes = ray.get(reference, timeout=_ANSWER_SECONDS)
     except ray.exceptions.RayError as error:
-        yield f"does not answer ({last_line(error)}); see to it, or take it out of the cluster"
+        yield f"does not answer ({last_line(error)}); repair it, or take it out of the cluster"
         return
     for name, version in versions.items():
         if version != ours[0][name]:

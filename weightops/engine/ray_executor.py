@@ -145,7 +145,7 @@ class _Crew:
         self._deaths: list[str] = []
         self._not_replaced = itertools.count(1)
         self._idle: SimpleQueue[Any] = SimpleQueue()
-        """Workers that no thread has; ``None`` once no worker is left."""
+        """Workers that no thread is using; ``None`` once no worker is left."""
 
     def start(self) -> None:
         """Start all workers.
@@ -162,7 +162,7 @@ class _Crew:
                 raise _cause(error) from error
             except self._ray.exceptions.RayError as error:
                 raise ResumableError(
-                    f"{_PLACE}: a worker died while it started ({first_sentence(error)}); see to the Ray cluster, then "
+                    f"{_PLACE}: a worker died while it started ({first_sentence(error)}); check the Ray cluster, then "
                     "rerun to resume"
                 ) from error
             self._idle.put(opening[reference])
@@ -216,11 +216,11 @@ class _Crew:
         worker = self._idle.get()
         if worker is None:
             self._idle.put(None)  # for the other threads
-            raise ResumableError(f"{_PLACE}: no worker is left; see to the Ray cluster, then rerun to resume")
+            raise ResumableError(f"{_PLACE}: no worker is left; check the Ray cluster, then rerun to resume")
         return worker
 
     def _replace(self, dead: Any) -> None:
-        """Start a worker in place of a dead one; the run goes on with fewer if the cluster has lost its place."""
+        """Start a worker in place of a dead one; if the cluster has no room for it, the run continues with fewer."""
         self._ray.kill(dead)  # it may live on where only the connection to it was lost
         reference, worker = self._begun()
         opened, _ = self._ray.wait([reference], timeout=START_SECONDS)

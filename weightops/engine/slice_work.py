@@ -274,11 +274,11 @@ def _each(threads: int, make: Callable[[], Thing]) -> SimpleQueue[Thing]:
 
 @contextmanager
 def _lent(spare: SimpleQueue[Thing]) -> Iterator[Thing]:
-    thing = spare.get()
+    item = spare.get()
     try:
-        yield thing
+        yield item
     finally:
-        spare.put(thing)
+        spare.put(item)
 
 
 def open_inputs(plan: Plan, stack: ExitStack) -> dict[Path, int]:

@@ -71,7 +71,7 @@ def pushable(folder: Path) -> Pushable:
     metadata = _metadata(folder, card)
     notes = _notes(folder, record, metadata)
     if file_digest(card) != recorded[CARD]:
-        notes.append(f"{folder / CARD}: was edited; weightops verify will say so of every copy")
+        notes.append(f"{folder / CARD}: was edited; weightops verify will report it for every copy")
     above = {name.split("/")[0] for name in files}
     left_out = tuple(sorted(entry for entry in os.listdir(folder) if entry not in above))
     return Pushable(folder, files, left_out, tuple(notes))

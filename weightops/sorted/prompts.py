@@ -16,7 +16,7 @@ def prompt_tokens(tokenizer: Any, prompt: Turns, *, raw: bool = False) -> list[i
     Args:
         tokenizer: The model's.
         prompt: What the user says, or a conversation that ends with the user.
-        raw: Continue a text as it stands; otherwise a tokenizer with a chat template asks for an answer to it.
+        raw: Continue a text as it is; otherwise a tokenizer with a chat template asks for an answer to it.
 
     Raises:
         WeightopsError: a conversation without a chat template, or one that the template refuses.

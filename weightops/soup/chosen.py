@@ -84,13 +84,13 @@ class Soup:
         check_options({"shard_size": shard_size, "allow_nonfinite": allow_nonfinite})
         options = replace(self.plan.ingredients.options, shard_size=shard_size, allow_nonfinite=allow_nonfinite)
         built = replace(self.plan.ingredients, options=options).built(self.chosen.candidate)
-        found = self.to_json()
-        summary = {key: value for key, value in found.items() if key not in ("candidates", "controls", "reported")}
+        report = self.to_json()
+        summary = {key: value for key, value in report.items() if key not in ("candidates", "controls", "reported")}
         recipe = {**built.plan.recipe, "kind": "soup", "soup": summary}
         files = {
             **built.package.files,
             RECIPE: self.chosen.candidate.text.encode(),
-            REPORT: (json.dumps(found, indent=2, ensure_ascii=False) + "\n").encode(),
+            REPORT: (json.dumps(report, indent=2, ensure_ascii=False) + "\n").encode(),
             **self._picture(),
         }
         if self.plan.metric is not None:

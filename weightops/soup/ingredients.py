@@ -113,11 +113,11 @@ class Ingredients:
             Progress(sum(t.nbytes for t in tensors), "reading the models") as bar,
             ThreadPoolExecutor(default_threads()) as pool,
         ):
-            found: dict[StoredTensor, str] = {}
+            digests: dict[StoredTensor, str] = {}
             for tensor, digest in zip(tensors, pool.map(tensor_digest, tensors), strict=True):
-                found[tensor] = digest
+                digests[tensor] = digest
                 bar.update(tensor.nbytes)
-        return {one: content({tensor: found[tensor] for tensor in stored_in(one)}) for one in all_sources}
+        return {one: content({tensor: digests[tensor] for tensor in stored_in(one)}) for one in all_sources}
 
 
 def open_ingredients(names: Sequence[str | Path], base: str | Path | None, options: Options) -> Ingredients:

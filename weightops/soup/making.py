@@ -127,7 +127,7 @@ class SoupPlan:
             reported = self._reported(bench, chosen)
             judged = [*bench.scored, *reported]
             if known := sum(one.known for one in judged):
-                tell(f"resumed: {known} of {len(judged)} scores were known from {self.scores}")
+                tell(f"resumed: {known} of {len(judged)} scores were read from {self.scores}")
         return Soup(self, scored, tuple(controls), bench.scored, tuple(reported))
 
     def _bench(self, bar: Progress | None) -> Bench:

@@ -82,5 +82,5 @@ def metric_class(name: str) -> type[Metric]:
     Raises:
         WeightopsError: no such metric.
     """
-    found: type[Metric] = class_in(f"{__package__}.metrics", _FOLDER, name.replace("-", "_"), "metric")
-    return found
+    chosen: type[Metric] = class_in(f"{__package__}.metrics", _FOLDER, name.replace("-", "_"), "metric")
+    return chosen

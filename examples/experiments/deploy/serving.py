@@ -73,7 +73,7 @@ def prompts(work: Path, questions: Path, count: int) -> list[list[int]]:
 
 
 def measure_all(
-    work: Path, pythons: Mapping[str, str], asked: list[list[int]], max_tokens: int, draft_tokens: int
+    work: Path, pythons: Mapping[str, str], prompts: list[list[int]], max_tokens: int, draft_tokens: int
 ) -> dict[tuple[str, str], dict[str, Any]]:
     """What each server, run by its Python, makes of each use."""
     results = {}
@@ -82,7 +82,7 @@ def measure_all(
         for use, (answers, drafts) in USES.items():
             model, draft = (str(work / f"{name}{ending}") if name else "" for name in (answers, drafts))
             file = work / f"{server}-{answers}{'-drafted' if drafts else ''}.json"
-            job = Job(model, draft, asked, max_tokens, draft_tokens, os.cpu_count() or 1, str(file))
+            job = Job(model, draft, prompts, max_tokens, draft_tokens, os.cpu_count() or 1, str(file))
             results[server, use] = measure(server, python, job)
     return results
 

@@ -2,20 +2,15 @@
 
 from __future__ import annotations
 
-import json
 import re
 import statistics
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from examples.experiments.evidence import Measured, grid, interval, put_tables, signed
+from examples.experiments.evidence import DOCS, Measured, Page, grid, interval, read_results, signed
 from weightops.errors import WeightopsError
 
-PAGE = Path(__file__).parents[3] / "docs" / "disperse-then-merge.md"
-RESULTS = Path(__file__).with_name("results.json")
-"""What was measured, as the page shows it: no data rows, no weights."""
-PICTURE = "disperse-then-merge.png"
 REST = ("GSM8K", "TruthfulQA", "MBPP")
 LABELS: Mapping[str, str] = {
     "base": "base",
@@ -81,16 +76,6 @@ def task(line: Mapping[str, Any]) -> float:
 def rest(line: Mapping[str, Any]) -> float:
     """The mean of the losses on the sets that no run was trained on."""
     return statistics.mean(line["losses"][name] for name in REST)
-
-
-def write(results: Results, page: Path = PAGE) -> None:
-    """Put the tables into the page in place of the earlier ones, and draw the picture.
-
-    Raises:
-        WeightopsError: the page has no marks for a table.
-    """
-    put_tables(tables(results), page)
-    draw(results, page.with_name(PICTURE))
 
 
 def tables(results: Results) -> dict[str, str]:
@@ -226,7 +211,15 @@ def _path(results: Results) -> list[tuple[float, float, float]]:
     return [(scale, *(each.mean for each in _moved(results, names[scale]))) for scale in sorted(names)]  # type: ignore[misc]
 
 
-def load(file: Path = RESULTS) -> Results:
-    """The results that the page shows."""
-    content = json.loads(file.read_text("utf-8"))
+def _read(file: Path) -> Results:
+    content = read_results(file)
     return Results(content["measured"], content["sets"])
+
+
+PAGE = Page(
+    DOCS / "disperse-then-merge.md",
+    Path(__file__).with_name("results.json"),
+    tables,
+    {"disperse-then-merge.png": draw},
+    _read,
+)

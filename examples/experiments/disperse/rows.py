@@ -8,12 +8,11 @@ from __future__ import annotations
 
 import random
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from weightops.errors import WeightopsError
-from weightops.rows.reader import read_rows
+from examples.experiments.steps import read_data
 from weightops.rows.row import Row
 
 SOURCES = {
@@ -82,12 +81,8 @@ def _fits(prompt: str, completion: str) -> bool:
     return len(completion) >= least and len(prompt) + len(completion) <= most
 
 
-def _read(data: Path, name: str) -> Iterator[Row]:
-    try:
-        yield from read_rows([data / f"{name}.jsonl.gz"])
-    except WeightopsError as error:
-        problems = (f"{problem}; docs/disperse-then-merge.md says where the data is from" for problem in error.problems)
-        raise WeightopsError(*problems) from error
+def _read(data: Path, name: str) -> list[Row]:
+    return read_data(data / f"{name}.jsonl.gz", "disperse-then-merge.md")
 
 
 def _instruction(row: Row, answer: str) -> tuple[str, str]:

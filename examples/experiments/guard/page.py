@@ -8,11 +8,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from examples.experiments.evidence import grid, put_tables
+from examples.experiments.evidence import DOCS, grid, mean_and_range, put_tables
 
 from . import runs
 
-PAGE = Path(__file__).parents[2] / "docs" / "guard.md"
+PAGE = DOCS / "guard.md"
 NAMES = ("training", "composing", "verdicts", "streaming")
 COLOURS = {"full": "#D55E00", "prefix": "#0072B2", "streaming": "#CC79A7", "offline": "#009E73", "ink": "#444444"}
 """A palette that colour-blind people can tell apart too (Okabe and Ito)."""
@@ -38,16 +38,16 @@ def training(work: Path, seeds: Sequence[int]) -> str:
         test, alike = _values(work, kind, seeds, "test"), _values(work, kind, seeds, "lookalikes")
         lost = [100 * (off - on) for off, on in zip(test["offline_f1"], test["streaming_f1"], strict=True)]
         cells.append({
-            "F1, whole text": _three(test["offline_f1"]),
-            "F1, streaming": _three(test["streaming_f1"]),
-            "points of F1 lost by streaming": _three(lost, 1),
-            "false alarms, whole text": _three(test["offline_false_alarms"]),
-            "false alarms, streaming": _three(test["streaming_false_alarms"]),
-            "area under ROC, whole text": _three(test["auroc"]),
-            "area under ROC, streaming": _three([_streaming_auroc(work, _name(kind, seed)) for seed in seeds]),
-            "caught after, median characters": _three(test["detected_after_first_unsafe_char"], 0),
-            "F1 on XSTest": _three(alike["offline_f1"]),
-            "false alarms on XSTest": _three(alike["offline_false_alarms"]),
+            "F1, whole text": mean_and_range(test["offline_f1"]),
+            "F1, streaming": mean_and_range(test["streaming_f1"]),
+            "points of F1 lost by streaming": mean_and_range(lost, 1),
+            "false alarms, whole text": mean_and_range(test["offline_false_alarms"]),
+            "false alarms, streaming": mean_and_range(test["streaming_false_alarms"]),
+            "area under ROC, whole text": mean_and_range(test["auroc"]),
+            "area under ROC, streaming": mean_and_range([_streaming_auroc(work, _name(kind, seed)) for seed in seeds]),
+            "caught after, median characters": mean_and_range(test["detected_after_first_unsafe_char"], 0),
+            "F1 on XSTest": mean_and_range(alike["offline_f1"]),
+            "false alarms on XSTest": mean_and_range(alike["offline_false_alarms"]),
         })  # fmt: skip
     whole, prefix = cells
     return grid(
@@ -66,8 +66,8 @@ def composing(work: Path, seeds: Sequence[int]) -> str:
         ("target + shuffled vector", "shuffled"),
     ):
         test, alike = _values(work, kind, seeds, "test"), _values(work, kind, seeds, "lookalikes")
-        rows.append([name, *(_three(test[key]) for key in ("offline_f1", "auroc", "streaming_f1")),
-                     *(_three(alike[key]) for key in ("offline_f1", "auroc"))])  # fmt: skip
+        rows.append([name, *(mean_and_range(test[key]) for key in ("offline_f1", "auroc", "streaming_f1")),
+                     *(mean_and_range(alike[key]) for key in ("offline_f1", "auroc"))])  # fmt: skip
     head = ["model", "F1, whole text", "area under ROC", "F1, streaming", "F1, XSTest", "area under ROC, XSTest"]
     return grid(head, rows)
 
@@ -159,10 +159,3 @@ def _streaming_auroc(work: Path, name: str) -> float:
 def _measure(work: Path, name: str, test: str, key: str) -> float:
     value = runs.measured(work, name, test)["measures"][key]["value"]
     return float("nan") if value is None else float(value)
-
-
-def _three(values: Sequence[float], digits: int = 3) -> str:
-    """The mean, and the least and greatest of the seeds."""
-    if len(values) == 1:
-        return f"{values[0]:.{digits}f}"
-    return f"{statistics.mean(values):.{digits}f} ({min(values):.{digits}f} to {max(values):.{digits}f})"

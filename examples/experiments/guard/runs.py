@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import json
-import shlex
 import shutil
-import subprocess
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from weightops.errors import WeightopsError
+from examples.experiments.steps import weightops_process, write_lines
 
 from . import texts
 
@@ -25,10 +22,10 @@ EPOCHS = {"full": 3, "prefix": 1}
 
 def prepare(data: Path, work: Path, seeds: Sequence[int]) -> None:
     """Write the texts: training texts for each seed, one test for all."""
-    texts.write(texts.requests(data, "test", 0, TEST), work / "test.jsonl")
-    texts.write(texts.lookalikes(data), work / "lookalikes.jsonl")
+    write_lines(texts.requests(data, "test", 0, TEST), work / "test.jsonl")
+    write_lines(texts.lookalikes(data), work / "lookalikes.jsonl")
     for seed in seeds:
-        texts.write(texts.requests(data, "train", seed), work / f"train-{seed}.jsonl")
+        write_lines(texts.requests(data, "train", seed), work / f"train-{seed}.jsonl")
 
 
 def run(work: Path, seeds: Sequence[int]) -> None:
@@ -58,14 +55,14 @@ def train(work: Path, seed: int) -> None:
 def _train(out: Path, recipe: str, seed: int, *sets: str) -> None:
     if not out.exists():
         overrides = [word for each in (*sets, f"training.seed={seed}") for word in ("--set", each)]
-        weightops("train", recipe, *overrides, "--out", out)
+        weightops_process("train", recipe, *overrides, "--out", out)
 
 
 def compose(work: Path, guard: str, target: str, out: str, scale: float) -> None:
     """Target plus a guard vector."""
     if not (work / out).exists():
         sources = ("--guard", work / guard, "--base", BASE, "--target", work / target)
-        weightops("compose-guard", *sources, "--scale", f"{scale:g}", "--out", work / out)
+        weightops_process("compose-guard", *sources, "--scale", f"{scale:g}", "--out", work / out)
 
 
 def evaluate(
@@ -76,9 +73,8 @@ def evaluate(
         folder = work / "measured" / (name or model) / test
         if not (folder / "evaluation.json").exists():
             preset = ("--preset", "guard-vector") if plain else ()
-            weightops(
-                "guard", "eval", work / model if not name else model, work / f"{test}.jsonl", *preset, "--out", folder
-            )
+            spec = model if name else work / model
+            weightops_process("guard", "eval", spec, work / f"{test}.jsonl", *preset, "--out", folder)
 
 
 def measured(work: Path, name: str, test: str = "test") -> dict[str, Any]:
@@ -109,15 +105,3 @@ def shuffle(guard: Path, out: Path, seed: int) -> None:
         shuffled[name] = origin + moved[torch.randperm(len(moved), generator=draw)].view_as(origin)
     save_file(shuffled, out.with_suffix(".part") / "model.safetensors", {"format": "pt"})
     out.with_suffix(".part").rename(out)
-
-
-def weightops(*words: str | Path) -> None:
-    """Run a command, and show it.
-
-    Raises:
-        WeightopsError: it failed.
-    """
-    line = [str(word) for word in words]
-    print(f"\n$ weightops {shlex.join(line)}", flush=True)
-    if subprocess.run([str(Path(sys.executable).with_name("weightops")), *line], check=False).returncode:
-        raise WeightopsError(f"weightops {shlex.join(line)}: failed; its message is above")

@@ -8,14 +8,12 @@ XSTest's prompts, which only sound unsafe, are a second test of short texts.
 
 from __future__ import annotations
 
-import json
 import random
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from weightops.errors import WeightopsError
-from weightops.rows.reader import read_rows
+from examples.experiments.steps import read_data
 from weightops.rows.row import Row
 
 REQUESTS = (3, 8)
@@ -44,13 +42,6 @@ def lookalikes(data: Path) -> list[dict[str, Any]]:
     return [{"text": row.prompt, "label": row.label} for row in _read(data, LOOKALIKES)]
 
 
-def write(rows: Sequence[dict[str, Any]], file: Path) -> Path:
-    """Rows as JSON Lines."""
-    file.parent.mkdir(parents=True, exist_ok=True)
-    file.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), "utf-8")
-    return file
-
-
 def _safe(draw: random.Random, harmless: Sequence[str]) -> dict[str, Any]:
     return {"text": "\n".join(draw.sample(harmless, draw.randint(*REQUESTS))), "label": "safe"}
 
@@ -69,8 +60,4 @@ def _requests(data: Path, name: str) -> list[str]:
 
 
 def _read(data: Path, name: str) -> list[Row]:
-    try:
-        return read_rows([data / f"{name}.jsonl.gz"])
-    except WeightopsError as error:
-        problems = (f"{problem}; docs/guard.md says where the data is from" for problem in error.problems)
-        raise WeightopsError(*problems) from error
+    return read_data(data / f"{name}.jsonl.gz", "guard.md")

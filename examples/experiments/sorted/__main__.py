@@ -5,40 +5,34 @@ Several calls may share the work: give each a ``--seed`` of its own, and write t
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 
 import click
 
-from weightops.errors import WeightopsError
+from examples.experiments import steps
+from examples.experiments.evidence import write_results
 
-from . import page, runs
+from . import runs
+from .page import PAGE
 
 
 @click.command()
-@click.argument("data", type=click.Path(path_type=Path, exists=True, file_okay=False))
-@click.option("--work", type=click.Path(path_type=Path), default="sorted-experiment", show_default=True,
-              help="Folder for models and measurements.")  # fmt: skip
-@click.option("--seed", "seeds", type=click.IntRange(min=0), multiple=True, default=(0, 1, 2), show_default=True,
-              help="A seed to run. May be repeated.")  # fmt: skip
-@click.option("--page/--no-page", "writes", default=True, help="Write the page when all is measured.")
-@click.option("--measured", is_flag=True, help="Run nothing; write the page from what is measured already.")
-def main(data: Path, work: Path, seeds: tuple[int, ...], writes: bool, measured: bool) -> None:
+@steps.data_argument
+@steps.work_option("sorted-experiment")
+@steps.each_seed_option
+@steps.page_option
+@steps.measured_option
+def main(data: Path, work: Path, seeds: tuple[int, ...], writes_page: bool, measured: bool) -> None:
     """Train and measure with the rows in DATA; about ten minutes a seed on two cores.
 
     Finished models and measurements are kept in --work.
     """
-    try:
+    with steps.errors_in_one_line():
         if not measured:
             runs.run(data, work, seeds)
-        if writes:
-            runs.gather(work, page.RESULTS)
-            page.write(page.load())
-            click.echo(f"wrote {page.PAGE}")
-    except WeightopsError as error:
-        sys.exit(f"error: {error}")
-    except KeyboardInterrupt:
-        sys.exit("\nInterrupted. Run the same command again to resume.")
+        if writes_page:
+            write_results(runs.results(work), PAGE.results)
+            steps.write_page(PAGE)
 
 
 if __name__ == "__main__":

@@ -2,18 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import statistics
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from weightops.errors import WeightopsError
+from examples.experiments.evidence import DOCS, Page, grid, mean_and_range
 
-PAGE = Path(__file__).parents[3] / "docs" / "sorted.md"
-RESULTS = Path(__file__).with_name("results.json")
-"""What was measured, as the page shows it: no data rows, no weights."""
-PICTURE = "sorted-losses.png"
 LABELS: Mapping[str, tuple[str, str]] = {
     "base": ("before training", "#444444"),
     "plain": ("plain fine-tuning", "#D55E00"),
@@ -21,43 +16,22 @@ LABELS: Mapping[str, tuple[str, str]] = {
     "cut": ("first 18 layers, cut, then fine-tuned", "#009E73"),
 }
 """What was measured, how the page calls it, and its colour, told apart by every eye (Okabe and Ito)."""
-BEGIN, END = "<!-- losses by exit -->\n", "<!-- end of losses by exit -->"
 
 Lines = Sequence[Mapping[str, Any]]
 
 
-def load(file: Path = RESULTS) -> Lines:
-    """The measurements that the page shows."""
-    lines: Lines = json.loads(file.read_text("utf-8"))
-    return lines
-
-
-def write(lines: Lines, page: Path = PAGE) -> None:
-    """Put the table into the page in place of the earlier one, and draw the picture.
-
-    Raises:
-        WeightopsError: the page has no marks for the table.
-    """
-    text = page.read_text("utf-8")
-    if BEGIN not in text or END not in text:
-        raise WeightopsError(f"{page}: has no marks {BEGIN.strip()} and {END}; put them in")
-    before, _, after = text.partition(BEGIN)
-    page.write_text(before + BEGIN + table(lines) + END + after.partition(END)[2], "utf-8")
-    draw(lines, page.with_name(PICTURE))
-
-
-def table(lines: Lines) -> str:
+def tables(lines: Lines) -> dict[str, str]:
     """The losses at each exit, the mean of the seeds with the smallest and the largest."""
     exits = _exits(lines)
     head = ["model", "seeds", "tokens learned", *(f"exit {layer}" for layer in exits)]
-    rows = [head, ["---"] * len(head)]
+    rows = []
     for name, (label, _) in LABELS.items():
         each = _of(lines, name)
         if each:
             learned = sorted(line["learned"] for line in each)
             tokens = f"{learned[0]:,}" if learned[0] == learned[-1] else f"{learned[0]:,} to {learned[-1]:,}"
-            rows.append([label, str(len(each)), tokens, *(_cell(_losses(each, layer)) for layer in exits)])
-    return "".join("| " + " | ".join(row) + " |\n" for row in rows)
+            rows.append([label, str(len(each)), tokens, *(mean_and_range(_losses(each, layer)) for layer in exits)])
+    return {"losses by exit": grid(head, rows)}
 
 
 def draw(lines: Lines, file: Path) -> None:
@@ -81,6 +55,9 @@ def draw(lines: Lines, file: Path) -> None:
     figure.savefig(file, dpi=110)
 
 
+PAGE = Page(DOCS / "sorted.md", Path(__file__).with_name("results.json"), tables, {"sorted-losses.png": draw})
+
+
 def _of(lines: Lines, name: str) -> Lines:
     return [line for line in lines if line["name"] == name]
 
@@ -91,10 +68,3 @@ def _exits(lines: Lines) -> list[int]:
 
 def _losses(lines: Lines, layer: int) -> list[float]:
     return [line["losses"][str(layer)] for line in lines if str(layer) in line["losses"]]
-
-
-def _cell(losses: Sequence[float]) -> str:
-    if not losses:
-        return ""
-    mean = f"{statistics.mean(losses):.3f}"
-    return mean if len(losses) == 1 else f"{mean} ({min(losses):.3f} to {max(losses):.3f})"

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from examples.experiments.steps import add_line, read_data, read_lines
 from weightops.algebra.cutting import extract
 from weightops.algebra.loading import load
 from weightops.io.replacing import TRAINING
@@ -16,7 +17,6 @@ from weightops.recipes.floor.trainer import measure
 from weightops.recipes.objectives.exits import Exits
 from weightops.recipes.routines.sft import SftRecipe, train
 from weightops.rows.encode import encode
-from weightops.rows.reader import read_rows
 from weightops.rows.row import Row
 
 BASE = "smollm2-135m-instruct"
@@ -53,7 +53,7 @@ def _recipe(data: Path, base: str, exits: tuple[int, ...], seed: int) -> SftReci
 
 def _rows(data: Path, split: str) -> list[Row]:
     """Short questions and answers of GSM8K, in the file's order."""
-    rows = read_rows([_file(data, split)], rename={"prompt": "question", "completion": "answer"})
+    rows = read_data(_file(data, split), "sorted.md", rename={"prompt": "question", "completion": "answer"})
     return [row for row in rows if len(str(row.prompt)) + len(str(row.completion)) <= CHARACTERS]
 
 
@@ -63,9 +63,7 @@ def _file(data: Path, split: str) -> Path:
 
 def _measure(data: Path, work: Path, name: str, seed: int, model: str) -> None:
     """Add the loss of each exit on the rows held out to the results, if it is not there."""
-    work.mkdir(parents=True, exist_ok=True)
-    file = work / "results.jsonl"
-    if any((line["name"], line["seed"]) == (name, seed) for line in results(file)):
+    if any((line["name"], line["seed"]) == (name, seed) for line in results(work)):
         return
     losses, tokens = losses_by_exit(model, random.Random("test").sample(_rows(data, "test"), TEST), MEASURED)
     log = Path(model) / TRAINING
@@ -76,8 +74,7 @@ def _measure(data: Path, work: Path, name: str, seed: int, model: str) -> None:
         "held_out": tokens,
         "losses": {str(layer): loss for layer, loss in losses.items()},
     }
-    with file.open("a", encoding="utf-8") as stream:
-        stream.write(json.dumps(line) + "\n")
+    add_line(line, work / "results.jsonl")
 
 
 def losses_by_exit(model: str, rows: Sequence[Row], layers: Sequence[int]) -> tuple[dict[int, float], int]:
@@ -89,11 +86,6 @@ def losses_by_exit(model: str, rows: Sequence[Row], layers: Sequence[int]) -> tu
     return {layer: measured[f"loss_at_{layer}"] for layer in exits}, sum(map(Exits().learnt_tokens, held_out))
 
 
-def gather(work: Path, file: Path) -> None:
-    """Write the measurements for the page."""
-    file.write_text(json.dumps(results(work / "results.jsonl"), indent=1) + "\n", "utf-8")
-
-
-def results(file: Path) -> list[dict[str, Any]]:
+def results(work: Path) -> list[dict[str, Any]]:
     """Every measurement so far."""
-    return [json.loads(line) for line in file.read_text("utf-8").splitlines()] if file.exists() else []
+    return read_lines(work / "results.jsonl")

@@ -2,35 +2,15 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from examples.experiments.evidence import Measured, grid, interval, put_tables, signed
+from examples.experiments.evidence import DOCS, Measured, Page, grid, interval, signed
 
 from .ways import FIXED, WAYS
 
-PAGE = Path(__file__).parents[3] / "docs" / "sparse-training.md"
-RESULTS = Path(__file__).with_name("results.json")
-"""What was measured, as the page shows it: no data rows, no weights."""
-
 Lines = Sequence[Mapping[str, Any]]
-
-
-def write(lines: Lines, page: Path = PAGE) -> None:
-    """Put the tables into the page in place of the earlier ones.
-
-    Raises:
-        WeightopsError: the page has no marks for a table.
-    """
-    put_tables(tables(lines), page)
-
-
-def load(file: Path = RESULTS) -> list[dict[str, Any]]:
-    """The results that the page shows."""
-    lines: list[dict[str, Any]] = json.loads(file.read_text("utf-8"))
-    return lines
 
 
 def tables(lines: Lines) -> dict[str, str]:
@@ -41,6 +21,9 @@ def tables(lines: Lines) -> dict[str, str]:
         "sparse losses": _losses(lines) if ran else "",
         "regrowth": _regrowth(lines) if ran else "",
     }
+
+
+PAGE = Page(DOCS / "sparse-training.md", Path(__file__).with_name("results.json"), tables)
 
 
 def losses(lines: Lines, way: str) -> Measured:

@@ -7,10 +7,8 @@ import re
 from pathlib import Path
 from typing import Any
 
-from examples.experiments.steps import write_lines
-from weightops.errors import WeightopsError
+from examples.experiments.steps import read_data, write_lines
 from weightops.rows.encode import encode
-from weightops.rows.reader import read_rows
 from weightops.rows.row import Row
 
 TOKENS = 160
@@ -44,11 +42,7 @@ def final_number(text: str) -> str | None:
 
 def _short(file: Path, tokenizer: Any) -> list[dict[str, str]]:
     """Short problems of a file, without the marks of a calculator; of its rows, several times as many as are used."""
-    try:
-        columns = [row.columns for row in read_rows([file])]
-    except WeightopsError as error:
-        problems = (f"{problem}; docs/sparse-training.md says where the data is from" for problem in error.problems)
-        raise WeightopsError(*problems) from error
+    columns = [row.columns for row in read_data(file, "sparse-training.md")]
     some = random.Random("some").sample(columns, 8 * TRAIN)
     pairs = [{"prompt": c["question"], "completion": re.sub("<<.*?>>", "", c["answer"])} for c in some]
     encoded = encode(tokenizer, [Row.of(file.name, pair) for pair in pairs])

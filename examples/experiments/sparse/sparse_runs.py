@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 import time
 from collections.abc import Iterator
@@ -29,6 +28,8 @@ BASE = "smollm2-135m-instruct"
 BATCH, ANSWERED, ANSWER_TOKENS = 2, 16, 120
 TRIES = 2
 """Learning rates tried for each way, a factor of 4 between neighbours."""
+KINDS = ("base", "tuning", "run", "answers")
+"""Of measurements."""
 
 Line = dict[str, Any]
 
@@ -44,9 +45,10 @@ class Experiment:
         """Run what is missing, stopping at the first chance after a time; whether all is done."""
         return all(time.monotonic() <= until for _ in self._missing())
 
-    def results(self, kind: str) -> list[Line]:
-        """The measurements of a kind so far: ``base``, ``tuning``, ``run`` or ``answers``."""
-        return [line for line in read_lines(self.file) if line["kind"] == kind]
+    def results(self, *kinds: str) -> list[Line]:
+        """The measurements of some kinds so far, kind by kind; of all kinds if none is named."""
+        lines = read_lines(self.file)
+        return [line for kind in kinds or KINDS for line in lines if line["kind"] == kind]
 
     def _missing(self) -> Iterator[None]:
         """Run after run: the main comparison first, all ways of a seed before the next seed, the answers last."""
@@ -151,15 +153,9 @@ def greedy_answers(spec: str, questions: list[str], tokens: int = ANSWER_TOKENS)
     model, tokenizer = load(spec, "bfloat16")
     tokenizer.padding_side = "left"
     chats = [[{"role": "user", "content": question}] for question in questions]
-    asked = tokenizer.apply_chat_template(
+    prompts = tokenizer.apply_chat_template(
         chats, add_generation_prompt=True, return_tensors="pt", return_dict=True, padding=True
     )
-    made = model.generate(**asked, max_new_tokens=tokens, do_sample=False, pad_token_id=tokenizer.pad_token_id)
-    answers: list[str] = tokenizer.batch_decode(made[:, asked["input_ids"].shape[1] :], skip_special_tokens=True)
+    made = model.generate(**prompts, max_new_tokens=tokens, do_sample=False, pad_token_id=tokenizer.pad_token_id)
+    answers: list[str] = tokenizer.batch_decode(made[:, prompts["input_ids"].shape[1] :], skip_special_tokens=True)
     return answers
-
-
-def gather(experiment: Experiment, file: Path) -> None:
-    """Write every measurement to the file that the page is made from."""
-    lines = [line for kind in ("base", "tuning", "run", "answers") for line in experiment.results(kind)]
-    file.write_text("[\n" + ",\n".join(f"  {json.dumps(line)}" for line in lines) + "\n]\n", "utf-8")

@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from examples.experiments.evidence import Measured, grid, interval, put_tables, signed
+from examples.experiments.evidence import DOCS, Measured, Page, grid, interval, signed
 
-PAGE = Path(__file__).parents[3] / "docs" / "two-recipes.md"
-RESULTS = Path(__file__).with_name("results.json")
-"""What was measured, as the page shows it: no data rows, no weights."""
 SKILLS: Mapping[str, Mapping[str, str]] = {
     "calls": {"routines": "key tokens", "plain": "plain calls"},
     "problems": {"routines": "grape", "plain": "plain problems"},
@@ -39,21 +35,6 @@ CONTROLS: Mapping[str, str] = {
 Lines = Sequence[Mapping[str, Any]]
 
 
-def write(lines: Lines, page: Path = PAGE) -> None:
-    """Put the tables into the page in place of the earlier ones.
-
-    Raises:
-        WeightopsError: the page has no marks for a table.
-    """
-    put_tables(tables(lines), page)
-
-
-def load(file: Path = RESULTS) -> list[dict[str, Any]]:
-    """The results that the page shows."""
-    lines: list[dict[str, Any]] = json.loads(file.read_text("utf-8"))
-    return lines
-
-
 def tables(lines: Lines) -> dict[str, str]:
     """Every table of the page by its mark, of what is measured so far; empty while there is nothing to show in it."""
     measured = {line["name"] for line in lines}
@@ -62,6 +43,9 @@ def tables(lines: Lines) -> dict[str, str]:
         "kept": _kept(lines, [name for name in TITLES if name in measured]) if measured else "",
         "against plain": _against_plain(lines, compared) if compared else "",
     }
+
+
+PAGE = Page(DOCS / "two-recipes.md", Path(__file__).with_name("results.json"), tables)
 
 
 def values(lines: Lines, name: str, value: str) -> Measured:

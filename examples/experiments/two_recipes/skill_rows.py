@@ -8,9 +8,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from weightops.errors import WeightopsError
+from examples.experiments.steps import read_data
 from weightops.rows.encode import encode
-from weightops.rows.reader import read_rows
 from weightops.rows.row import Row
 
 CALLS, PROBLEMS = "tool_bfcl_v4/multiple", "math_gsm8k/test"
@@ -68,11 +67,7 @@ def _call(row: Example, gold: list[Example]) -> Example:
 
 
 def _columns(data: Path, name: str) -> Iterator[Example]:
-    try:
-        yield from (dict(row.columns) for row in read_rows([data / f"{name}.jsonl.gz"]))
-    except WeightopsError as error:
-        lines = (f"{problem}; docs/two-recipes.md says where the data is from" for problem in error.problems)
-        raise WeightopsError(*lines) from error
+    return (dict(row.columns) for row in read_data(data / f"{name}.jsonl.gz", "two-recipes.md"))
 
 
 def _fits(tokenizer: Any, prompt: str, *completions: str) -> bool:

@@ -44,6 +44,10 @@ class Experiment:
         self.calls, self.test_calls = skill_rows.calls(data, self.tokenizer)
         self.problems, self.test_problems = skill_rows.problems(data, self.tokenizer)
 
+    def results(self) -> list[dict[str, Any]]:
+        """The measurements so far."""
+        return read_lines(self.file)
+
     def run(self, seeds: int, until: float) -> bool:
         """Run what is missing, seed after seed, stopping at the first chance after a time; whether all is done."""
         return all(time.monotonic() <= until for _ in self._missing(seeds))
@@ -103,7 +107,7 @@ class Experiment:
 
     def _measure(self, seed: int, name: str, spec: str) -> None:
         """Add the losses on both skills, and the calls that a model writes, to the results, if they are not there."""
-        if any((line["seed"], line["name"]) == (seed, name) for line in read_lines(self.file)):
+        if any((line["seed"], line["name"]) == (seed, name) for line in self.results()):
             return
         begun = time.monotonic()
         model, _ = load(spec, "bfloat16")
@@ -138,9 +142,3 @@ def judged(rows: Sequence[Mapping[str, Any]], answers: Sequence[str]) -> dict[st
     ]
     right = sum(call is not None and gold is not None and call.tool == gold.tool for call, gold in pairs)
     return {"right tools": right, "right calls": rewards.count(1.0), "reward": sum(rewards) / len(rewards)}
-
-
-def gather(experiment: Experiment, file: Path) -> None:
-    """Write every measurement to the file that the page is made from."""
-    lines = read_lines(experiment.file)
-    file.write_text("[\n" + ",\n".join(f"  {json.dumps(line)}" for line in lines) + "\n]\n", "utf-8")

@@ -1,8 +1,7 @@
 """The page of Disperse-then-Merge shows what was measured: means and 95 % intervals, differences paired by seed."""
 
-import re
-
 import pytest
+from evidence_pages import written
 
 from examples.experiments.disperse import page
 from weightops.errors import WeightopsError
@@ -56,33 +55,16 @@ def test_the_control_of_shrinkage_lies_between_the_scales_that_were_measured():
 
 
 def test_tables_and_the_picture_take_the_place_of_the_earlier_ones(tmp_path):
-    file = tmp_path / "page.md"
-    file.write_text("".join(f"text\n<!-- {name} -->\nold\n<!-- end of {name} -->\n" for name in page.tables(RESULTS)))
-    page.write(RESULTS, file)
-    once = file.read_text()
-    page.write(RESULTS, file)
-    assert file.read_text() == once
-    assert "old" not in once
+    once = written(page.PAGE, RESULTS, tmp_path)
     assert "| 1,200 | 8,000 to 9,000 |" in once
     assert "| base | 1 | 0.00 | 2.000 | 2.000 |" in once
     assert "| single SFT | 3 | 1.00 ± 0.00 | 2.000 ± 2.484 |" in once
     assert "| DTM, random parts, average | **+0.100 ± 0.000** | +0.000 ± 0.000 |" in once  # the interval leaves 0 out
     assert "| DTM, random parts, average | **-0.400 ± 0.000** | +0.000 ± 0.000 | +0.600 ± 2.484 |" in once
     assert "| DTM, random parts, average | 0.25 ± 0.00 | +0.200 ± 2.484 | +0.000 ± 0.000 |" in once
-    assert (tmp_path / page.PICTURE).read_bytes().startswith(b"\x89PNG")
+    assert (tmp_path / "disperse-then-merge.png").read_bytes().startswith(b"\x89PNG")
 
 
-def test_a_page_without_marks_and_results_without_a_run_are_said(tmp_path):
-    (tmp_path / "page.md").write_text("nothing")
-    with pytest.raises(WeightopsError, match="has no marks <!-- rows -->"):
-        page.write(RESULTS, tmp_path / "page.md")
+def test_results_without_a_run_are_refused():
     with pytest.raises(WeightopsError, match="nothing was measured of 'single'; run the experiment again"):
         page.tables(page.Results([line(0, "base", 1.0), line(0, "random average", 1.0)]))
-
-
-def test_the_page_shows_the_results_beside_the_experiment():
-    text = page.PAGE.read_text("utf-8")
-    for name, table in page.tables(page.load()).items():
-        shown = re.search(f"<!-- {name} -->\n(.*?)<!-- end of {name} -->", text, re.DOTALL)
-        assert shown, name
-        assert shown[1] == table

@@ -3,6 +3,7 @@
 import json
 
 import pytest
+from evidence_pages import marks
 
 from examples.experiments.guard import page, runs
 from weightops.errors import WeightopsError
@@ -28,8 +29,8 @@ def work(tmp_path):
             measures = {key: {"value": value if key != "streaming_f1" else value - 0.1} for key in KEYS}
             curve = [{"characters": 100, "f1_streaming": value}, {"characters": 200, "f1_streaming": None}]
             rows = [{"unsafe": True, "probabilities": [0.1, 0.9]}, {"unsafe": False, "probabilities": [0.9, 0.2]}]
-            found = {"measures": measures, "curve": curve, "rows": rows}
-            (folder / "evaluation.json").write_text(json.dumps(found))
+            evaluation = {"measures": measures, "curve": curve, "rows": rows}
+            (folder / "evaluation.json").write_text(json.dumps(evaluation))
 
     put("base", 0.5)
     for seed in (0, 1):
@@ -42,9 +43,8 @@ def work(tmp_path):
 
 
 def test_tables_and_pictures_take_the_place_of_the_earlier_ones(work, tmp_path):
-    marks = "".join(f"text\n<!-- {name} -->\nold\n<!-- end of {name} -->\n" for name in page.NAMES)
     file = tmp_path / "guard.md"
-    file.write_text(marks)
+    file.write_text(marks(page.NAMES))
     page.write(work, (0, 1), file)
     once = file.read_text()
     page.write(work, (0, 1), file)
@@ -59,7 +59,7 @@ def test_tables_and_pictures_take_the_place_of_the_earlier_ones(work, tmp_path):
     assert {picture.name for picture in tmp_path.glob("*.png")} == {"guard-prefixes.png", "guard-scales.png"}
 
 
-def test_a_page_without_marks_is_said(work, tmp_path):
+def test_a_page_without_marks_is_refused(work, tmp_path):
     (tmp_path / "guard.md").write_text("nothing")
     with pytest.raises(WeightopsError, match="has no marks <!-- training -->"):
         page.write(work, (0, 1), tmp_path / "guard.md")

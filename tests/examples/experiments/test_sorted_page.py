@@ -1,9 +1,8 @@
 """The page of sorted sub-models shows what was measured: means with their range, only at exits that a model has."""
 
-import pytest
+from evidence_pages import written
 
 from examples.experiments.sorted import page
-from weightops.errors import WeightopsError
 
 
 def line(seed, name, *losses, learned=100):
@@ -19,23 +18,11 @@ LINES = [
 
 
 def test_the_table_and_the_picture_take_the_place_of_the_earlier_ones(tmp_path):
-    file = tmp_path / "page.md"
-    file.write_text(f"text\n{page.BEGIN}old\n{page.END}\nmore\n")
-    page.write(LINES, file)
-    once = file.read_text()
-    page.write(LINES, file)
-    assert file.read_text() == once
-    assert "old" not in once
+    once = written(page.PAGE, LINES, tmp_path)
     assert once.endswith("\nmore\n")
     assert "| model | seeds | tokens learned | exit 6 | exit 12 | exit 18 |" in once
     assert "| before training | 1 | 0 | 9.000 | 8.000 | 2.000 |" in once
     assert "| plain fine-tuning | 2 | 100 to 101 | 9.500 (9.500 to 9.500) |" in once
     assert "| 1.500 (1.000 to 2.000) |" in once
     assert "| first 18 layers, cut, then fine-tuned | 1 | 100 | 7.000 | 3.000 |  |" in once
-    assert (tmp_path / page.PICTURE).read_bytes().startswith(b"\x89PNG")
-
-
-def test_a_page_without_marks_is_refused(tmp_path):
-    (tmp_path / "page.md").write_text("nothing")
-    with pytest.raises(WeightopsError, match="has no marks <!-- losses by exit -->"):
-        page.write(LINES, tmp_path / "page.md")
+    assert (tmp_path / "sorted-losses.png").read_bytes().startswith(b"\x89PNG")

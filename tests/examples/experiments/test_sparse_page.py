@@ -3,12 +3,12 @@
 import re
 
 import pytest
+from evidence_pages import marks, written
 
 from examples.experiments.sparse import sparse_page
 from examples.experiments.sparse.sparse_rows import final_number
 from examples.experiments.sparse.sparse_runs import next_rate
 from examples.experiments.sparse.ways import FIXED, WAYS
-from weightops.errors import WeightopsError
 
 
 def runs(way, *losses):
@@ -38,23 +38,8 @@ def test_ways_are_compared_by_seed():
 
 
 def test_tables_take_the_place_of_the_earlier_ones(tmp_path):
-    page, marks = (
-        tmp_path / "page.md",
-        "".join(f"<!-- {n} -->\nold\n<!-- end of {n} -->\n" for n in sparse_page.tables(LINES)),
-    )
-    page.write_text(marks)
-    sparse_page.write(LINES, page)
-    sparse_page.write(LINES, page)
-    assert re.sub(r"\|.*\n", "", page.read_text()) == marks.replace("old\n", "")
-    page.write_text("nothing")
-    with pytest.raises(WeightopsError, match="has no marks"):
-        sparse_page.write(LINES, page)
-
-
-def test_the_published_table_is_that_of_the_published_results():
-    text = sparse_page.PAGE.read_text("utf-8")
-    for name, table in sparse_page.tables(sparse_page.load()).items():
-        assert f"<!-- {name} -->\n{table}<!-- end of {name} -->" in text
+    text = written(sparse_page.PAGE, LINES, tmp_path)
+    assert re.sub(r"\|.*\n", "", text) == marks(sparse_page.tables(LINES)).replace("old\n", "")
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,7 @@ import gzip
 import json
 
 import pytest
+from evidence_pages import written
 from tiny_chat import tiny_tokenizer
 
 from examples.experiments.two_recipes import skill_page, skill_rows
@@ -47,19 +48,7 @@ def test_what_a_merge_kept_is_its_share_of_what_each_skill_had_gained():
 
 
 def test_tables_take_the_place_of_the_earlier_ones(tmp_path):
-    page = tmp_path / "page.md"
-    page.write_text("".join(f"<!-- {n} -->\nold\n<!-- end of {n} -->\n" for n in skill_page.tables(LINES)))
-    skill_page.write(LINES, page)
-    assert "old" not in page.read_text()
-    page.write_text("nothing")
-    with pytest.raises(WeightopsError, match="has no marks"):
-        skill_page.write(LINES, page)
-
-
-def test_the_published_tables_are_those_of_the_published_results():
-    text = skill_page.PAGE.read_text("utf-8")
-    for name, table in skill_page.tables(skill_page.load()).items():
-        assert f"<!-- {name} -->\n{table}<!-- end of {name} -->" in text
+    assert "| base |" in written(skill_page.PAGE, LINES, tmp_path)
 
 
 def write(file, records):
@@ -71,9 +60,11 @@ def test_rows_of_calls_have_the_right_one_and_no_optional_values_and_test_rows_a
     monkeypatch.setattr(skill_rows, "TEST_CALLS", 1)
     monkeypatch.setattr(skill_rows, "TOKENS", 400)
     tools = [{"name": name, "parameters": {"properties": {"x": {}, "y": {}}}} for name in ("f.one", "f.two")]
-    asked = [{"id": str(n), "question": [[{"role": "user", "content": f"{n}?"}]], "function": tools} for n in range(3)]
+    requests = [
+        {"id": str(n), "question": [[{"role": "user", "content": f"{n}?"}]], "function": tools} for n in range(3)
+    ]
     gold = [{"id": str(n), "ground_truth": [{"f.two": {"x": [n, "n"], "y": ["", True]}}]} for n in range(3)]
-    write(tmp_path / "tool_bfcl_v4" / "multiple.jsonl.gz", asked)
+    write(tmp_path / "tool_bfcl_v4" / "multiple.jsonl.gz", requests)
     write(tmp_path / "tool_bfcl_v4" / "multiple_answers.jsonl.gz", gold)
     train, test = skill_rows.calls(tmp_path, tiny_tokenizer())
     row = next(row for row in (*train, *test) if row["prompt"].startswith("1?"))

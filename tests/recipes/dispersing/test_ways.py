@@ -96,9 +96,9 @@ def test_kmeans_finds_texts_of_one_kind(encoder):
     kinds_of = ["red red red red", "one two one two", "boat boat car boat boat boat"]
     texts = [f"{kinds_of[number % 3]}{' red' * (number // 3)}" for number in range(9)]
     made = disperse(rows_of(texts), Dispersal(3, ByKmeans(), embed=encoder, alike=1.0))
-    own = made.vectors @ made.vectors.T
-    within = [own[np.ix_(part, part)].mean() for part in made.parts]
-    across = [own[np.ix_(one, other)].mean() for one in made.parts for other in made.parts if one != other]
+    cosines = made.vectors @ made.vectors.T
+    within = [cosines[np.ix_(part, part)].mean() for part in made.parts]
+    across = [cosines[np.ix_(one, other)].mean() for one in made.parts for other in made.parts if one != other]
     assert min(within) > max(across)
 
 

@@ -110,9 +110,9 @@ def test_a_wrong_value_is_said_in_plain_words(keys, where, problem):
 
 
 def test_types_ranges_relations_and_unknown_keys_are_said_together():
-    found = faults(number=0, choice="x", pair=[1, 2], inner={"low": 3}, maybe={"high": "x"}, text="t", nmes=1)
-    assert set(found) == {"number", "choice", "pair[1]", "inner.high", "maybe.high", "nmes"}
-    assert found["nmes"] == "unknown key 'nmes' (did you mean 'names'?)"
+    messages = faults(number=0, choice="x", pair=[1, 2], inner={"low": 3}, maybe={"high": "x"}, text="t", nmes=1)
+    assert set(messages) == {"number", "choice", "pair[1]", "inner.high", "maybe.high", "nmes"}
+    assert messages["nmes"] == "unknown key 'nmes' (did you mean 'names'?)"
 
 
 def test_a_relation_is_left_out_where_a_field_it_reads_is_wrong_and_only_there():
@@ -137,9 +137,7 @@ def test_what_is_wrong_with_values_made_in_python_is_said_too():
 
 
 def test_runtime_fields_are_no_parameters_of_a_recipe():
-    assert faults(objective={"kind": "next_token", "pad": 3}) == {
-        "objective.pad": "unknown key 'pad'; known here: none"
-    }
+    assert faults(objective={"kind": "next_token", "pad": 3}) == {"objective.pad": "unknown key 'pad'; available: none"}
     assert value(objective="label_decision").objective.labels == (0, 1)
 
 
@@ -161,7 +159,7 @@ def test_keys_of_other_tools_are_answered_with_ours_where_there_is_one():
     assert problem((), "lora_r").endswith("here it is training.update.rank")
     assert problem((), "lora", {"r": 4}) == "unknown key 'lora.r'; here it is training.update.rank"
     assert problem((), "lora", {"oops": 4}) == "unknown key 'lora.oops'; here it is training.update"
-    assert "known here" in problem((), "max_seq_length")  # this recipe has no such setting
+    assert "available" in problem((), "max_seq_length")  # this recipe has no such setting
 
 
 def test_every_place_that_a_familiar_key_leads_to_exists():

@@ -86,8 +86,8 @@ def test_files_and_folders_that_are_not_there_are_said_when_asked_for(tmp_path):
     (tmp_path / "rows.jsonl").write_text("{}\n")
     (tmp_path / "empty").mkdir()
     text = GUARD.replace("rows.jsonl", f"[{tmp_path}/rows.jsonl, {tmp_path}/none.jsonl]")
-    found = problems(tmp_path, text, f"base={tmp_path}/none", f"teacher={tmp_path}/empty", sources=True)
-    assert found == [
+    messages = problems(tmp_path, text, f"base={tmp_path}/none", f"teacher={tmp_path}/empty", sources=True)
+    assert messages == [
         f"4: data.files[1]: {tmp_path}/none.jsonl: no such file; set data.files to your files",
         f"set base={tmp_path}/none: base: {tmp_path}/none: no such folder; write org/name for a hub model",
         f"set teacher={tmp_path}/empty: teacher: {tmp_path}/empty does not have a config.json; name a model's folder",
@@ -104,4 +104,4 @@ def test_what_was_checked_and_what_was_not_is_said_of_every_source(tmp_path):
     assert [source.place[0] for source in sources(recipe)] == ["base", "base", "data", "teacher"]
     assert "that a Python package carries" in states[0]
     assert "model's folder" in states[1]
-    assert all("the hub was not asked" in state for state in states[2:])
+    assert all("the hub was not contacted" in state for state in states[2:])

@@ -254,7 +254,10 @@ def test_what_cannot_be_trained_is_said(chat_model, tmp_path):
 
     cases = [
         ({"rows": []}, "no rows"),
-        ({"objective": LabelDecision()}, "label_decision: reads input_ids, answer of each row, but rows lack answer"),
+        (
+            {"objective": LabelDecision()},
+            "label_decision: reads input_ids, answer of each row, but rows have no answer",
+        ),
         ({"objective": Nan(2)}, "not a number at step 1"),
         ({"training": replace(SHORT, freeze=("nothing_like_it",))}, "matches no parameter"),
         ({"training": replace(SHORT, freeze=(".",))}, "nothing is left to train"),
@@ -262,8 +265,8 @@ def test_what_cannot_be_trained_is_said(chat_model, tmp_path):
         ({"training": replace(SHORT, batch=0)}, "batch: must be at least 1"),
         ({"training": replace(SHORT, update=Lora(targets=("none",)))}, "PEFT refuses"),
     ]
-    for more, said in cases:
-        with pytest.raises(WeightopsError, match=said):
+    for more, message in cases:
+        with pytest.raises(WeightopsError, match=message):
             trained(chat_model, tmp_path / "out", **more)
     assert not (tmp_path / "out").exists()
 

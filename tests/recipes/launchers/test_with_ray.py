@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 import tiny_parts
 import torch
+from ray_clusters import two_nodes
 from tiny_chat import write_chat_model
 
 from weightops.errors import WeightopsError
@@ -26,16 +27,8 @@ def base(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def cluster():
-    """The address of a cluster of two nodes with one processor each, which listens on this host alone."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("RAY_USAGE_STATS_ENABLED", "0")
-        patch.setenv("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
-        patch.delenv("RAY_ADDRESS", raising=False)
-        utils = pytest.importorskip("ray.cluster_utils", reason="needs the extra ray")
-        started = utils.Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
-        started.add_node(num_cpus=1)
-        yield started.address
-        started.shutdown()
+    with two_nodes(1) as address:
+        yield address
 
 
 def workers_of(parts, number):

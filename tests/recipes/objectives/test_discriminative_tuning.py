@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from itertools import chain
 
 import pytest
@@ -10,12 +9,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tiny_chat import tiny_tokenizer
-from token_rows import ROWS, Table, Tokens, gradient
+from token_rows import ROWS, Table, Tokens, faults_of, gradient
 
-from weightops.errors import WeightopsError
-from weightops.recipes.data.source import rows_to_learn
 from weightops.recipes.floor.objective import ROW_INDEX
-from weightops.recipes.floor.settings import Data
 from weightops.recipes.floor.trainer import measure
 from weightops.recipes.objectives.discriminative_tuning import DiscriminativeTuning, contrast
 from weightops.recipes.objectives.next_token import NextToken
@@ -59,8 +55,8 @@ def ready(model, rows=ANSWERED, **parameters):
 def test_dft_gives_the_numbers_of_the_papers_code(rate):
     averages = torch.zeros(3)
     for losses, expected in DFT[rate]:
-        found, averages = contrast(CHOSEN, REJECTED, REFERENCE, averages, EVERY, 1.0, rate)
-        torch.testing.assert_close(found, torch.tensor(losses), rtol=1e-5, atol=1e-5)
+        loss, averages = contrast(CHOSEN, REJECTED, REFERENCE, averages, EVERY, 1.0, rate)
+        torch.testing.assert_close(loss, torch.tensor(losses), rtol=1e-5, atol=1e-5)
         torch.testing.assert_close(averages, torch.tensor(expected), rtol=1e-5, atol=1e-6)
 
 
@@ -119,8 +115,8 @@ def test_the_loss_of_a_batch_is_that_of_its_sequences_scored_one_by_one(score):
     ]  # fmt: skip
     expected = torch.cat([loss for loss, _ in losses]).sum()
     (wanted,) = torch.autograd.grad(expected, model.table, retain_graph=True)
-    found, moved = gradient(model, objective, ANSWERED)
-    torch.testing.assert_close(found, expected.detach(), rtol=1e-4, atol=1e-4)
+    of_batch, moved = gradient(model, objective, ANSWERED)
+    torch.testing.assert_close(of_batch, expected.detach(), rtol=1e-4, atol=1e-4)
     torch.testing.assert_close(moved, wanted, rtol=1e-3, atol=1e-5)
     torch.testing.assert_close(
         objective.averages, torch.cat([each for _, each in losses]).detach(), rtol=1e-4, atol=1e-4
@@ -173,10 +169,8 @@ def test_negatives_are_encoded_as_answers_to_the_prompt_and_rows_without_any_are
     assert len(made["negatives"][1]["input_ids"]) == 60
     records = [record, {**record, "negatives": []}, {**record, "negatives": "one"}, {**record, "negatives": []}]
     records += [{**record, "negatives": ["", "a"]}, {"text": "said", "negatives": ["a"]}]
-    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(each) + "\n" for each in records))
-    with pytest.raises(WeightopsError) as caught:
-        rows_to_learn(Data((str(tmp_path / "rows.jsonl"),)), DiscriminativeTuning())
-    assert [problem.partition("rows.jsonl, ")[2].partition(";")[0] for problem in caught.value.problems] == [
+    faults = faults_of(records, DiscriminativeTuning(), tmp_path)
+    assert [fault.partition(";")[0] for fault in faults] == [
         "lines 2, 4: negatives: must be a list of texts that are not empty",
         "line 3: negatives: must be a list of texts that are not empty",
         "line 5: negatives: must be a list of texts that are not empty",

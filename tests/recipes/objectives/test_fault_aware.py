@@ -2,20 +2,16 @@
 
 from __future__ import annotations
 
-import json
-
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tiny_chat import tiny_tokenizer
-from token_rows import ROWS, Table, gradient
+from token_rows import ROWS, Table, faults_of, gradient
 from transformers import PreTrainedTokenizerFast
 
 from weightops.errors import WeightopsError
 from weightops.recipes.data.packing import pack
-from weightops.recipes.data.source import rows_to_learn
-from weightops.recipes.floor.settings import Data
 from weightops.recipes.objectives import fault_aware
 from weightops.recipes.objectives.fault_aware import FaultAware, differences
 from weightops.recipes.objectives.next_token import NextToken
@@ -148,11 +144,8 @@ def test_packed_cut_or_padded_rows_keep_their_marks():
 def test_rows_without_a_wrong_program_are_all_named_and_a_template_that_rewrites_programs_is_refused(tmp_path):
     records = [{"prompt": "p", "completion": "c", "incorrect": "d"}] + [{"prompt": "p", "completion": "c"}] * 14
     records += [{"text": "plain", "incorrect": "x"}, {"prompt": "p", "completion": "c", "incorrect": 3}]
-    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
-    with pytest.raises(WeightopsError) as caught:
-        rows_to_learn(Data((str(tmp_path / "rows.jsonl"),)), FaultAware())
-    problems = [problem.partition("rows.jsonl, ")[2] for problem in caught.value.problems]
-    assert [problem.partition(";")[0] for problem in problems] == [
+    faults = faults_of(records, FaultAware(), tmp_path)
+    assert [fault.partition(";")[0] for fault in faults] == [
         "lines 2-15: incorrect: must be a text, the wrong program",
         "line 16: completion: must be a text, the correct program",
         "line 17: incorrect: must be a text, the wrong program",

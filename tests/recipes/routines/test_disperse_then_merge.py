@@ -239,7 +239,7 @@ def test_a_part_that_diverged_is_named_and_the_others_are_merged(recipe, tmp_pat
 
 def test_where_every_part_diverges_nothing_is_written(recipe, tmp_path, monkeypatch):
     monkeypatch.setattr(NextToken, "loss", lambda self, model, batch: model(batch["input_ids"]).logits.sum() * math.nan)
-    with pytest.raises(WeightopsError, match="no part's training ended well"):
+    with pytest.raises(WeightopsError, match="the training of every part failed"):
         run(recipe, tmp_path / "out")
     assert not (tmp_path / "out").exists()
 

@@ -65,8 +65,8 @@ def test_an_adapter_guard_is_asked_as_base_plus_adapter(chat_model, tmp_path):
     names = {path.name for path in (tmp_path / "guard").iterdir()}
     assert names == {"README.md", "adapter_config.json", "adapter_model.safetensors", "guard.json", "training.json"}
     both = f"{chat_model}+{tmp_path / 'guard'}"
-    found = open_guard(both).probabilities([row.text for row in ROWS])
-    assert score([row.unsafe for row in ROWS], found).f1 > 0.9
+    probabilities = open_guard(both).probabilities([row.text for row in ROWS])
+    assert score([row.unsafe for row in ROWS], probabilities).f1 > 0.9
     whole = weightops.open(both).save(tmp_path / "whole", progress=False)
     assert f1(whole) > 0.9
     half = weightops.open(chat_model) + 0.5 * weightops.open_adapter(tmp_path / "guard")
@@ -162,9 +162,9 @@ def test_every_fault_of_the_settings_is_said_before_anything_is_loaded(tmp_path)
     )
     with pytest.raises(WeightopsError) as error:
         run(recipe, tmp_path / "guard")
-    said = "\n".join(error.value.problems)
+    message = "\n".join(error.value.problems)
     assert all(
-        name in said for name in ("labels:", "new_labels:", "prefix_chars:", "training.lr:", "training.update.rank:")
+        name in message for name in ("labels:", "new_labels:", "prefix_chars:", "training.lr:", "training.update.rank:")
     )
 
 
@@ -192,5 +192,5 @@ def test_data_with_other_words_than_the_guards_is_read_and_that_is_reported(tmp_
     for labels, note in ((("benign", "harmful"), True), (("safe", "unsafe"), False)):
         with pytest.raises(WeightopsError, match="none: no such file or folder"):
             run(replace(recipe, labels=labels), tmp_path / "guard")
-        said = "labels: the data has safe and unsafe; the guard learns to answer benign and harmful for them"
-        assert (said in capsys.readouterr().err) == note
+        expected = "labels: the data has safe and unsafe; the guard learns to answer benign and harmful for them"
+        assert (expected in capsys.readouterr().err) == note

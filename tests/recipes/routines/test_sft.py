@@ -65,8 +65,8 @@ def test_what_is_asked_costs_nothing_and_only_the_answer_is_learned(recipe, tmp_
         prompt = f"<|im_start|>user\n{row['prompt']}<|im_end|>\n<|im_start|>assistant\n"
         ids = tokenizer.encode(prompt, add_special_tokens=False)
         answer_ids = tokenizer.encode("safe<|im_end|>", add_special_tokens=False)
-        said = model.eval()(torch.tensor([ids + answer_ids])).logits[0].log_softmax(-1)
-        costs += [-said[len(ids) - 1 + place, token].item() for place, token in enumerate(answer_ids)]
+        log_probabilities = model.eval()(torch.tensor([ids + answer_ids])).logits[0].log_softmax(-1)
+        costs += [-log_probabilities[len(ids) - 1 + place, token].item() for place, token in enumerate(answer_ids)]
     assert done.losses[0] == pytest.approx(sum(costs) / len(costs), abs=1e-4)
 
 

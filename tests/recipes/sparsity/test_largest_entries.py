@@ -16,9 +16,9 @@ def test_the_top_of_an_outer_product_is_that_of_the_formed_one_with_ties_and_zer
     without = torch.tensor(sorted(data.draw(st.sets(st.integers(0, len(scores) - 1)))), dtype=torch.long)
     free = torch.tensor([i for i in range(len(scores)) if i not in without.tolist()], dtype=torch.long)
     expected = free[torch.sort(scores[free], descending=True, stable=True).indices[:count]].sort().values
-    flat, found = top_of_outer_product(rows, columns, count, without)
+    flat, values = top_of_outer_product(rows, columns, count, without)
     assert flat.tolist() == expected.tolist()
-    assert torch.equal(found, scores[expected])
+    assert torch.equal(values, scores[expected])
 
 
 def test_the_outer_product_is_not_formed():

@@ -76,11 +76,11 @@ def test_a_second_run_asks_nothing_and_gives_the_same(tmp_path):
 
 
 def test_a_killed_run_asks_only_what_was_not_answered(tmp_path):
-    asked = []
+    prompts = []
 
     def dies(prompt, sample):
-        asked.append(prompt)
-        if len(asked) == 50:
+        prompts.append(prompt)
+        if len(prompts) == 50:
             raise KeyboardInterrupt
         return "is 1"
 

@@ -311,7 +311,7 @@ def more_tensors(adapter: Path) -> None:
         (setting(use_dora=True), "use_dora is set"),
         (setting(lora_bias=True), "lora_bias is set"),
         (setting(kasa_config={"beta": 1}), "kasa_config is set"),
-        (wider, r"q_proj.*the adapters go on different bases"),
+        (wider, r"q_proj.*the adapters belong to different bases"),
         (more_tensors, "model.norm.weight: held whole by an adapter"),
     ],
 )

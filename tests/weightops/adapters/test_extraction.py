@@ -149,9 +149,9 @@ def test_energy_is_reached_by_doubling_the_rank():
     matrix = torch.randn(500, 400, generator=draw)
     values = torch.linalg.svdvals(matrix).square()
     exact = int((values.cumsum(0) / values.sum() < 0.3).sum()) + 1
-    found = leading_by_energy(matrix, 0.3, None, "w")
-    assert exact <= len(found.values) <= exact + 2
-    assert found.energy >= 0.3 * squared_norm(matrix) * (1 - 1e-5)
+    factors = leading_by_energy(matrix, 0.3, None, "w")
+    assert exact <= len(factors.values) <= exact + 2
+    assert factors.energy >= 0.3 * squared_norm(matrix) * (1 - 1e-5)
     assert len(leading_by_energy(matrix, 0.3, 7, "w").values) == 7
 
 

@@ -335,7 +335,7 @@ def test_zero_dimensional_and_empty_tensors_pass_through(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("selected", "said"),
+    ("selected", "message"),
     [
         (lambda delta: delta.only("nomatch"), r"only\('nomatch'\): leaves no tensor of the delta, which has \d+"),
         (lambda delta: delta.without("."), r"without\('.'\): leaves no tensor"),
@@ -344,9 +344,9 @@ def test_zero_dimensional_and_empty_tensors_pass_through(tmp_path):
         (lambda delta: delta.only("mlp") + 2 * delta.only("nomatch"), r"only\('nomatch'\)"),
     ],
 )
-def test_a_selection_that_leaves_nothing_is_a_problem_and_no_copy_of_the_base(selected, said, models, tmp_path):
+def test_a_selection_that_leaves_nothing_is_a_problem_and_no_copy_of_the_base(selected, message, models, tmp_path):
     t, a, b = models(3)
-    with pytest.raises(WeightopsError, match=said):
+    with pytest.raises(WeightopsError, match=message):
         (t + selected(a - b)).save(tmp_path / "out", progress=False)
     assert not (tmp_path / "out").exists()
 

@@ -32,10 +32,10 @@ def folders(tmp_path):
 def named(tensors: tiny.Tensors, kept=KEPT) -> tiny.Tensors:
     """The tensors of a cut, by their new names."""
     new = {f".layers.{old}.": f".layers.{number}." for number, old in enumerate(kept)}
-    found = {name: next((place for place in new if place in name), None) for name in tensors}
+    places = {name: next((place for place in new if place in name), None) for name in tensors}
     return {
         name.replace(place, new[place]) if place else name: tensors[name]
-        for name, place in found.items()
+        for name, place in places.items()
         if place or ".layers." not in name
     }
 

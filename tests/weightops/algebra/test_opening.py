@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import pytest
 import tiny_models as tiny
 import torch
-from safetensors.torch import save_file
 
 import weightops as wo
 from weightops.algebra.checkpoint import Delta
@@ -67,12 +65,7 @@ def test_the_config_comes_with_a_folder_and_not_with_a_file(tensors, tmp_path):
 
 def lora(folder: Path, **config: object) -> Path:
     """A LoRA folder of ones on one matrix."""
-    folder.mkdir()
-    (folder / "adapter_config.json").write_text(json.dumps({"peft_type": "LORA", "lora_alpha": 1} | config))
-    at = "base_model.model.model.layers.0.self_attn.q_proj"
-    factors = {f"{at}.lora_A.weight": torch.ones(1, 16), f"{at}.lora_B.weight": torch.ones(16, 1)}
-    save_file(factors, folder / "adapter_model.safetensors")
-    return folder
+    return tiny.lora_of_ones(folder, "model.layers.0.self_attn.q_proj", (16, 16), **config)
 
 
 def test_base_plus_adapter_is_the_base_with_the_adapters_delta(tensors, tmp_path):

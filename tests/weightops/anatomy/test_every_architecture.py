@@ -220,12 +220,12 @@ def cases():
 def test_names_tell_what_the_module_tree_tells(architecture, mapping):
     """Part, layer, head, token embedding, kind of tower, and before or behind the layers."""
     rows = AMBIGUOUS.get(architecture, ())
-    found = list(names_against(tree_of(architecture), ordered=mapping == "causal"))
+    differences = list(names_against(tree_of(architecture), ordered=mapping == "causal"))
     unexplained = [
-        one for one in found if not any(one[0] == law and re.search(pattern, one[1]) for law, pattern, _ in rows)
+        one for one in differences if not any(one[0] == law and re.search(pattern, one[1]) for law, pattern, _ in rows)
     ]
     assert unexplained == []
-    stale = [row for row in rows if not any(row[0] == law and re.search(row[1], name) for law, name, *_ in found)]
+    stale = [row for row in rows if not any(row[0] == law and re.search(row[1], name) for law, name, *_ in differences)]
     assert stale == [], "names tell this now; remove the row"
 
 

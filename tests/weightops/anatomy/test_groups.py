@@ -66,10 +66,10 @@ def test_every_tensor_of_a_transformers_model_has_a_part(family, tied, tmp_path)
     import tiny_models as tiny
 
     tiny.transformer(tmp_path / "m", family, tied=tied)
-    found = {name: group_of(name) for name in tiny.read(tmp_path / "m")}
-    assert "other" not in found.values()
-    assert {name for name, group in found.items() if group in ("embedding", "norm", "head")} == {
-        name for name in found if tiny.left_out(name)
+    groups = {name: group_of(name) for name in tiny.read(tmp_path / "m")}
+    assert "other" not in groups.values()
+    assert {name for name, group in groups.items() if group in ("embedding", "norm", "head")} == {
+        name for name in groups if tiny.left_out(name)
     }
 
 

@@ -104,12 +104,12 @@ def test_methods_of_inner_products_are_the_function_within_a_rounding(name, bloc
     expected = outcome(lambda: reference(name, stack, base, given_settings, torch.float32))
     with pytest.MonkeyPatch.context() as patch, merge_job(name, stack, base, given_settings) as job:
         patch.setattr(blocks, "BLOCK", block)
-        found = outcome(lambda: torch.frombuffer(bytearray(run(job)[0]), dtype=torch.float32).reshape(job.shape))
-    if isinstance(expected, str) or isinstance(found, str):
-        assert found == expected
+        fused_result = outcome(lambda: torch.frombuffer(bytearray(run(job)[0]), dtype=torch.float32).reshape(job.shape))
+    if isinstance(expected, str) or isinstance(fused_result, str):
+        assert fused_result == expected
     else:
         largest = max(float(t.float().abs().max()) for t in [*stack, *([] if base is None else [base])])
-        torch.testing.assert_close(found, expected, rtol=5e-7, atol=5e-7 * largest)
+        torch.testing.assert_close(fused_result, expected, rtol=5e-7, atol=5e-7 * largest)
 
 
 @pytest.mark.parametrize("name", sorted(m.name for m in methods()))

@@ -104,7 +104,7 @@ def test_a_run_without_workers_ends_and_can_be_resumed(mean, cluster, tmp_path):
             return super().compute(number, block, *rest)
 
     cluster(AllDie)
-    with pytest.raises(ResumableError, match="^executor: no worker is left; see to the Ray cluster, then rerun to re"):
+    with pytest.raises(ResumableError, match="^executor: no worker is left; check the Ray cluster, then rerun to re"):
         saved(mean, tmp_path / "out")
     assert (tmp_path / STAGED / "journal.jsonl").read_text().count("\n") == 2
     computed: list[int] = []

@@ -13,6 +13,7 @@ import pytest
 import tiny_models as tiny
 import torch
 import watched_server
+from ray_clusters import two_nodes
 
 import weightops as wo
 from weightops.algebra.checkpoint import package
@@ -30,17 +31,9 @@ SLICE = 3
 
 @pytest.fixture(scope="module")
 def cluster():
-    """The address of a cluster of two nodes with two processors each, which listens on this host alone."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("RAY_USAGE_STATS_ENABLED", "0")
-        patch.setenv("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
-        patch.delenv("RAY_ADDRESS", raising=False)
-        utils = pytest.importorskip("ray.cluster_utils", reason="needs the extra ray")
+    with two_nodes(2) as address:
         sys.modules["ray.cloudpickle"].register_pickle_by_value(watched_server)  # workers cannot import tests
-        started = utils.Cluster(initialize_head=True, head_node_args={"num_cpus": 2, "include_dashboard": False})
-        started.add_node(num_cpus=2)
-        yield started.address
-        started.shutdown()
+        yield address
 
 
 @pytest.fixture

@@ -35,7 +35,7 @@ def test_the_threshold_is_a_half_where_none_is_named(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("change", "said"),
+    ("change", "message"),
     [
         ({"system": 3}, "system"),
         ({"labels": ["safe"]}, "labels"),
@@ -53,13 +53,13 @@ def test_the_threshold_is_a_half_where_none_is_named(tmp_path):
         ({"colour": "red"}, "colour"),
     ],
 )
-def test_a_wrong_value_is_one_line_with_the_file_and_the_key(tmp_path, change, said):
+def test_a_wrong_value_is_one_line_with_the_file_and_the_key(tmp_path, change, message):
     (tmp_path / "guard.json").write_text(json.dumps(GOOD | change))
     with pytest.raises(WeightopsError) as caught:
         GuardCard.read(tmp_path)
     (problem,) = caught.value.problems
     assert problem.startswith(f"{tmp_path / 'guard.json'}: ")
-    assert said in problem
+    assert message in problem
     assert "\n" not in problem
 
 

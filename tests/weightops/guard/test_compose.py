@@ -121,9 +121,9 @@ def test_the_output_loads_in_transformers_and_generates(family, shard_size, stor
         if name in stored:
             assert tiny.same_bytes(parameter, stored[name]), name
     words = AutoTokenizer.from_pretrained(out)
-    asked = words.apply_chat_template([{"role": "user", "content": "hello"}], return_tensors="pt", return_dict=True)
-    made = model.generate(**asked, max_new_tokens=4, do_sample=False)
-    assert made.shape[1] > asked["input_ids"].shape[1]
+    inputs = words.apply_chat_template([{"role": "user", "content": "hello"}], return_tensors="pt", return_dict=True)
+    made = model.generate(**inputs, max_new_tokens=4, do_sample=False)
+    assert made.shape[1] > inputs["input_ids"].shape[1]
 
 
 def test_small_shards_hold_at_most_the_size_asked_for_and_the_index_names_every_tensor(tmp_path):
@@ -369,7 +369,7 @@ def test_on_smollm2_composition_is_the_fp32_formula_rounded_once(tmp_path):
         expected = t[name] if tiny.left_out(name) else tiny.composed(t[name], g[name], weights[name], 1.3)
         assert tiny.same_bytes(tensor, expected), name
     model, words = (kind.from_pretrained(tmp_path / "out") for kind in (AutoModelForCausalLM, AutoTokenizer))
-    asked = words.apply_chat_template(
+    inputs = words.apply_chat_template(
         [{"role": "user", "content": "Say yes."}], add_generation_prompt=True, return_tensors="pt", return_dict=True
     )
-    assert model.generate(**asked, max_new_tokens=3, do_sample=False).shape[1] > asked["input_ids"].shape[1]
+    assert model.generate(**inputs, max_new_tokens=3, do_sample=False).shape[1] > inputs["input_ids"].shape[1]

@@ -41,8 +41,8 @@ BY_HAND = [
 
 
 def test_measures_by_hand():
-    rows, found = zip(*BY_HAND, strict=True)
-    result = measure(rows, found, 0.5, resamples=10)
+    rows, judged = zip(*BY_HAND, strict=True)
+    result = measure(rows, judged, 0.5, resamples=10)
     wanted = {
         "offline_f1": 2 * 1 / (2 * 1 + 2 + 1),  # 1 hit, 2 misses, 1 false alarm
         "offline_precision": 1 / 2,
@@ -80,14 +80,14 @@ cases = st.lists(
 @given(cases, st.floats(0.01, 0.99))
 def test_streaming_never_raises_fewer_alarms_than_the_whole_text(case, threshold):
     """The whole text is the last prefix: recall and false alarms can only rise, the curve ends in streaming F1."""
-    rows, found = zip(*case, strict=True)
-    result = measure(rows, found, threshold, resamples=2)
+    rows, judged = zip(*case, strict=True)
+    result = measure(rows, judged, threshold, resamples=2)
     m = result.measures
     for name in ("recall", "false_alarms"):
         assert math.isnan(m[f"offline_{name}"]) or m[f"streaming_{name}"] >= m[f"offline_{name}"]
     assert result.curve[-1][1:] == pytest.approx((m["offline_f1"], m["streaming_f1"]), nan_ok=True)
     streaming = [streaming for _, _, streaming in result.curve]
-    assert len(streaming) == max(len(t.probabilities) for t in found)
+    assert len(streaming) == max(len(t.probabilities) for t in judged)
     json.loads(json.dumps(result.to_json(), allow_nan=False))
 
 
@@ -123,12 +123,14 @@ TEXTS = ["", "safe unsafe or this " * 4, "日本語 naïve " * 9, "is", "a" * 20
 
 
 def test_a_track_is_the_judgement_of_every_prefix(guard):
-    for text, found in zip(TEXTS, tracks(guard, TEXTS, step=20, batch=3), strict=True):
+    for text, of_prefixes in zip(TEXTS, tracks(guard, TEXTS, step=20, batch=3), strict=True):
         ends = [*range(20, len(text), 20), len(text)]
-        assert list(found.characters) == ends
-        np.testing.assert_allclose(found.probabilities, guard.probabilities([text[:end] for end in ends]), atol=1e-5)
+        assert list(of_prefixes.characters) == ends
+        np.testing.assert_allclose(
+            of_prefixes.probabilities, guard.probabilities([text[:end] for end in ends]), atol=1e-5
+        )
         empty = len(guard.frame.rows([""])[0])
-        assert list(found.tokens) == [len(ids) - empty for ids in guard.frame.rows([text[:end] for end in ends])]
+        assert list(of_prefixes.tokens) == [len(ids) - empty for ids in guard.frame.rows([text[:end] for end in ends])]
 
 
 def test_the_whole_evaluation_agrees_with_judging_whole_texts(guard):
@@ -153,8 +155,8 @@ def test_texts_that_are_too_long_are_all_named(guard):
 
 
 def test_the_picture_shows_the_rows_asked_for(tmp_path):
-    rows, found = zip(*BY_HAND, strict=True)
-    result = measure(rows, found, 0.5, resamples=10)
+    rows, judged = zip(*BY_HAND, strict=True)
+    result = measure(rows, judged, 0.5, resamples=10)
     assert chosen_rows(result, 2) == [0, 1, 3, 4]
     from matplotlib.image import imread
 

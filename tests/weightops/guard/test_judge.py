@@ -35,16 +35,16 @@ def card(tokenizer):
 
 
 def test_the_probability_is_the_softmax_over_the_label_logits_of_the_text_alone(chat_model, tokenizer, card):
-    found = judge(chat_model, TEXTS, card)
+    judged = judge(chat_model, TEXTS, card)
     model = AutoModelForCausalLM.from_pretrained(chat_model)
-    for text, probability in zip(TEXTS, found, strict=True):
+    for text, probability in zip(TEXTS, judged, strict=True):
         turns = [{"role": "system", "content": card.system}, {"role": "user", "content": text}]
-        asked = tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
-        ids = tokenizer(asked, add_special_tokens=False, return_tensors="pt")["input_ids"]
+        prompt = tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
+        ids = tokenizer(prompt, add_special_tokens=False, return_tensors="pt")["input_ids"]
         safe, unsafe = model(ids).logits[0, -1, list(card.label_ids)].double()
         assert probability == pytest.approx(torch.sigmoid(unsafe - safe).item(), abs=0.02)  # bf16, another shape
-    assert np.ptp(found) > 0.03  # the texts do differ, so the order above was checked too
-    assert found.dtype == np.float64
+    assert np.ptp(judged) > 0.03  # the texts do differ, so the order above was checked too
+    assert judged.dtype == np.float64
 
 
 def test_padding_and_batching_change_no_answer(chat_model, tokenizer, card):
@@ -83,11 +83,11 @@ def test_a_template_without_a_system_turn_gets_the_task_before_the_text(chat_mod
     assert tokenizer.decode(row) == f"U:{card.system}\n\na text:M"
 
 
-@pytest.mark.parametrize(("template", "said"), [(None, "no chat template"), ("hello", "drops the user's message")])
-def test_a_tokenizer_that_cannot_ask_is_one_line(chat_model, card, template, said):
+@pytest.mark.parametrize(("template", "message"), [(None, "no chat template"), ("hello", "drops the user's message")])
+def test_a_tokenizer_that_cannot_ask_is_one_line(chat_model, card, template, message):
     tokenizer = AutoTokenizer.from_pretrained(chat_model)
     tokenizer.chat_template = template
-    with pytest.raises(WeightopsError, match=said):
+    with pytest.raises(WeightopsError, match=message):
         prompts(tokenizer, card.system, ["x"])
 
 

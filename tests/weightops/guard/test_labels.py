@@ -149,8 +149,8 @@ def test_new_label_tokens_grow_the_vocabulary_and_the_output_loads_in_transforme
     assert model.config.vocab_size == rows + 2
     assert model.get_output_embeddings().weight.shape[0] == rows + 2
     assert tiny.same_bytes(model.get_input_embeddings().weight[rows:], g[EMBED][rows:])
-    asked = words("hello", return_tensors="pt")
-    assert model.generate(**asked, max_new_tokens=2, do_sample=False).shape[1] > asked["input_ids"].shape[1]
+    inputs = words("hello", return_tensors="pt")
+    assert model.generate(**inputs, max_new_tokens=2, do_sample=False).shape[1] > inputs["input_ids"].shape[1]
 
 
 def test_new_labels_take_the_padding_rows_of_an_embedding_that_has_some(new, tmp_path):

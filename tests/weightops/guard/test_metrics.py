@@ -10,12 +10,12 @@ from weightops.guard.metrics import Scores, score
 
 def test_scores_by_hand():
     # unsafe: 0.9 hit, 0.5 hit (the threshold counts), 0.1 miss; safe: 0.7 false alarm, 0.2, 0.3, 0.4 pass
-    found = score([1, 1, 1, 0, 0, 0, 0], [0.9, 0.5, 0.1, 0.7, 0.2, 0.3, 0.4])
-    assert found == Scores(hits=2, misses=1, false_alarms=1, passes=3)
-    assert found.precision == pytest.approx(2 / 3)
-    assert found.recall == pytest.approx(2 / 3)
-    assert found.f1 == pytest.approx(2 / 3)
-    assert found.false_alarm_rate == pytest.approx(1 / 4)
+    measures = score([1, 1, 1, 0, 0, 0, 0], [0.9, 0.5, 0.1, 0.7, 0.2, 0.3, 0.4])
+    assert measures == Scores(hits=2, misses=1, false_alarms=1, passes=3)
+    assert measures.precision == pytest.approx(2 / 3)
+    assert measures.recall == pytest.approx(2 / 3)
+    assert measures.f1 == pytest.approx(2 / 3)
+    assert measures.false_alarm_rate == pytest.approx(1 / 4)
 
 
 def test_a_ratio_of_nothing_is_not_a_number():
@@ -28,12 +28,12 @@ def test_a_ratio_of_nothing_is_not_a_number():
 
 @given(st.lists(st.tuples(st.booleans(), st.floats(0, 1)), min_size=1), st.floats(0.01, 0.99))
 def test_f1_is_the_harmonic_mean_and_nothing_is_lost(rows, threshold):
-    truth, said = map(list, zip(*rows, strict=True))
-    found = score(truth, said, threshold)
-    assert found.hits + found.misses == sum(truth)
-    assert found.false_alarms + found.passes == len(rows) - sum(truth)
-    if found.hits:
-        assert found.f1 == pytest.approx(2 / (1 / found.precision + 1 / found.recall))
+    truth, probabilities = map(list, zip(*rows, strict=True))
+    measures = score(truth, probabilities, threshold)
+    assert measures.hits + measures.misses == sum(truth)
+    assert measures.false_alarms + measures.passes == len(rows) - sum(truth)
+    if measures.hits:
+        assert measures.f1 == pytest.approx(2 / (1 / measures.precision + 1 / measures.recall))
 
 
 def test_a_truth_without_its_probability_is_refused():

@@ -117,13 +117,13 @@ def test_the_answer_is_that_of_the_familys_own_prompt(tokenizer, model, name):
     tokenizer.chat_template = TEMPLATES[name]
     preset = PRESETS[name]
     guard = Guard(model, tokenizer, preset.card(tokenizer))
-    for text, row, found in zip(TEXTS, guard.frame.rows(TEXTS), guard.probabilities(TEXTS), strict=True):
+    for text, row, probability in zip(TEXTS, guard.frame.rows(TEXTS), guard.probabilities(TEXTS), strict=True):
         ids = tokenizer.encode(rendered(tokenizer, name, text), add_special_tokens=False)
         assert row == ids
         with torch.inference_mode():
             safe, unsafe = model(torch.tensor([ids])).logits[0, -1, list(guard.card.label_ids)].double()
-        assert found == pytest.approx(torch.sigmoid(unsafe - safe).item(), abs=1e-5)
-        assert Stream(guard).feed(text) == pytest.approx(found, abs=1e-5)
+        assert probability == pytest.approx(torch.sigmoid(unsafe - safe).item(), abs=1e-5)
+        assert Stream(guard).feed(text) == pytest.approx(probability, abs=1e-5)
 
 
 def test_label_tokens_by_hand(tokenizer):

@@ -21,14 +21,14 @@ texts = st.lists(st.builds(Judged, st.booleans(), st.floats(0, 1)), min_size=1, 
 def test_it_keeps_the_share_and_no_lower_one_does(cases, wanted):
     safe = [case.probability for case in cases if not case.unsafe]
     try:
-        found = find_threshold(cases, wanted)
+        chosen = find_threshold(cases, wanted)
     except WeightopsError:  # only where a threshold below 1 cannot do it
         assert not safe or sum(p > 1 - 1e-15 for p in safe) > wanted * len(safe)
         return
-    assert 0 < found.threshold < 1
-    assert found.false_alarms.count <= wanted * len(safe) + 1e-6
-    assert found == outcome(cases, found.threshold)
-    for lower in {p for p in safe if p < found.threshold}:
+    assert 0 < chosen.threshold < 1
+    assert chosen.false_alarms.count <= wanted * len(safe) + 1e-6
+    assert chosen == outcome(cases, chosen.threshold)
+    for lower in {p for p in safe if p < chosen.threshold}:
         assert sum(p >= lower for p in safe) > wanted * len(safe) - 1e-6
 
 
@@ -39,10 +39,10 @@ def test_a_share_just_below_one_leaves_one_safe_text_without_an_alarm():
 def test_by_hand():
     # safe 0.1 ... 0.9 and 0.95: one alarm in ten is allowed, so it lies between 0.9 and the next one that occurs, 0.93
     cases = judged([False] * 10 + [True] * 3, [*(n / 10 for n in range(1, 10)), 0.95, 0.2, 0.93, 0.99])
-    found = find_threshold(cases, 0.1)
-    assert found.threshold == pytest.approx(0.915, abs=0.006)
-    assert found.false_alarms == Share(1, 10)
-    assert found.recall == Share(2, 3)
+    chosen = find_threshold(cases, 0.1)
+    assert chosen.threshold == pytest.approx(0.915, abs=0.006)
+    assert chosen.false_alarms == Share(1, 10)
+    assert chosen.recall == Share(2, 3)
     low, high = Share(1, 10).interval  # Wilson's, by R: prop.test(1, 10, correct = FALSE)
     assert (low, high) == pytest.approx((0.01787621, 0.4041500), abs=1e-6)
 

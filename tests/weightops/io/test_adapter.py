@@ -347,8 +347,8 @@ def test_patterns_mean_what_they_mean_in_peft(pattern, tmp_path):
 
     module = Q.removeprefix("base_model.model.")
     matches = get_pattern_key([pattern], module) == pattern
-    found = read_adapter(by_hand(tmp_path / "lora", FACTORS, alpha_pattern={pattern: 8}), "lora")
-    assert found.updates[f"{module}.weight"].scale == (4.0 if matches else 1.0)
+    opened = read_adapter(by_hand(tmp_path / "lora", FACTORS, alpha_pattern={pattern: 8}), "lora")
+    assert opened.updates[f"{module}.weight"].scale == (4.0 if matches else 1.0)
 
 
 def test_weights_that_are_a_link_out_of_the_adapter_are_refused(tmp_path):

@@ -58,15 +58,15 @@ def test_the_tokenizer_and_the_chat_template_come_along(tmp_path, tokenizer):
     from transformers import AutoTokenizer
 
     write_gguf(tmp_path / "tiny.gguf", tokenizer)
-    found = AutoTokenizer.from_pretrained(dequantised(tmp_path / "tiny.gguf"))
+    converted = AutoTokenizer.from_pretrained(dequantised(tmp_path / "tiny.gguf"))
     text = "is this unsafe?  12 héllo 你好\n\n x"
-    assert found(text)["input_ids"] == tokenizer(text)["input_ids"]
-    assert found.decode(found(text)["input_ids"]) == text
+    assert converted(text)["input_ids"] == tokenizer(text)["input_ids"]
+    assert converted.decode(converted(text)["input_ids"]) == text
     turns = [{"role": "user", "content": "is this safe"}]
-    asked = found.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
-    assert asked == "<|im_start|>user\nis this safe<|im_end|>\n<|im_start|>assistant\n"
-    assert (found.bos_token_id, found.eos_token_id, found.pad_token_id) == (1, 2, 2)
-    assert found.model_max_length == 128
+    prompt = converted.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
+    assert prompt == "<|im_start|>user\nis this safe<|im_end|>\n<|im_start|>assistant\n"
+    assert (converted.bos_token_id, converted.eos_token_id, converted.pad_token_id) == (1, 2, 2)
+    assert converted.model_max_length == 128
 
 
 def test_smollm_splits_off_every_digit_first(tmp_path, tokenizer):
@@ -98,16 +98,16 @@ def test_only_our_own_bar_reaches_the_user(tmp_path, tokenizer, capfd, monkeypat
 
 
 @pytest.mark.parametrize(
-    ("content", "said"),
+    ("content", "message"),
     [
         (b"PK\x03\x04 something else", "not a GGUF file"),
         (b"", "not a GGUF file"),
         (b"GGUF\x03\x00", "not a readable GGUF file (it is cut short)"),
     ],
 )
-def test_a_file_that_is_not_gguf_is_one_line_and_leaves_no_entry(tmp_path, content, said):
+def test_a_file_that_is_not_gguf_is_one_line_and_leaves_no_entry(tmp_path, content, message):
     (tmp_path / "wrong.gguf").write_bytes(content)
-    one_line(lambda: dequantised(tmp_path / "wrong.gguf"), said)
+    one_line(lambda: dequantised(tmp_path / "wrong.gguf"), message)
 
 
 def changed(path, key, value):
@@ -211,13 +211,13 @@ def test_the_alias_is_the_real_model_and_it_answers():
     assert model.dtype == torch.bfloat16
     assert model.config.tie_word_embeddings
     turns = [{"role": "user", "content": "What is the capital of France?"}]
-    asked = tokenizer.apply_chat_template(turns, add_generation_prompt=True, return_tensors="pt", return_dict=True)
-    answer = model.generate(**asked, max_new_tokens=12, do_sample=False)[0, asked["input_ids"].shape[1] :]
+    inputs = tokenizer.apply_chat_template(turns, add_generation_prompt=True, return_tensors="pt", return_dict=True)
+    answer = model.generate(**inputs, max_new_tokens=12, do_sample=False)[0, inputs["input_ids"].shape[1] :]
     assert "Paris" in tokenizer.decode(answer)
 
 
-def one_line(action, said):
+def one_line(action, message):
     with pytest.raises(WeightopsError) as caught:
         action()
-    assert said in str(caught.value)
+    assert message in str(caught.value)
     assert "\n" not in str(caught.value)

@@ -29,11 +29,11 @@ def tensors():
     return made
 
 
-def same(found, expected):
-    assert found.keys() == expected.keys()
+def same(actual, expected):
+    assert actual.keys() == expected.keys()
     for name, tensor in expected.items():
-        assert found[name].dtype == tensor.dtype
-        assert torch.equal(found[name], tensor), name
+        assert actual[name].dtype == tensor.dtype
+        assert torch.equal(actual[name], tensor), name
 
 
 @pytest.mark.parametrize("archive", [True, False])
@@ -54,10 +54,10 @@ def model_folder(folder, state, **config):
 
 
 def test_a_folder_becomes_a_complete_folder(tmp_path):
-    found = converted(model_folder(tmp_path / "model", tensors()))
-    assert sorted(file.name for file in found.iterdir()) == ["config.json", "model.safetensors", "tokenizer.json"]
-    assert json.loads((found / "config.json").read_text()) == {"model_type": "llama"}
-    same(load_file(found / "model.safetensors"), tensors())
+    folder = converted(model_folder(tmp_path / "model", tensors()))
+    assert sorted(file.name for file in folder.iterdir()) == ["config.json", "model.safetensors", "tokenizer.json"]
+    assert json.loads((folder / "config.json").read_text()) == {"model_type": "llama"}
+    same(load_file(folder / "model.safetensors"), tensors())
 
 
 def test_a_converted_model_is_the_model(tmp_path, chat_model):
@@ -70,10 +70,10 @@ def test_a_converted_model_is_the_model(tmp_path, chat_model):
         model.state_dict(), folder / "pytorch_model.bin"
     )  # the tied head is in it, sharing the embedding's memory
     (folder / "config.json").write_text((chat_model / "config.json").read_text())
-    found = converted(folder)
-    same(load_file(found / "model.safetensors"), load_file(chat_model / "model.safetensors"))
+    entry = converted(folder)
+    same(load_file(entry / "model.safetensors"), load_file(chat_model / "model.safetensors"))
     ids = torch.tensor([[5, 6, 7]])
-    assert torch.equal(AutoModelForCausalLM.from_pretrained(found)(ids).logits, model(ids).logits)
+    assert torch.equal(AutoModelForCausalLM.from_pretrained(entry)(ids).logits, model(ids).logits)
 
 
 @pytest.mark.parametrize(
@@ -189,10 +189,10 @@ def test_a_folder_that_also_has_safetensors_is_not_pickled(tmp_path):
     assert not is_pickled(folder)
 
 
-def one_line(action, said):
+def one_line(action, message):
     with pytest.raises(WeightopsError) as caught:
         action()
-    assert said in str(caught.value)
+    assert message in str(caught.value)
     assert "\n" not in str(caught.value)
 
 
@@ -215,8 +215,10 @@ def one_tensor(storage="4", offset="0", shape="4", stride="1", name="a"):
 
 
 def test_the_pickles_below_are_sound_but_for_what_they_say(tmp_path):
-    found = load_file(converted(archive(tmp_path / "x.pt", one_tensor(), {"0": torch.arange(4.0).numpy().tobytes()})))
-    same(found, {"a": torch.arange(4.0)})
+    tensors_read = load_file(
+        converted(archive(tmp_path / "x.pt", one_tensor(), {"0": torch.arange(4.0).numpy().tobytes()}))
+    )
+    same(tensors_read, {"a": torch.arange(4.0)})
 
 
 @pytest.mark.parametrize(
@@ -298,6 +300,6 @@ def test_parameters_fp8_and_state_dicts_of_modules_are_read(tmp_path):
     state["marked"] = torch.nn.Parameter(torch.ones(2))
     state["marked"].parallel = True
     torch.save(state, tmp_path / "x.pt")
-    found = load_file(converted(tmp_path / "x.pt"))
-    assert found.keys() == state.keys()
-    assert all(torch.equal(found[name].float(), state[name].detach().float()) for name in state)
+    tensors_read = load_file(converted(tmp_path / "x.pt"))
+    assert tensors_read.keys() == state.keys()
+    assert all(torch.equal(tensors_read[name].float(), state[name].detach().float()) for name in state)

@@ -265,8 +265,8 @@ def test_a_built_header_is_read_back_and_every_tensor_lies_at_a_multiple_of_its_
         assert offsets[name] % dtypes.itemsize(dtype) == 0
     file = tmp_path / "built.safetensors"
     file.write_bytes(head + bytes(sum(dtypes.nbytes(*tensor) for tensor in tensors.values())))
-    found = {tensor.name: tensor for tensor in read_header(file).tensors}
-    assert {name: (t.dtype, t.shape, t.offset) for name, t in found.items()} == {
+    read = {tensor.name: tensor for tensor in read_header(file).tensors}
+    assert {name: (t.dtype, t.shape, t.offset) for name, t in read.items()} == {
         name: (*tensor, offsets[name]) for name, tensor in tensors.items()
     }
     assert reference_reads(file)

@@ -38,8 +38,8 @@ def parents(tmp_path_factory):
 def loaded(folder: Path, family: str):
     """The model as transformers loads it, with not a key missing, left over or of another shape."""
     with quiet():
-        model, said = architectures.load(folder, family)
-    assert not any(said.values()), said
+        model, report = architectures.load(folder, family)
+    assert not any(report.values()), report
     return model
 
 
@@ -226,8 +226,8 @@ def test_mergekit_cuts_these_models_wrong(parents, tmp_path, family):
     try:
         theirs(text, tmp_path / "theirs")
         with quiet():
-            other, said = architectures.load(tmp_path / "theirs", family)
-        wrong = any(said.values()) or not torch.equal(logits(other), logits(mine))
+            other, report = architectures.load(tmp_path / "theirs", family)
+        wrong = any(report.values()) or not torch.equal(logits(other), logits(mine))
     except Exception:
         wrong = True
     assert wrong

@@ -199,19 +199,19 @@ def test_the_embedding_of_a_tied_model_is_its_head_where_the_output_has_one(tmp_
 
 def test_weights_that_sum_to_zero_are_said_for_each_tensor_they_stand_at(models):
     more = "parameters: {weight: [{filter: up_proj, value: 0}, {value: 1}]}"
-    found = problems(file_of(models, "linear", "ab", None, more))
-    assert len(found) == 2
-    assert all("up_proj" in problem and "the weights sum to 0" in problem for problem in found)
+    messages = problems(file_of(models, "linear", "ab", None, more))
+    assert len(messages) == 2
+    assert all("up_proj" in problem and "the weights sum to 0" in problem for problem in messages)
 
 
 def test_shapes_that_differ_are_all_found_before_anything_is_read(tmp_path):
     a = tiny.write(tmp_path / "a", tiny.llama(0), config=CONFIG)
     b = tiny.write(tmp_path / "b", tiny.llama(1, hidden=8), config=CONFIG)
     (a / "model.safetensors").chmod(0o400)
-    found = problems(f"merge_method: linear\nmodels: [{{model: {a}}}, {{model: {b}}}]\n")
-    assert found
-    assert all("shape" in problem for problem in found)
-    assert any("(16, 16)" in problem and "(8, 8)" in problem for problem in found)
+    messages = problems(f"merge_method: linear\nmodels: [{{model: {a}}}, {{model: {b}}}]\n")
+    assert messages
+    assert all("shape" in problem for problem in messages)
+    assert any("(16, 16)" in problem and "(8, 8)" in problem for problem in messages)
 
 
 def test_problems_of_layout_and_tokenizers_are_said_together(models, tmp_path):
@@ -219,9 +219,9 @@ def test_problems_of_layout_and_tokenizers_are_said_together(models, tmp_path):
     short = tiny.llama(0, layers=2)
     short.pop(MLP)
     broken = tiny.write(tmp_path / "short", short, config=CONFIG)
-    found = problems(text.replace(str(models["b"]), str(broken)))
-    assert len(found) >= 1
-    assert any("/nowhere/tokenizer" in problem for problem in found)
+    messages = problems(text.replace(str(models["b"]), str(broken)))
+    assert len(messages) >= 1
+    assert any("/nowhere/tokenizer" in problem for problem in messages)
 
 
 def test_the_plan_says_how_much_memory_a_matrix_method_wants(models):

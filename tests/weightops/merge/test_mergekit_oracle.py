@@ -67,11 +67,11 @@ def halves(tmp_path_factory, models) -> dict[str, Path]:
 
 def file_of(models, method, count, with_base, parameters, head="dtype: float32") -> str:
     """A merge file in the form with ``models``."""
-    own = {key: value for key, value in parameters.items() if isinstance(value, list)}
-    shared = {key: value for key, value in parameters.items() if key not in own}
+    lists = {key: value for key, value in parameters.items() if isinstance(value, list)}
+    shared = {key: value for key, value in parameters.items() if key not in lists}
     names = ["a", "b", "c"][:count]
     entries = [
-        f"  - model: {models[name]}\n" + (f"    parameters: { {k: v[i] for k, v in own.items()} }\n" if own else "")
+        f"  - model: {models[name]}\n" + (f"    parameters: { {k: v[i] for k, v in lists.items()} }\n" if lists else "")
         for i, name in enumerate(names)
     ]
     base = f"base_model: {models['base']}\n" if with_base else ""
@@ -128,7 +128,7 @@ def steps_apart(one: torch.Tensor, two: torch.Tensor) -> torch.Tensor:
 def at_a_threshold(parents: list[torch.Tensor], parameters: dict) -> torch.Tensor:
     """Where some task vector's magnitude is just that at which its density, or its gamma, cuts."""
     base, *models = parents
-    found = torch.zeros(base.shape, dtype=torch.bool)
+    doubtful = torch.zeros(base.shape, dtype=torch.bool)
     if "select_topk" in parameters:
         spread = torch.stack(models).sub(base).double().var(0, unbiased=False)
         return threshold(spread, [int(spread.count_nonzero() * parameters["select_topk"])])
@@ -140,8 +140,8 @@ def at_a_threshold(parents: list[torch.Tensor], parameters: dict) -> torch.Tenso
         kept = max(int(density * base.numel()), 1)
         skipped = min(int(gamma * base.numel()), base.numel() - kept)
         if density < 1:
-            found |= threshold((model - base).abs(), [skipped, skipped + kept])
-    return found
+            doubtful |= threshold((model - base).abs(), [skipped, skipped + kept])
+    return doubtful
 
 
 def threshold(scores: torch.Tensor, ranks: list[int]) -> torch.Tensor:
@@ -253,9 +253,9 @@ def test_parameters_mean_what_they_mean_in_mergekit(models, tmp_path, form):
     text = FORMS[form].format(**models)
     mine, other = ours(text, tmp_path / "ours"), theirs(text, tmp_path / "theirs", clone_tensors=True)
     assert_close(mine, other)
-    found, expected = config_of(tmp_path / "ours"), config_of(tmp_path / "theirs")
+    our_config, expected = config_of(tmp_path / "ours"), config_of(tmp_path / "theirs")
     for key in ("num_hidden_layers", "vocab_size", "dtype", "model_type", "architectures"):
-        assert found[key] == expected[key]
+        assert our_config[key] == expected[key]
 
 
 def test_documents_run_in_their_order_as_mergekit_multi_runs_them(models, tmp_path):

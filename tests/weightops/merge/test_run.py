@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import signal
 import subprocess
 import sys
 import time
@@ -12,6 +10,7 @@ from pathlib import Path
 import pytest
 import tiny_models as tiny
 import torch
+from killed_writing import killed_after
 from merge_files import config_of, family, merge, ours
 
 from weightops.errors import WeightopsError
@@ -84,29 +83,13 @@ def test_the_threads_that_torch_may_start_do_not_change_a_byte(models, tmp_path,
     assert all(tiny.same_bytes(two[name], value) for name, value in one.items())
 
 
-KILLED = """
-import os, signal, sys
+PROGRAM = """
+import sys
 from pathlib import Path
-from weightops.io import staging
 from weightops.merge import run
 from weightops.merge.build import Options
-staging._FLUSH_SECONDS = 0.0
-left, record = [int(sys.argv[3])], staging.Staging.record
-def killing(self, entry):
-    record(self, entry)
-    left[0] -= 1
-    if not left[0]:
-        os.kill(os.getpid(), signal.SIGKILL)
-staging.Staging.record = killing
 run.merge(run.read(Path(sys.argv[1])), Path(sys.argv[2]), Options(), threads=2, progress=False)
 """
-
-
-def killed_after(slices: int, file: Path, out: Path) -> None:
-    """Run a file in a process that kills itself once some slices are on record."""
-    environment = {**os.environ, "PYTHONSAFEPATH": "1"}
-    done = subprocess.run([sys.executable, "-c", KILLED, file, out, str(slices)], env=environment, check=False)
-    assert done.returncode == -signal.SIGKILL
 
 
 @pytest.mark.parametrize("method", ["ties", "slerp", "dare_ties"])
@@ -115,7 +98,7 @@ def test_a_run_that_was_killed_goes_on_and_ends_in_the_same_bytes(models, tmp_pa
     merge(text, tmp_path / "whole")
     file = tmp_path / "killed.yml"
     file.write_text(text)
-    killed_after(4, file, tmp_path / "killed")
+    killed_after(4, PROGRAM, file, tmp_path / "killed")
     assert not (tmp_path / "killed").exists()
     assert (tmp_path / ".killed.weightops").exists()
     from weightops.engine import merging
@@ -147,7 +130,9 @@ def test_steps_that_a_killed_run_finished_are_used_again(models, tmp_path):
     merge(text, tmp_path / "whole")
     file.write_text(text)
     count = len(tiny.read(tmp_path / "whole"))
-    killed_after(count + 12, file, tmp_path / "killed")  # in the second document: the first is written in more slices
+    killed_after(
+        count + 12, PROGRAM, file, tmp_path / "killed"
+    )  # in the second document: the first is written in more slices
     step = tmp_path / ".killed.steps" / "first"
     assert verify(step) == []
     written = (step / "model.safetensors").stat().st_ino
@@ -171,7 +156,7 @@ def test_a_step_is_made_anew_when_a_model_has_changed_since(tmp_path):
     text, file = STEPS.format(**models), tmp_path / "killed.yml"
     file.write_text(text)
     count = len(tiny.read(models["base"]))
-    killed_after(count + 1, file, tmp_path / "killed")
+    killed_after(count + 1, PROGRAM, file, tmp_path / "killed")
     assert (tmp_path / ".killed.steps" / "first").exists()
     tiny.rewrite(models["a"], tiny.perturbed(tiny.read(models["a"]), 7))
     merge(text, tmp_path / "fresh")
@@ -196,19 +181,19 @@ def test_a_step_is_what_the_document_alone_gives(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("old", "new", "said"),
+    ("old", "new", "message"),
     [
         ("{base}", "/nowhere/base", "/nowhere/base: no such file or folder"),
         ("density: 0.5", "density: 1.5", "density"),
         ("model: first}}, {{model: {b}}}", "model: first}}, {{model: {other}}}", "must share one architecture"),
     ],
 )
-def test_what_is_wrong_with_a_later_document_leaves_nothing_of_the_earlier_ones(tmp_path, old, new, said):
+def test_what_is_wrong_with_a_later_document_leaves_nothing_of_the_earlier_ones(tmp_path, old, new, message):
     models = family(tmp_path / "models", ["base", "a", "b"])
     other = tiny.llama(0, layers=4)
     other.pop("model.layers.2.mlp.up_proj.weight")
     models["other"] = tiny.write(tmp_path / "models" / "other", other)
-    with pytest.raises(WeightopsError, match=said):
+    with pytest.raises(WeightopsError, match=message):
         merge(STEPS.replace(old, new).format(**models), tmp_path / "out")
     assert {path.name for path in tmp_path.iterdir()} == {"models", "out.yml"}
 

@@ -45,8 +45,8 @@ def schema(hint: Any, default: Any = 1) -> Parameter:
     ],
 )
 def test_annotations_become_parameters(hint, default, expected):
-    found = schema(hint, default)
-    assert (found.kind, found.per_model, found.range, found.choices, found.optional) == expected
+    read = schema(hint, default)
+    assert (read.kind, read.per_model, read.range, read.choices, read.optional) == expected
 
 
 @pytest.mark.parametrize(

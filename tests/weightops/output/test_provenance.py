@@ -153,16 +153,8 @@ def test_a_row_is_read_as_it_lies(tmp_path):
 
 
 def test_an_adapter_is_a_source_with_content_too(tmp_path):
-    from safetensors.torch import save_file
-
     base = wo.open(tiny.write(tmp_path / "m", tiny.llama(0)))
-    (tmp_path / "lora").mkdir()
-    (tmp_path / "lora/adapter_config.json").write_text(json.dumps({"peft_type": "LORA", "lora_alpha": 2}))
-    at = "base_model.model.model.layers.0.self_attn.q_proj"
-    save_file(
-        {f"{at}.lora_A.weight": torch.ones(2, 16), f"{at}.lora_B.weight": torch.ones(16, 2)},
-        tmp_path / "lora/adapter_model.safetensors",
-    )
+    tiny.lora_of_ones(tmp_path / "lora", "model.layers.0.self_attn.q_proj", (16, 16), rank=2, lora_alpha=2)
     out = (base + wo.open_adapter(tmp_path / "lora")).save(tmp_path / "out", progress=False)
     made = json.loads((out / "weightops.json").read_text())
     assert [source["name"] for source in made["sources"]] == [str(tmp_path / "m"), str(tmp_path / "lora")]

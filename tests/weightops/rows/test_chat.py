@@ -101,14 +101,14 @@ words = st.text(st.sampled_from("ab é日🎉\nINST/[]"), min_size=1, max_size=1
 def test_what_is_learnt_is_each_answer_with_its_end_mark_and_nothing_else(style, turns):
     template, end = STYLES[style]
     tokenizer = with_template(template)
-    messages = [message for asked, said in turns for message in (user(asked), assistant(said))]
+    messages = [message for question, answer in turns for message in (user(question), assistant(answer))]
     tokens = chat_tokens(tokenizer, messages)
     assert tokenizer.decode(tokens.ids) == rendered(tokenizer, messages)
-    found = learnt(tokenizer, tokens)
-    wanted = [said.strip() + end if "trimmed" in style else said + end for _, said in turns]
+    learned = learnt(tokenizer, tokens)
+    wanted = [answer.strip() + end if "trimmed" in style else answer + end for _, answer in turns]
     if end == " <|im_end|>":  # blanks around an answer may be one token with it
-        found, wanted = ([each.strip() for each in many] for many in (found, wanted))
-    assert found == wanted
+        learned, wanted = ([each.strip() for each in many] for many in (learned, wanted))
+    assert learned == wanted
 
 
 @pytest.mark.parametrize("style", STYLES)
@@ -179,10 +179,10 @@ def test_parts_of_text_and_images_are_given_to_the_template():
         "{{ message['content'] }}",
         "{% for part in message['content'] %}{{ '<image>' if part['type'] == 'image' else part['text'] }}{% endfor %}",
     )
-    asked = {"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "what?", "image": None}]}
-    said = {"role": "assistant", "content": [{"type": "text", "text": "a "}, {"type": "text", "text": "cat"}]}
+    question = {"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "what?", "image": None}]}
+    answer = {"role": "assistant", "content": [{"type": "text", "text": "a "}, {"type": "text", "text": "cat"}]}
     tokenizer = with_template(template)
-    assert learnt(tokenizer, chat_tokens(tokenizer, [asked, said])) == ["a cat<|im_end|>"]
+    assert learnt(tokenizer, chat_tokens(tokenizer, [question, answer])) == ["a cat<|im_end|>"]
 
 
 @pytest.mark.parametrize("style", STYLES)

@@ -61,9 +61,9 @@ def test_every_row_that_cannot_be_used_is_named():
         "the row also needs prompt",
     )
     lines = ("lines 1, 5-20", "line 2", "line 3", "line 4")
-    for problem, place, said in zip(caught.value.problems, lines, wanted, strict=True):
+    for problem, place, message in zip(caught.value.problems, lines, wanted, strict=True):
         assert problem.startswith(f"rows.jsonl, {place}: ")
-        assert said in problem
+        assert message in problem
 
 
 def test_further_fields_are_made_of_a_row_and_its_cut_tokens_and_of_other_rows_alike():

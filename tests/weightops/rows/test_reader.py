@@ -68,7 +68,7 @@ def test_rows_are_chosen_before_fields_are_renamed(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("line", "said"),
+    ("line", "message"),
     [
         (b"{", "not valid JSON"),
         (b"[1]", "not a JSON object"),
@@ -79,7 +79,7 @@ def test_rows_are_chosen_before_fields_are_renamed(tmp_path):
         (b'{"a": ' + b"9" * 5000 + b"}", "not valid JSON"),
     ],
 )
-def test_every_wrong_line_of_every_file_is_named(tmp_path, line, said):
+def test_every_wrong_line_of_every_file_is_named(tmp_path, line, message):
     files = [tmp_path / "a.jsonl", tmp_path / "b.jsonl.gz"]
     content = b'{"text": "a"}\n\n' + line + b"\n" + line
     files[0].write_bytes(content)
@@ -88,7 +88,7 @@ def test_every_wrong_line_of_every_file_is_named(tmp_path, line, said):
         read_rows(files)
     places = [f"{file}, lines 3-4: " for file in files]
     assert all(p.startswith(place) for p, place in zip(caught.value.problems, places, strict=True))
-    assert all(said in problem for problem in caught.value.problems)
+    assert all(message in problem for problem in caught.value.problems)
 
 
 @settings(max_examples=60, deadline=None)
@@ -106,7 +106,7 @@ def test_a_broken_archive_a_folder_a_pipe_and_a_device_are_refused_at_once(tmp_p
     (tmp_path / "bad.jsonl.gz").write_bytes(b"no gzip")
     (tmp_path / "bad.parquet").write_text("no")
     os.mkfifo(tmp_path / "pipe.jsonl")
-    for name, said in (
+    for name, message in (
         ("cut.jsonl.gz", "cannot be read"),
         ("bad.jsonl.gz", "cannot be read"),
         ("bad.parquet", "not a Parquet file"),
@@ -117,7 +117,7 @@ def test_a_broken_archive_a_folder_a_pipe_and_a_device_are_refused_at_once(tmp_p
         (".", "a folder"),
         ("nul\0", "cannot be read"),
     ):
-        with pytest.raises(WeightopsError, match=said):
+        with pytest.raises(WeightopsError, match=message):
             read_rows([os.path.join(tmp_path, name)])
 
 

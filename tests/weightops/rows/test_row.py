@@ -18,7 +18,7 @@ def row(**record):
 
 
 @pytest.mark.parametrize(
-    ("record", "field", "said"),
+    ("record", "field", "message"),
     [
         ({"text": 3}, "text", "must be a text; found 3"),
         ({"messages": "hi"}, "messages", "must be a list of messages"),
@@ -47,14 +47,14 @@ def row(**record):
         ),
     ],
 )
-def test_a_field_of_the_wrong_kind_is_a_fault_of_that_field_alone(record, field, said):
-    found = row(**record)
-    assert found.wrong.keys() >= {field}
-    assert found.wrong[field].startswith(f"{field}: ")
-    assert said in found.wrong[field]
-    assert not getattr(found, field)
+def test_a_field_of_the_wrong_kind_is_a_fault_of_that_field_alone(record, field, message):
+    read = row(**record)
+    assert read.wrong.keys() >= {field}
+    assert read.wrong[field].startswith(f"{field}: ")
+    assert message in read.wrong[field]
+    assert not getattr(read, field)
     with pytest.raises(WeightopsError, match=field):
-        found.checked(field)
+        read.checked(field)
 
 
 json_values = st.recursive(
@@ -109,8 +109,8 @@ def test_alpacas_fields_are_read_only_where_the_row_has_none_of_ours():
 
 
 def test_a_row_of_other_fields_is_told_which_it_has():
-    said = str(lacks_words(Row.of("", {"question": "a", "answer": "b"})))
-    assert said.endswith("or text; it has question, answer: rename the fields that hold them")
+    message = str(lacks_words(Row.of("", {"question": "a", "answer": "b"})))
+    assert message.endswith("or text; it has question, answer: rename the fields that hold them")
     assert len(str(lacks_words(Row.of("", {f"{n}" * 500: n for n in range(500)})))) < 1000
     assert str(lacks_words(Row.of("", {}))) == "needs messages, prompt and completion, or text"
 
@@ -136,8 +136,8 @@ def test_labels_are_words_numbers_truths_or_the_users_own():
         False,
         True,
     ] * 3
-    own = [row(text="a", label="harmful"), row(text="a", label="safe")]
-    assert labelled_texts(own, ("benign", "harmful")) == [LabelledText("a", True), LabelledText("a", False)]
+    rows = [row(text="a", label="harmful"), row(text="a", label="safe")]
+    assert labelled_texts(rows, ("benign", "harmful")) == [LabelledText("a", True), LabelledText("a", False)]
     assert labelled_texts([row(text="a", label="safe")], ("unsafe", "safe"))[0].unsafe
     parts = row(text="ab", label=1, prefix_labels=["safe", 1])
     assert labelled_texts([parts])[0].labels == (False, True)

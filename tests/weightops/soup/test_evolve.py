@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from pathlib import Path
 
 import pytest
+import tiny_models as tiny
 import yaml
 from tiny_probe import Probe, norm_models
 
@@ -235,6 +237,23 @@ def test_what_cannot_be_searched_is_named(norms, tmp_path, genome, settings, pro
     with pytest.raises(WeightopsError, match=problem):
         make_soup([], strategy=Evolve(strategy.file, **settings), metric=Probe(), progress=False)
     assert not Probe.calls
+
+
+@pytest.mark.parametrize(
+    ("source", "problem"),
+    [
+        (None, None),
+        ("base", None),
+        ("union", "evolve.yml:6: candidates are judged with the tokenizer of .*a, and that of .*b differs"),
+    ],
+)
+def test_a_vocabulary_that_cannot_be_judged_is_refused(norms, tmp_path, source, problem):
+    names = norms({"a": 0.0, "b": 4.0}, lambda x: x)
+    tiny.tokenizer(tmp_path / "b", [*tiny.WORDS[:5], *reversed(tiny.WORDS[5:])])
+    strategy = written(tmp_path, names, **({} if source is None else {"tokenizer_source": source}))
+    plan = plan_soup([], strategy=Evolve(strategy.file, trials=2), metric=Probe())
+    problems = plan.problems()
+    assert [bool(re.search(problem, line)) for line in problems] == [True] if problem else problems == []
 
 
 def test_a_missing_extra_is_one_line(norms, tmp_path, monkeypatch):

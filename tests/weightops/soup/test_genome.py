@@ -6,6 +6,8 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from merge_files import assert_close, family, ours
+from merge_files import theirs as theirs_of
 
 from weightops.merge.config.reading import parse
 from weightops.soup.candidate import Candidate
@@ -90,6 +92,17 @@ def test_slerp_goes_from_the_largest_gene_toward_the_second_in_each_group():
     assert (first["base_model"], first["parameters"]["t"]) == ("org/b", pytest.approx(0.25))
     assert (second["base_model"], second["parameters"]["t"]) == ("org/c", 0.0)
     assert genome.weights(genes) == {"org/a": 0.0, "org/b": pytest.approx(0.375), "org/c": pytest.approx(0.625)}
+
+
+@pytest.mark.parametrize("source", [None, "union"])
+def test_slerp_merges_the_weights_that_mergekit_merges(tmp_path, source):
+    """mergekit gives the two models of a group weights if there is a tokenizer_source; they change nothing."""
+    made = family(tmp_path / "models", ["a", "b", "c"], layers=LAYERS)
+    genome = Genome(tuple(map(str, made.values())), "slerp", tokenizer=source, granularity=2)
+    genes = np.array([[0.2, 0.9, 0.5], [0.8, -0.3, 0.1]]).reshape(genome.shape(LAYERS))
+    config = mergekits(genome).genotype_merge_config(genes).model_copy(update={"dtype": "float32"})
+    mine = ours(Candidate("trial", genome.document(genes, LAYERS, "float32")).text, tmp_path / "ours")
+    assert_close(mine, theirs_of(config.to_yaml(), tmp_path / "theirs"))
 
 
 def test_a_start_is_equal_weights_or_drawn_again_by_the_same_seed():

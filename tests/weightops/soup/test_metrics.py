@@ -131,11 +131,11 @@ def test_tasks_of_a_folder_give_what_the_harness_gives(models, tmp_path, monkeyp
     soup = make_soup(pair, metric=metric, progress=False)
     for name, one in zip("ab", soup.controls, strict=False):
         model, tokenizer = load(models / name, "float32")
-        found = evaluator.simple_evaluate(
+        theirs = evaluator.simple_evaluate(
             HFLM(pretrained=model, tokenizer=tokenizer), tasks=["ours"], bootstrap_iters=0,
             task_manager=TaskManager(include_path=str(tasks), include_defaults=False),
         )  # fmt: skip
-        assert one.score == found["results"]["ours"]["acc,none"]
+        assert one.score == theirs["results"]["ours"]["acc,none"]
     assert soup.chosen.score == max(one.score for one in soup.scored)
     for data, settings, problem in [
         (("our",), {}, "our: no such task in .*tasks; available: ours, worse"),

@@ -138,7 +138,7 @@ class _Connection:
         await _linger(self.reader, self.writer)
 
     async def _request(self) -> h11.Request | None:
-        """The next request's head; None if the client has ended the connection or does not speak HTTP."""
+        """The next request's head; None if the client has ended the connection or does not send HTTP."""
         try:
             async with asyncio.timeout(self.limits.request_seconds):
                 while True:

@@ -58,7 +58,7 @@ def ignore_unknown(entries: Mapping[str, Entry], known: tuple[str, ...], faults:
     """Note the keys that are not known, with the place they belong to, or the nearest known key."""
     for key, entry in entries.items():
         if key not in known:
-            hint = _belongs(key, known) or nearest(key, known) or f"; known here: {', '.join(known)}"
+            hint = _belongs(key, known) or nearest(key, known) or f"; available: {', '.join(known)}"
             faults.ignored(entry.line, f"unknown key {key!r} has no effect{hint}")
 
 

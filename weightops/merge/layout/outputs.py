@@ -144,7 +144,9 @@ def _check_extra(
         for name in models[model].shapes:
             place = layer_of(name)
             if place and (place.stack, place.index) in layers and name not in names and not is_buffer(name):
-                faults.add(line, f"{model} has {name}, which the other inputs lack; they must share one architecture")
+                faults.add(
+                    line, f"{model} has {name}, which the other inputs do not have; they must share one architecture"
+                )
                 break
 
 
@@ -234,9 +236,10 @@ def _notes(config: MergeConfig, models: Mapping[str, ModelTensors], spots: Seque
             name for name in known.shapes if name not in read[model] and name not in ours and layer_of(name) is None
         ]
         if unused and read[model] and model != reference:
-            of = "ties its head" if all(is_head(name) for name in unused) and models[reference].tied else "lacks them"
+            tied = models[reference].tied and all(is_head(name) for name in unused)
+            reason = "ties its head" if tied else "does not have them"
             notes.append(
-                f"{model}: left out, because {reference} {of}: {', '.join(unused[:5])}{' ...' * (len(unused) > 5)}"
+                f"{model}: left out, because {reference} {reason}: {', '.join(unused[:5])}{' ...' * (len(unused) > 5)}"
             )
     return (*notes, *_idle_filters(config, spots))
 

@@ -175,7 +175,7 @@ def _notes(file: MoeFile, layout: MoeLayout, models: Mapping[str, DenseModel]) -
     if len(file.experts) & (len(file.experts) - 1):
         notes.append(f"llama.cpp reads only models whose number of experts is a power of two, not {len(file.experts)}")
     if len(experts) > 1 and all(one.source == experts[0].source and one.delta == experts[0].delta for one in experts):
-        notes.append("all experts are the same model, so the output computes what it computes until it is trained")
+        notes.append("all experts are the same model, so the output equals that model until it is trained")
     rows = {name: embedding_rows(model.checkpoint.source) for name, model in models.items()}
     notes += [
         f"{name} has a vocabulary of {count} tokens, the base {rows[file.base]}; its expert gets the base's tokens"
@@ -184,7 +184,7 @@ def _notes(file: MoeFile, layout: MoeLayout, models: Mapping[str, DenseModel]) -
     ]
     config = models[file.base].checkpoint.source.config
     if layout.settings.get("sliding_window", 0) is None and config.get("sliding_window"):
-        notes.append(f"the output reads all tokens before a token, not the last {config['sliding_window']} as the base")
+        notes.append(f"the output reads all earlier tokens, the base only the last {config['sliding_window']}")
     if layout.model_type == "deepseek":
         notes.append("transformers loads this architecture with code from the hub: trust_remote_code=True")
     return notes

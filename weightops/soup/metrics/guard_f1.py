@@ -68,12 +68,12 @@ class GuardF1(Metric):
         from ...guard.metrics import score
         from ...guard.presets import chosen_card
 
-        asked = next((one for one in models if card_folder(one) is not None), models[0])
-        card = chosen_card(asked, self.preset or None) or GuardCard.of(asked)
+        guarded = next((one for one in models if card_folder(one) is not None), models[0])
+        card = chosen_card(guarded, self.preset or None) or GuardCard.of(guarded)
         guard = Guard(model, tokenizer, card if isinstance(card, GuardCard) else card(tokenizer))
         if self.threshold:
             guard = replace(guard, card=replace(guard.card, threshold=self.threshold))
-        check_labels(guard, asked.spec)
+        check_labels(guard, guarded.spec)
         check_lengths(guard, self._rows)
         truth, texts = [row.unsafe for row in self._rows], [row.text for row in self._rows]
 

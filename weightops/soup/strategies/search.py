@@ -172,8 +172,8 @@ class Search(Strategy):
             for model in range(len(bench.names))
         ]
         entries = [
-            {"model": name, "parameters": {"weight": own[0] if self.groups == 1 else own}}
-            for name, own in zip(bench.names, per_model, strict=True)
+            {"model": name, "parameters": {"weight": weights[0] if self.groups == 1 else weights}}
+            for name, weights in zip(bench.names, per_model, strict=True)
         ]
         document: dict[str, Any] = {"merge_method": self.method, "models": entries}
         settings = {**self._fixed(), **{name: parameters[name] for name in self._tuned()}}
@@ -181,7 +181,7 @@ class Search(Strategy):
         if bench.ingredients.base is not None and self._takes_base():
             document["base_model"] = bench.ingredients.base
         document |= {} if bench.dtype is None else {"dtype": bench.dtype}
-        means = {name: sum(own) / self.groups for name, own in zip(bench.names, per_model, strict=True)}
+        means = {name: sum(weights) / self.groups for name, weights in zip(bench.names, per_model, strict=True)}
         return Candidate(label, document, means)
 
     def _takes_base(self) -> bool:

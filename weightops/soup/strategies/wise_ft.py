@@ -37,7 +37,7 @@ class WiseFt(Strategy):
     def problems(self, names: Sequence[str], base: str | None) -> Iterator[str]:
         """Another number of models than one, or a grid that is not one."""
         if len(names) > 1:
-            yield Message(f"{len(names)} models, but one is mixed with its base", Remedy("name one of {}", "models"))
+            yield Message(f"{len(names)} models; wise-ft mixes one with its base", Remedy("name one of {}", "models"))
         if base in names:
             yield f"{base}: is the base and the tuned model; name two different ones"
         try:

@@ -46,9 +46,9 @@ def test_bytes_that_are_no_http_are_refused_in_the_apis_shape(url):
 )
 def test_a_slow_request_is_given_up(url, data, status):
     start = time.monotonic()
-    said = raw(url, data)  # returns when the server hangs up
-    assert said.startswith(status)
-    assert status or not said
+    answer = raw(url, data)  # returns when the server hangs up
+    assert answer.startswith(status)
+    assert status or not answer
     assert SLOW * 0.5 < time.monotonic() - start < SLOW + 10
 
 

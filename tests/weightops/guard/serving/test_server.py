@@ -44,7 +44,7 @@ def test_openais_own_client_reads_the_answer(url, guard):
 
 
 @pytest.mark.parametrize(
-    ("body", "said"),
+    ("body", "message"),
     [
         (b"", "not valid JSON"),
         (b"{", "not valid JSON"),
@@ -61,11 +61,11 @@ def test_openais_own_client_reads_the_answer(url, guard):
         (json.dumps({"input": "日" * 200}).encode(), "the model reads 600"),
     ],
 )
-def test_a_malformed_request_is_answered_with_what_is_wrong(url, body, said):
+def test_a_malformed_request_is_answered_with_what_is_wrong(url, body, message):
     answer = httpx.post(f"{url}/v1/moderations", content=body, timeout=30)
     assert answer.status_code == 400
     error = answer.json()["error"]
-    assert said in error["message"]
+    assert message in error["message"]
     assert error["type"] == "invalid_request_error"
 
 
@@ -121,12 +121,12 @@ def test_a_stream_that_stops_or_is_too_long_ends_with_an_error_event(url):
     quiet.send(b"is this")
     long.send(b"ab " * 140)
     longer.send("日".encode() * 200)
-    for client, said in ((long, "more than 400"), (longer, "the model reads 600"), (quiet, "nothing arrived")):
+    for client, message in ((long, "more than 400"), (longer, "the model reads 600"), (quiet, "nothing arrived")):
         client.head()
         events = list(iter(client.event, None))
         kind, error = events[-1]
         assert kind == "error"
-        assert said in error["error"]["message"]
+        assert message in error["error"]["message"]
         client.close()
     wait_for(url, "weightops_streams_open", 0)
 
@@ -149,14 +149,14 @@ def test_many_streams_at_once_are_judged_together_and_each_rightly(url, guard):
         return seen
 
     with ThreadPoolExecutor(STREAMS) as pool:
-        found = list(pool.map(one, texts))
+        answers = list(pool.map(one, texts))
     wanted = guard.probabilities(texts)
-    for seen, probability in zip(found, wanted, strict=True):
+    for seen, probability in zip(answers, wanted, strict=True):
         assert seen[-1][0] == "done"
         assert seen[-1][1]["probability"] == pytest.approx(probability, abs=1e-5)
     after = metrics(url)
     judged = after["weightops_chunks_judged_total"] - before["weightops_chunks_judged_total"]
-    assert judged >= sum(map(len, found)) - STREAMS
+    assert judged >= sum(map(len, answers)) - STREAMS
     assert after["weightops_passes_total"] - before["weightops_passes_total"] < judged / 2  # several in a pass
     assert after["weightops_texts_total"] - before["weightops_texts_total"] == STREAMS
     wait_for(url, "weightops_streams_open", 0)

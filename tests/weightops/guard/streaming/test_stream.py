@@ -37,8 +37,8 @@ def tiny(family="Llama", config="LlamaConfig", dtype=torch.float32, **shape):
 
     tokenizer = tiny_tokenizer()
     torch.manual_seed(0)
-    asked = getattr(tf, config)(**(SHAPE | {"vocab_size": len(tokenizer)} | shape))
-    return guard_of(getattr(tf, f"{family}ForCausalLM")(asked).to(dtype), tokenizer)
+    config_settings = getattr(tf, config)(**(SHAPE | {"vocab_size": len(tokenizer)} | shape))
+    return guard_of(getattr(tf, f"{family}ForCausalLM")(config_settings).to(dtype), tokenizer)
 
 
 @pytest.fixture(scope="module")
@@ -58,9 +58,9 @@ characters = st.one_of(
 @given(st.lists(st.lists(characters, max_size=30).map("".join), min_size=1, max_size=8))
 def test_each_answer_is_that_of_the_whole_prefix(guard, chunks):
     stream = Stream(guard)
-    found = [stream.feed(chunk) for chunk in chunks]
+    streamed = [stream.feed(chunk) for chunk in chunks]
     prefixes = ["".join(chunks[: end + 1]) for end in range(len(chunks))]
-    np.testing.assert_allclose(found, guard.probabilities(prefixes), atol=EXACT)
+    np.testing.assert_allclose(streamed, guard.probabilities(prefixes), atol=EXACT)
     assert stream.characters == len(prefixes[-1])
     assert stream.tokens == len(guard.frame.rows(prefixes[-1:])[0]) - len(guard.frame.rows([""])[0])
 
@@ -73,10 +73,10 @@ def test_half_a_character_of_utf8_waits_for_the_rest(guard, text, cuts):
     stream = Stream(guard)
     stream.feed(b"")
     for start, end in pairwise(edges):
-        found = stream.feed(data[start:end])
+        probability = stream.feed(data[start:end])
         whole = data[:end].decode(errors="ignore")  # an incomplete character at the end is all that is left out
         assert stream.characters == len(whole)
-        assert found == pytest.approx(guard.probabilities([whole])[0], abs=EXACT)
+        assert probability == pytest.approx(guard.probabilities([whole])[0], abs=EXACT)
     assert stream.close() == pytest.approx(guard.probabilities([text])[0], abs=EXACT)
 
 
@@ -128,25 +128,25 @@ def test_a_long_chunk_is_run_in_blocks_and_is_the_same(guard):
             raising=False,
         )
         one, two = (streams := Streams(guard)).open(), streams.open()
-        found = streams.feed({one: text, two: text[:-5]})
+        probabilities = streams.feed({one: text, two: text[:-5]})
     assert max(run) <= 512
     assert sum(run) > 1500
-    np.testing.assert_allclose(list(found.values()), guard.probabilities([text, text[:-5]]), atol=EXACT)
+    np.testing.assert_allclose(list(probabilities.values()), guard.probabilities([text, text[:-5]]), atol=EXACT)
 
 
 def test_many_streams_in_one_pass_answer_as_each_alone(guard):
     streams = Streams(guard, batch=4)
     texts = {streams.open(): MANY[at * 7 :][: 20 + 60 * at] for at in range(7)}
-    said = dict.fromkeys(texts, "")
+    so_far = dict.fromkeys(texts, "")
     rng = np.random.default_rng(0)
-    while any(said[stream] != text for stream, text in texts.items()):
+    while any(so_far[stream] != text for stream, text in texts.items()):
         news = {}
         for stream, text in texts.items():
             if rng.random() < 0.6:
-                news[stream] = text[len(said[stream]) :][: rng.integers(0, 90)]
-                said[stream] += news[stream]
+                news[stream] = text[len(so_far[stream]) :][: rng.integers(0, 90)]
+                so_far[stream] += news[stream]
         for stream, probability in streams.feed(news).items():
-            assert probability == pytest.approx(guard.probabilities([said[stream]])[0], abs=EXACT)
+            assert probability == pytest.approx(guard.probabilities([so_far[stream]])[0], abs=EXACT)
 
 
 def test_the_head_of_the_prompt_is_run_once_for_all_streams(guard):
@@ -177,10 +177,10 @@ def _tokens_run(stream, text):
 def test_once_unsafe_it_stays_reported_where_it_was(guard):
     chunks = [MANY[at : at + 23] for at in range(0, 460, 23)]
     alone = Stream(guard)
-    found = [alone.feed(chunk) for chunk in chunks]
-    threshold = float(np.median(found))
-    first = next(at for at, probability in enumerate(found) if probability >= threshold)
-    assert any(probability < threshold for probability in found[first + 1 :])  # it does go back below
+    streamed = [alone.feed(chunk) for chunk in chunks]
+    threshold = float(np.median(streamed))
+    first = next(at for at, probability in enumerate(streamed) if probability >= threshold)
+    assert any(probability < threshold for probability in streamed[first + 1 :])  # it does go back below
     stream = Streams(guard, threshold=threshold).open()
     for at, chunk in enumerate(chunks):
         stream.feed(chunk)
@@ -206,8 +206,10 @@ def test_other_families_keep_too_even_with_a_window_far_shorter_than_the_text(fa
     assert not streams.reencodes
     one, two = streams.open(), streams.open()
     for end in range(60, 300, 60):
-        found = streams.feed({one: MANY[end - 60 : end], two: MANY[2 * end - 120 : 2 * end]})
-        np.testing.assert_allclose(list(found.values()), guard.probabilities([MANY[:end], MANY[: 2 * end]]), atol=EXACT)
+        probabilities = streams.feed({one: MANY[end - 60 : end], two: MANY[2 * end - 120 : 2 * end]})
+        np.testing.assert_allclose(
+            list(probabilities.values()), guard.probabilities([MANY[:end], MANY[: 2 * end]]), atol=EXACT
+        )
 
 
 @pytest.mark.parametrize(
@@ -227,8 +229,8 @@ def test_a_model_whose_state_cannot_be_cut_back_is_read_anew(family, config, mor
     assert streams.reencodes
     stream = streams.open()
     for end in range(40, 160, 40):
-        found = stream.feed(MANY[end - 40 : end])
-        assert found == pytest.approx(guard.probabilities([MANY[:end]])[0], abs=EXACT)
+        probability = stream.feed(MANY[end - 40 : end])
+        assert probability == pytest.approx(guard.probabilities([MANY[:end]])[0], abs=EXACT)
 
 
 def test_a_model_that_keeps_wrongly_is_found_out(guard):
@@ -246,8 +248,8 @@ def test_bf16_agrees_to_its_rounding():
     stream = Stream(guard)
     assert not Streams(guard).reencodes
     for start in range(0, 300, 50):
-        found = stream.feed(MANY[start : start + 50])
-        assert found == pytest.approx(guard.probabilities([MANY[: start + 50]])[0], abs=0.06)
+        probability = stream.feed(MANY[start : start + 50])
+        assert probability == pytest.approx(guard.probabilities([MANY[: start + 50]])[0], abs=0.06)
 
 
 def test_a_text_longer_than_the_model_reads_is_one_line_and_stops_no_other(guard):

@@ -39,8 +39,8 @@ def parameter(kind: str = "float", name: str = "x", **more) -> Parameter:
 
 def evaluate(setting, name, t, read: Parameter):
     """The value of one setting for a tensor: what decides it, at its place in the layers."""
-    found = deciding(read, [Parameters({read.name: setting})], name)
-    return None if found is None else value_at(found, t, read)
+    chosen = deciding(read, [Parameters({read.name: setting})], name)
+    return None if chosen is None else value_at(chosen, t, read)
 
 
 numbers = st.floats(-10, 10) | st.integers(-5, 5) | st.sampled_from(["1e-5", "0.5", "-2"])
@@ -76,9 +76,9 @@ def test_a_setting_has_the_value_that_mergekit_gives_it(data, kind, name, t):
     ).parameters["x"]
     spec = ParameterSpec("x", PYTHON[kind], ParameterScope.SHARED)
     expected = evaluate_setting(name, read, t or 0, validate=spec.validate)
-    found = evaluate(as_conditions(setting), name, t, parameter(kind))
-    assert found == expected
-    assert type(found) is type(expected)
+    value = evaluate(as_conditions(setting), name, t, parameter(kind))
+    assert value == expected
+    assert type(value) is type(expected)
 
 
 def test_gradient_by_hand():
@@ -115,11 +115,11 @@ def test_levels_speak_in_the_order_that_mergekit_asks_them(top, module, cut, own
         patch.setattr(registry, "_REGISTRY", own_registry)
         (config,) = parse(yaml.safe_dump(document))
     (group,) = config.groups()
-    found = settings_for(own_registry["linear"], config, group, name, [("a", name)], t)
+    values = settings_for(own_registry["linear"], config, group, name, [("a", name)], t)
     for key, model, default in (("weight", ModelReference.parse("a"), 1.0), ("scale", None, 2.0)):
         spec = ParameterSpec(key, float, ParameterScope.INPUT if model else ParameterScope.SHARED, default=default)
         expected = resolve_parameter(spec, reader.parameter_sources(model), tensor_name=name, t=t, model=model)
-        mine = found.get(key, [default] if model else default)
+        mine = values.get(key, [default] if model else default)
         assert mine == ([expected] if model else expected)
 
 

@@ -282,11 +282,11 @@ FAULTS = {
 
 @pytest.mark.parametrize("fault", FAULTS)
 def test_fault(fault):
-    was, wrong, said = FAULTS[fault]
+    was, wrong, message = FAULTS[fault]
     head, found, tail = LINEAR.rpartition(was)
     assert found
     lines = problems(head + wrong + tail, strict=True)
-    assert any(line.startswith(f"c.yml:{said}") for line in lines), lines
+    assert any(line.startswith(f"c.yml:{message}") for line in lines), lines
 
 
 @pytest.mark.parametrize("rows", ["0", "-8", "65537", "1000000000000", "9" * 60, "8.0", "true"])
@@ -297,14 +297,14 @@ def test_a_padding_that_would_take_much_memory_is_refused_with_its_line(rows):
 
 def test_a_bomb_of_aliases_is_refused_before_it_is_built():
     rows = "\n".join(f"b{i}: &b{i} [{', '.join([f'*b{i - 1}'] * 10)}]" for i in range(1, 12))
-    said = problems(f"b0: &b0 [1]\n{rows}\n")
-    assert said == ["c.yml:1: the document has more than 200,000 values with its aliases expanded"]
+    messages = problems(f"b0: &b0 [1]\n{rows}\n")
+    assert messages == ["c.yml:1: the document has more than 200,000 values with its aliases expanded"]
 
 
 def test_a_bomb_of_merge_keys_is_refused_before_it_is_built():
     rows = "\n".join(f"b{i}: &b{i} {{<<: [{', '.join([f'*b{i - 1}'] * 10)}]}}" for i in range(1, 12))
-    said = problems(f"b0: &b0 {{a: 1}}\n{rows}\n")
-    assert said == ["c.yml:1: the document has more than 200,000 values with its aliases expanded"]
+    messages = problems(f"b0: &b0 {{a: 1}}\n{rows}\n")
+    assert messages == ["c.yml:1: the document has more than 200,000 values with its aliases expanded"]
 
 
 @pytest.mark.parametrize("depth", [70, 90_000])
@@ -412,12 +412,12 @@ tokenizer: {source: union, tokens: {<x>: {source: {kind: zero, row: 1}, weight: 
         "11: unknown parameter 'smooth' has no effect with ties; it takes weight, density, normalize, rescale, lambda",
         "13: unknown key 'revision' has no effect; write the model as NAME@REVISION",
         "14: key 'weight' is listed twice (first on line 14); only the last counts",
-        "14: unknown key 'layers' has no effect; known here: filter, value",
+        "14: unknown key 'layers' has no effect; available: filter, value",
         "15: 'int8_mask' has no effect with ties",
         "15: 't' has no effect with ties",
-        "16: unknown key 'row' has no effect; known here: kind",
-        "16: unknown key 'vocab' has no effect; known here: source, tokens, pad_to_multiple_of",
-        "16: unknown key 'weight' has no effect; known here: source, force",
+        "16: unknown key 'row' has no effect; available: kind",
+        "16: unknown key 'vocab' has no effect; available: source, tokens, pad_to_multiple_of",
+        "16: unknown key 'weight' has no effect; available: source, force",
     ]
     (config,) = parse(text, "c.yml")
     assert list(config.notes) == [f"c.yml:{line}" for line in expected]
@@ -505,10 +505,10 @@ def test_every_template_that_a_merge_can_write_is_a_name_that_it_can_ask_for(mon
 )
 def test_a_name_is_no_path(name):
     text = LINEAR + f'name: "{name}"\n'
-    found = problems(text)
-    assert len(found) == 1, found
-    assert found[0].startswith("c.yml:7: name ")
-    assert len(found[0]) < 300
+    messages = problems(text)
+    assert len(messages) == 1, messages
+    assert messages[0].startswith("c.yml:7: name ")
+    assert len(messages[0]) < 300
 
 
 @pytest.mark.parametrize("name", ["first", "step-1", "my model", "größe_2.1", "n" * 100])
@@ -553,10 +553,10 @@ TOO_MUCH = {
 
 @pytest.mark.parametrize("case", TOO_MUCH)
 def test_more_than_any_merge_has_is_refused_before_work_is_done_for_it(case):
-    text, said = TOO_MUCH[case]
-    found = problems(text)
-    assert any(said in problem for problem in found), found[:3]
-    assert len(found) <= 2
+    text, message = TOO_MUCH[case]
+    messages = problems(text)
+    assert any(message in problem for problem in messages), messages[:3]
+    assert len(messages) <= 2
 
 
 @pytest.mark.parametrize("number", [".inf", ".nan", "1.0e+39", "1" * 60])

@@ -29,8 +29,8 @@ WEIGHTS = (
 
 
 def names_of(layers: int, prefix: str = "model.", rests=WEIGHTS, head: bool = True) -> list[str]:
-    found = [f"{prefix}embed_tokens.weight", f"{prefix}norm.weight", *(["lm_head.weight"] if head else [])]
-    return found + [f"{prefix}layers.{i}.{rest}.weight" for i in range(layers) for rest in rests]
+    names = [f"{prefix}embed_tokens.weight", f"{prefix}norm.weight", *(["lm_head.weight"] if head else [])]
+    return names + [f"{prefix}layers.{i}.{rest}.weight" for i in range(layers) for rest in rests]
 
 
 def model(layers: int, *, tied: bool = False, more: tuple[str, ...] = (), **how) -> ModelTensors:
@@ -109,18 +109,18 @@ def assert_same_plan(text: str) -> None:
     assert lost == (set() if len(last.inputs) <= len(first.inputs) else {"model.norm.weight", "lm_head.weight"})
     assert set(theirs) <= set(ours)
     for name, (reads, shared, per_model) in theirs.items():
-        found = ours[name]
-        sources = [*found.inputs, *([found.base] if found.base else [])]
+        spot = ours[name]
+        sources = [*spot.inputs, *([spot.base] if spot.base else [])]
         assert {source.model: source.tensor for source in sources} == reads
         for key, value in shared.items():
             if key != "int8_mask":
-                assert found.settings.get(key, method.parameter(key).default) == pytest.approx(value)
+                assert spot.settings.get(key, method.parameter(key).default) == pytest.approx(value)
         with_values = {one: values for one, values in per_model.items() if values}
         if with_values:
-            assert list(with_values) == [source.model for source in found.inputs]
+            assert list(with_values) == [source.model for source in spot.inputs]
         for position, values in enumerate(with_values.values()):
             for key, value in values.items():
-                given = found.settings.get(key, [method.parameter(key).default] * len(with_values))
+                given = spot.settings.get(key, [method.parameter(key).default] * len(with_values))
                 # mergekit's passthrough says "as it is" with None, ours with 1
                 assert given[position] == pytest.approx(1.0 if value is None else value)
 
@@ -302,16 +302,16 @@ def test_slices_of_a_vision_language_model_concern_the_text_layers():
         "merge_method: linear\nparameters: {weight: [0, 1]}\nslices:\n"
         "  - sources: [{model: a, layer_range: [0, 2]}]\n  - sources: [{model: b, layer_range: [1, 2]}]\n"
     )
-    found = by_name(lay(document, a=vlm(2, 5), b=vlm(2, 5)))
-    assert sum(".encoder.layers." in name for name in found) == 5
-    third = found["vision_tower.vision_model.encoder.layers.2.fc1.weight"]
+    spots = by_name(lay(document, a=vlm(2, 5), b=vlm(2, 5)))
+    assert sum(".encoder.layers." in name for name in spots) == 5
+    third = spots["vision_tower.vision_model.encoder.layers.2.fc1.weight"]
     assert (third.inputs[0].model, third.t, third.layer, third.layers) == ("a", 0.5, 2, 5)
     assert third.settings == {"weight": [0.5]}
-    assert found["language_model.model.layers.2.mlp.weight"].inputs == (
+    assert spots["language_model.model.layers.2.mlp.weight"].inputs == (
         Source("b", "language_model.model.layers.1.mlp.weight"),
     )
-    assert found["multi_modal_projector.linear_1.weight"].inputs[0].model == "a"
-    assert found["language_model.model.norm.weight"].inputs[0].model == "b"
+    assert spots["multi_modal_projector.linear_1.weight"].inputs[0].model == "a"
+    assert spots["language_model.model.norm.weight"].inputs[0].model == "b"
 
 
 def test_modules_give_each_part_its_own_inputs_and_the_rest_is_copied():
@@ -321,16 +321,16 @@ def test_modules_give_each_part_its_own_inputs_and_the_rest_is_copied():
         "  vision_tower: {models: [{model: b}], parameters: {weight: [0, 4]}}\n"
     )
     layout = lay(document, a=vlm(3, 3), b=vlm(3, 3))
-    found = by_name(layout)
-    text = found["language_model.model.layers.1.mlp.weight"]
+    spots = by_name(layout)
+    text = spots["language_model.model.layers.1.mlp.weight"]
     assert [source.model for source in text.inputs] == ["a", "b"]
     assert text.settings == {"weight": [1.0, 2.0]}
-    vision = found["vision_tower.vision_model.encoder.layers.1.fc1.weight"]
+    vision = spots["vision_tower.vision_model.encoder.layers.1.fc1.weight"]
     assert ([source.model for source in vision.inputs], vision.settings) == (["b", "a"], {"weight": [2.0, 2.0]})
-    projector = found["multi_modal_projector.linear_1.weight"]
+    projector = spots["multi_modal_projector.linear_1.weight"]
     assert (projector.method, projector.inputs) == ("passthrough", (Source("a", projector.name),))
     assert layout.notes == ("1 tensors belong to no listed module and are copied from a",)
-    assert len(found) == len(vlm(3, 3).shapes)
+    assert len(spots) == len(vlm(3, 3).shapes)
 
 
 def test_a_tied_head_is_not_written_and_an_embedding_stands_in_for_a_missing_one():
@@ -377,7 +377,7 @@ def test_layout_faults_come_together():
         "c.yml:2: the inputs must have the same number of layers: a has 3, b has 2"
     ]
     assert problems(two, a=small(2), b=model(2, rests=("mlp", "gate"))) == [
-        "c.yml:2: b has model.layers.0.gate.weight, which the other inputs lack; they must share one architecture",
+        "c.yml:2: b has model.layers.0.gate.weight, which the other inputs do not have; they must share one architecture",
         "c.yml:2: b has no tensor model.layers.0.attn.weight and 1 more; the inputs must share one architecture",
     ]
 
@@ -446,8 +446,8 @@ def test_names_alone_tell_what_mergekits_tables_tell(arch):
         parts.update({prefix + name: key for name in repeated})
     if arch.expected_model_type in ("t5", "whisper"):  # two stacks; whisper's table has a slip in its decoder's prefix
         return
-    found = module_names(arch.modules, parts)
-    assert {name: key for key, names in found.items() for name in names} == parts
+    names_by_module = module_names(arch.modules, parts)
+    assert {name: key for key, names in names_by_module.items() for name in names} == parts
     assert main_stack(parts) is not None
     assert main_stack(parts).startswith(
         arch.modules.get("text_decoder", arch.modules.get("default")).weight_prefix or ""

@@ -90,8 +90,8 @@ def loaded(folder: Path):
     from transformers import AutoModelForCausalLM
 
     with quiet():
-        model, said = AutoModelForCausalLM.from_pretrained(folder, output_loading_info=True, dtype="auto")
-    assert [said[kind] for kind in ("missing_keys", "unexpected_keys", "mismatched_keys")] == [set()] * 3
+        model, report = AutoModelForCausalLM.from_pretrained(folder, output_loading_info=True, dtype="auto")
+    assert [report[kind] for kind in ("missing_keys", "unexpected_keys", "mismatched_keys")] == [set()] * 3
     return model.eval()
 
 
@@ -181,8 +181,8 @@ def test_rows_from_hidden_states_are_the_directions_of_the_whole_models_states(m
         for layer in range(2):
             rows = [state(p, layer) - state(n, layer) for p, n in prompts]
             expected = torch.stack([row / row.norm() for row in rows])
-            found = tensors[f"model.layers.{layer}.block_sparse_moe.gate.weight"]
-            assert torch.allclose(found, expected, atol=1e-5), layer
+            router = tensors[f"model.layers.{layer}.block_sparse_moe.gate.weight"]
+            assert torch.allclose(router, expected, atol=1e-5), layer
 
 
 def test_rows_from_hidden_states_are_mergekits_up_to_its_bf16(models, tmp_path):
@@ -220,10 +220,10 @@ def test_an_expert_with_an_adapter_and_a_residual_scale_is_the_adapted_model_sca
     adapter = tiny.lora(tmp_path / "adapter", tiny.read(expert), [name], seed=1)
     entries = [{"source_model": str(base)}, {"source_model": f"{expert}+{adapter}", "residual_scale": 0.25}]
     text = yaml.safe_dump({"base_model": str(base), "gate_mode": "random", "experts": entries, "dtype": "float32"})
-    found = tiny.read(made(text, tmp_path / "out"))["model.layers.1.block_sparse_moe.experts.1.w2.weight"]
+    weight = tiny.read(made(text, tmp_path / "out"))["model.layers.1.block_sparse_moe.experts.1.w2.weight"]
     factors = tiny.read(adapter)
     a, b = (next(t for n, t in factors.items() if f"lora_{side}" in n) for side in "AB")
-    assert torch.allclose(found, 0.25 * (tiny.read(expert)[name].float() + b @ a), atol=1e-6)
+    assert torch.allclose(weight, 0.25 * (tiny.read(expert)[name].float() + b @ a), atol=1e-6)
 
 
 def test_models_that_do_not_fit_are_refused_with_their_names(models, tmp_path):

@@ -46,10 +46,10 @@ def merge(text: str, out: Path, code: int = 0) -> str:
 
 def load(folder: Path):
     with quiet():
-        found, said = AutoModelForCausalLM.from_pretrained(folder, output_loading_info=True)
+        loaded, report = AutoModelForCausalLM.from_pretrained(folder, output_loading_info=True)
         tokenizer = AutoTokenizer.from_pretrained(folder)
-    assert not any(said.values()), said
-    return found.eval(), tokenizer
+    assert not any(report.values()), report
+    return loaded.eval(), tokenizer
 
 
 def rows_of(folder: Path, name: str = "model.embed_tokens.weight") -> dict[str, torch.Tensor]:
@@ -71,11 +71,11 @@ def test_each_token_is_the_mean_over_the_models_with_what_stands_in_for_it(model
     text += f"tokenizer_source: {models.get(source, source)}\n" if source else ""
     merge(text, tmp_path / "out")
     merged, tokenizer = load(tmp_path / "out")
-    of_a, of_b, found = (rows_of(folder, matrix) for folder in (models["a"], models["b"], tmp_path / "out"))
+    of_a, of_b, of_merged = (rows_of(folder, matrix) for folder in (models["a"], models["b"], tmp_path / "out"))
     wanted = {None: of_a, "base": of_a, "union": {**of_a, **of_b}, "a": of_a, "b": of_b}[source]
-    assert set(found) == set(wanted)
+    assert set(of_merged) == set(wanted)
     assert config_of(tmp_path / "out")["vocab_size"] == len(wanted) == merged.get_input_embeddings().num_embeddings
-    for token, row in found.items():
+    for token, row in of_merged.items():
         if token in of_a and token in of_b:
             torch.testing.assert_close(row, (of_a[token] + of_b[token]) / 2, rtol=0, atol=1e-7)
         else:  # one model has it: the other takes that row too, so the row itself comes out
@@ -91,8 +91,8 @@ def test_ties_of_models_with_other_vocabularies_is_ties_of_the_aligned_matrices(
         "merge_method: ties\nbase_model: {a}\nmodels: [{{model: {b}}}, {{model: {c}}}]\nparameters: {{density: 0.5}}\n"
     )
     merge(text.format(**models) + f"tokenizer_source: {source}\n", tmp_path / "out")
-    found = rows_of(tmp_path / "out")
-    order = sorted(found, key=lambda token: load(tmp_path / "out")[1].get_vocab()[token])
+    merged = rows_of(tmp_path / "out")
+    order = sorted(merged, key=lambda token: load(tmp_path / "out")[1].get_vocab()[token])
     of = {name: rows_of(folder) for name, folder in models.items()}
     base, *others = ([_row(of, token, name) for token in order] for name in "abc")
     from weightops.ops import find
@@ -100,7 +100,7 @@ def test_ties_of_models_with_other_vocabularies_is_ties_of_the_aligned_matrices(
     start = torch.stack(base)
     deltas = torch.stack([torch.stack(rows) for rows in others]) - start
     true = start + find("ties").function(deltas, density=0.5)
-    assert torch.equal(torch.stack([found[token] for token in order]), true)
+    assert torch.equal(torch.stack([merged[token] for token in order]), true)
 
 
 def test_a_method_that_looks_at_whole_models_measures_the_aligned_matrices(models, tmp_path):
@@ -155,9 +155,9 @@ def test_special_tokens_chat_template_and_generation_survive(models, tmp_path):
     merge(LINEAR.format(**models) + "tokenizer_source: union\n", tmp_path / "out")
     merged, tokenizer = load(tmp_path / "out")
     assert (tokenizer.bos_token, tokenizer.eos_token, tokenizer.unk_token) == ("<s>", "</s>", "<unk>")
-    said = tokenizer.apply_chat_template([{"role": "user", "content": "hello"}], tokenize=False)
-    assert said == "user : hello assistant :"
-    ids = tokenizer(said, add_special_tokens=False, return_tensors="pt")["input_ids"]
+    rendered = tokenizer.apply_chat_template([{"role": "user", "content": "hello"}], tokenize=False)
+    assert rendered == "user : hello assistant :"
+    ids = tokenizer(rendered, add_special_tokens=False, return_tensors="pt")["input_ids"]
     assert tokenizer.unk_token_id not in ids
     with quiet():
         assert merged.generate(ids, max_new_tokens=2, do_sample=False).shape[1] <= ids.shape[1] + 2
@@ -215,13 +215,13 @@ tokenizer:
 """
     )
     merge(text, tmp_path / "out")
-    of_a, of_b, found = (rows_of(folder) for folder in (models["a"], models["b"], tmp_path / "out"))
-    torch.testing.assert_close(found["python"], of_b["python"] / 2)  # a lacks it and counts as zeros
-    assert torch.equal(found["hello"], of_b["hello"])
-    torch.testing.assert_close(found["kill"], (of_b["kill"] + of_a["unsafe"]) / 2)
+    of_a, of_b, merged = (rows_of(folder) for folder in (models["a"], models["b"], tmp_path / "out"))
+    torch.testing.assert_close(merged["python"], of_b["python"] / 2)  # a lacks it and counts as zeros
+    assert torch.equal(merged["hello"], of_b["hello"])
+    torch.testing.assert_close(merged["kill"], (of_b["kill"] + of_a["unsafe"]) / 2)
     size = config_of(tmp_path / "out")["vocab_size"]
     assert size % 8 == 0
-    assert size == len(tiny.read(tmp_path / "out")["lm_head.weight"]) >= len(found)
+    assert size == len(tiny.read(tmp_path / "out")["lm_head.weight"]) >= len(merged)
     load(tmp_path / "out")
 
 
@@ -257,8 +257,8 @@ def test_the_vocabulary_size_is_set_inside_the_text_config_too(tmp_path):
     assert written.text_config.vocab_size == 41 == len(tiny.read(tmp_path / "out")[embedding])
     assert written.text_config.num_hidden_layers == 5
     with quiet():
-        _, said = architectures.load(tmp_path / "out", "gemma3-vision")
-    assert not any(said.values()), said
+        _, report = architectures.load(tmp_path / "out", "gemma3-vision")
+    assert not any(report.values()), report
 
 
 def test_an_adapter_on_a_model_with_another_vocabulary_is_refused_with_the_way_round(models, tmp_path):
@@ -267,6 +267,6 @@ def test_an_adapter_on_a_model_with_another_vocabulary_is_refused_with_the_way_r
     base, _ = load(models["b"])
     peft.get_peft_model(base, peft.LoraConfig(r=2, target_modules=["lm_head"])).save_pretrained(tmp_path / "lora")
     text = LINEAR.format(a=models["a"], b=f"{models['b']}+{tmp_path / 'lora'}")
-    said = merge(text, tmp_path / "out", code=1)
-    assert "passthrough" in said
+    output = merge(text, tmp_path / "out", code=1)
+    assert "passthrough" in output
     assert not (tmp_path / "out").exists()

@@ -58,7 +58,7 @@ def test_where_a_plan_is_asked_for_one_vocabulary_stays_unchanged(tmp_path, text
     vocabulary = plan(weights, text)
     assert vocabulary.unchanged
     assert vocabulary.size == 8
-    assert all(own.tolist() == list(range(8)) for own in vocabulary.rows_in.values())
+    assert all(rows.tolist() == list(range(8)) for rows in vocabulary.rows_in.values())
 
 
 # --- laws ------------------------------------------------------------------------------------------------------------
@@ -137,8 +137,8 @@ def test_without_a_setting_the_first_models_tokenizer_and_rows_stay(found):
 
 def theirs(weights, source: str, add: tuple[str, ...] = ()) -> dict[str, int]:
     references = [ModelReference.parse(str(one.folder)) for one in weights.values()]
-    asked = source if source in ("union", "base") else ModelReference.parse(str(weights[source].folder))
-    return build_tokenizer(references[0], references, asked, False, list(add)).tokenizer.get_vocab()
+    wanted_source = source if source in ("union", "base") else ModelReference.parse(str(weights[source].folder))
+    return build_tokenizer(references[0], references, wanted_source, False, list(add)).tokenizer.get_vocab()
 
 
 @pytest.mark.parametrize("source", ["union", "base", "b"])
@@ -347,9 +347,9 @@ def test_every_missing_tokenizer_is_named_with_its_folder_and_the_remedy(tmp_pat
         "b": model(tmp_path / "b", None, 2),
         "c": model(tmp_path / "c", None, 2),
     }
-    found = problems(weights, UNION)
-    assert [str(tmp_path / name) in problem for name, problem in zip("bc", found, strict=True)] == [True, True]
-    assert all("save_pretrained" in problem for problem in found)
+    messages = problems(weights, UNION)
+    assert [str(tmp_path / name) in problem for name, problem in zip("bc", messages, strict=True)] == [True, True]
+    assert all("save_pretrained" in problem for problem in messages)
 
 
 def test_rows_that_differ_need_tokenizers_also_without_a_setting(tmp_path):
@@ -373,9 +373,9 @@ tokenizer:
     e: {source: a}
     y: {source: {kind: model_token, model: b, token_id: 99}}
 """
-    found = problems(three, text)
-    assert ["nowhere" in found[0], "'e'" in found[1], "99" in found[2]] == [True, True, True]
-    lines = [int(problem.split(":")[1]) for problem in found]
+    messages = problems(three, text)
+    assert ["nowhere" in messages[0], "'e'" in messages[1], "99" in messages[2]] == [True, True, True]
+    lines = [int(problem.split(":")[1]) for problem in messages]
     assert lines == [lines[0], lines[0] + 1, lines[0] + 2]
 
 

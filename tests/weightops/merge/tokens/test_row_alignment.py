@@ -20,12 +20,12 @@ MODELS = ("a", "b", "c")
 def alignments(draw):
     """An output of up to 12 rows over three models of 9 rows, some padding at its end, some rows chosen or forced."""
     size = draw(st.integers(1, 12))
-    own = {m: np.array(draw(st.lists(st.integers(-1, 8), min_size=size, max_size=size)), np.int64) for m in MODELS}
+    rows_in = {m: np.array(draw(st.lists(st.integers(-1, 8), min_size=size, max_size=size)), np.int64) for m in MODELS}
     forced = np.array(draw(st.lists(st.booleans(), min_size=size, max_size=size)))
     named = np.arange(size) < draw(st.integers(1, size))
     pair = st.one_of(st.none(), st.tuples(st.sampled_from(MODELS), st.integers(0, 8)))
     choices = {i: choice for i, choice in draw(st.dictionaries(st.integers(0, size - 1), pair)).items() if named[i]}
-    return Alignment(own, forced & named, named, choices, draw(st.sampled_from((None, *MODELS))))
+    return Alignment(rows_in, forced & named, named, choices, draw(st.sampled_from((None, *MODELS))))
 
 
 def matrices(seed: int = 0, rows: int = 9, width: int = 3) -> dict[str, np.ndarray]:
@@ -66,16 +66,16 @@ def test_blocks_of_any_size_give_the_same_bits(alignment, model, cuts):
 
 
 def test_consecutive_rows_are_one_read_and_a_gap_makes_two():
-    own = {"a": np.array([3, 4, 5, 8, 0, 1])}
-    alignment = Alignment(own, np.zeros(6, bool), np.ones(6, bool), {})
+    rows_in = {"a": np.array([3, 4, 5, 8, 0, 1])}
+    alignment = Alignment(rows_in, np.zeros(6, bool), np.ones(6, bool), {})
     calls: list = []
     gather_rows(alignment, "a", 0, 6, reader(matrices(), calls), (3,))
     assert calls == [("a", range(0, 2)), ("a", range(3, 6)), ("a", range(8, 9))]
 
 
 def test_a_bias_is_gathered_as_the_rows_are():
-    own = {"a": np.array([2, -1, 0]), "b": np.array([-1, 1, 1])}
-    alignment = Alignment(own, np.zeros(3, bool), np.ones(3, bool), {})
+    rows_in = {"a": np.array([2, -1, 0]), "b": np.array([-1, 1, 1])}
+    alignment = Alignment(rows_in, np.zeros(3, bool), np.ones(3, bool), {})
     data = {"a": np.array([1.0, 2.0, 3.0]), "b": np.array([10.0, 20.0])}
     assert gather_rows(alignment, "a", 0, 3, reader(data)).tolist() == [3.0, 20.0, 1.0]
     assert gather_rows(alignment, "b", 0, 3, reader(data)).tolist() == [3.0, 20.0, 20.0]
@@ -110,7 +110,7 @@ class Info:
         names = {f"t{i}": i for i in range(count)}
         self.get_vocab = lambda: names
         self.permutations = {
-            reference(m): dict(enumerate(own[:count].tolist())) for m, own in alignment.rows_in.items()
+            reference(m): dict(enumerate(rows[:count].tolist())) for m, rows in alignment.rows_in.items()
         }
         self.original_vocabs = {reference(m): {} for m in alignment.rows_in}
 
@@ -131,14 +131,14 @@ def test_embeddings_are_those_of_mergekit(alignment, multiple):
     """Same rows for each model, token by token, pads included; where a forced token has no source it raises there."""
     count = int(alignment.named.sum())
     size = -(-count // multiple) * multiple
-    own = {m: np.concatenate([rows[:count], np.full(size - count, -1)]) for m, rows in alignment.rows_in.items()}
+    rows_in = {m: np.concatenate([rows[:count], np.full(size - count, -1)]) for m, rows in alignment.rows_in.items()}
     forced = np.zeros(size, bool)
     forced[[i for i in alignment.choices if alignment.forced[i]]] = True
-    alignment = Alignment(own, forced, np.arange(size) < count, alignment.choices, alignment.base)
+    alignment = Alignment(rows_in, forced, np.arange(size) < count, alignment.choices, alignment.base)
     entries = {f"t{i}": {"source": their_source(c), "force": bool(forced[i])} for i, c in alignment.choices.items()}
-    asked = TheirConfig(tokens=entries, pad_to_multiple_of=multiple)
+    their_config = TheirConfig(tokens=entries, pad_to_multiple_of=multiple)
     task = PermutedVocabulary.model_construct(
-        tokens=ImmutableMap(data=asked.tokens),
+        tokens=ImmutableMap(data=their_config.tokens),
         pad_to_multiple_of=multiple,
         base_model=reference(alignment.base) if alignment.base else None,
         vocabulary_axis=0,

@@ -192,8 +192,8 @@ def test_tensors_with_a_row_a_token_are_told_by_name_and_length():
         "model.norm.weight": (8,),
     }
     tensors = {name: StoredTensor(name, "F32", shape, Path("w"), 0) for name, shape in shapes.items()}
-    found = token_tensors(Weights("m", tensors, None, None, {"vocab_size": 8}))
-    assert found == {"model.embed_tokens.weight", "lm_head.weight", "lm_head.bias"}
+    tables = token_tensors(Weights("m", tensors, None, None, {"vocab_size": 8}))
+    assert tables == {"model.embed_tokens.weight", "lm_head.weight", "lm_head.bias"}
 
 
 # --- chat templates --------------------------------------------------------------------------------------------------
@@ -209,8 +209,8 @@ SYSTEM = {"role": "system", "content": "Be kind."}
 def rendered(template: str, messages: list, prompt: bool = True) -> str:
     """As transformers renders."""
 
-    def refuse(said: str):
-        raise ValueError(said)
+    def refuse(message: str):
+        raise ValueError(message)
 
     environment = jinja2.Environment(trim_blocks=True, lstrip_blocks=True)
     environment.globals["raise_exception"] = refuse
@@ -273,8 +273,8 @@ def test_a_name_or_jinja_is_written_as_it_is_and_unknown_markers_are_said(tmp_pa
     named = plan(weights, "chat_template: chatml")
     assert named.files["chat_template.jinja"].decode() == TEMPLATES["chatml"]
     assert any("<|im_start|>, <|im_end|>" in note for note in named.notes)
-    own = plan(weights, "chat_template: '{{ messages[0].content }}'")
-    assert own.files["chat_template.jinja"] == b"{{ messages[0].content }}"
+    planned = plan(weights, "chat_template: '{{ messages[0].content }}'")
+    assert planned.files["chat_template.jinja"] == b"{{ messages[0].content }}"
 
 
 def test_the_references_template_survives_a_union(tmp_path):

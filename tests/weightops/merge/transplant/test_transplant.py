@@ -143,9 +143,9 @@ def test_a_search_stays_on_its_device(taker, pair):
     expected = taker(near.there(rows[:3]), near, 4)
     with FarDevice():
         far = combinations.Atoms(table, rows, kept=True, device="cuda:0")
-        found = taker(far.there(rows[:3]), far, 4)
-        assert all(is_far(tensor) for tensor in found)
-    assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
+        taken = taker(far.there(rows[:3]), far, 4)
+        assert all(is_far(tensor) for tensor in taken)
+    assert all(torch.equal(a, b) for a, b in zip(taken, expected, strict=True))
 
 
 def test_omp_finds_the_atoms_of_a_row_that_is_a_sum_of_two(tmp_path, pair):
@@ -184,9 +184,9 @@ def test_a_tied_model_gets_one_table_and_a_tokenizer_alone_is_enough_for_subword
     (alone / "model.safetensors").unlink()
     out = tiny.read(made(tied, alone, tmp_path / "out", method="subword"))
     assert "lm_head.weight" not in out
-    own, table = vocabulary(tied), tiny.read(tied)["model.embed_tokens.weight"]
+    tokens, table = vocabulary(tied), tiny.read(tied)["model.embed_tokens.weight"]
     row = out["model.embed_tokens.weight"][vocabulary(alone)["hin"]]
-    assert torch.allclose(row, (table[own["h"]] + table[own["in"]]) / 2, atol=1e-6)
+    assert torch.allclose(row, (table[tokens["h"]] + table[tokens["in"]]) / 2, atol=1e-6)
     with pytest.raises(WeightopsError, match="has no weights, which omp makes rows from"):
         plan_transplant(tied, alone)
 
