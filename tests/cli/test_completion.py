@@ -51,6 +51,8 @@ def test_aliases_are_completed_where_a_model_is_wanted(option):
 def test_options_and_choices_are_completed():
     assert completed("compose-guard", "--lab") == ["--labels"]
     assert set(completed("compose-guard", "--")) >= {"--guard", "--base", "--target", "--out", "--dry-run", "--json"}
+    assert completed("soup", "evolve", "evolve.yml", "--max") == ["--max-tokens"]  # mergekit's options are not offered
+    assert completed("soup", "evolve", "evolve.yml", "--si") == ["--sigma0"]
     assert completed("compose-guard", "--dtype", "") == ["auto", "float32", "bfloat16", "float16", "fp8-block"]
 
 

@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
+import time
 
 import pytest
 import tiny_models as tiny
@@ -108,6 +112,32 @@ def test_the_file_of_mergekit_evolve_runs_with_its_options_and_resumes(tmp_path)
     assert tiny.files_of(out)["model.safetensors"] == tiny.files_of(tmp_path / "again")["model.safetensors"]
     again = run("evolve", file, "--data", "dev.jsonl", "--trials", 5, "--seed", 3, "--out", out, "--overwrite")
     assert "resumed: 9 of 9 scores were known" in again.stderr
+
+
+@pytest.mark.slow
+def test_a_killed_evolution_resumes_and_chooses_what_an_unbroken_one_chooses(models, tmp_path):
+    (tmp_path / "evolve.yml").write_text(EVOLVE)
+    program = [sys.executable, "-c", "import sys; from weightops.cli import main; main(sys.argv[1:])"]
+    command = [*program, "soup", "evolve", str(tmp_path / "evolve.yml"), "--data", "dev.jsonl", "--trials", "40"]
+    environment = {**os.environ, "PYTHONSAFEPATH": "1"}
+    scores = tmp_path / "killed-scores" / "scores.jsonl"
+    process = subprocess.Popen([*command, "--out", tmp_path / "killed"], cwd=models, env=environment)
+    try:
+        limit = time.monotonic() + 120
+        while not scores.exists() or scores.read_text().count("\n") < 7:
+            assert process.poll() is None
+            assert time.monotonic() < limit
+            time.sleep(0.01)
+    finally:
+        process.kill()
+        process.wait()
+    assert not (tmp_path / "killed").exists()
+    for name in ("killed", "whole"):
+        subprocess.run([*command, "--out", tmp_path / name], cwd=models, env=environment, check=True)
+    resumed, whole = (json.loads((tmp_path / name / "soup.json").read_text()) for name in ("killed", "whole"))
+    assert resumed == whole
+    resumed, whole = (tiny.files_of(tmp_path / name)["model.safetensors"] for name in ("killed", "whole"))
+    assert resumed == whole
 
 
 @pytest.mark.parametrize(

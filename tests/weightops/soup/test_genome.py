@@ -4,25 +4,25 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+import tiny_models as tiny
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from merge_files import assert_close, family, ours
-from merge_files import theirs as theirs_of
+from merge_files import assert_close, family, ours, theirs
 
 from weightops.merge.config.reading import parse
 from weightops.soup.candidate import Candidate
 from weightops.soup.genome import SEARCHED, Genome
 
-theirs = pytest.importorskip("mergekit.evo.genome")
+oracle = pytest.importorskip("mergekit.evo.genome")
 LAYERS = 4
 MODELS = ("org/a", "org/b", "org/c")
 
 
 def mergekits(genome: Genome) -> object:
     """mergekit's genome of the same definition; its constructor would ask the hub for a configuration."""
-    made = object.__new__(theirs.ModelGenome)
+    made = object.__new__(oracle.ModelGenome)
     made.num_layers = LAYERS
-    made.definition = theirs.ModelGenomeDefinition.model_validate(
+    made.definition = oracle.ModelGenomeDefinition.model_validate(
         {
             "models": list(genome.models), "merge_method": genome.method, "base_model": genome.base,
             "tokenizer_source": genome.tokenizer, "layer_granularity": genome.granularity,
@@ -97,12 +97,12 @@ def test_slerp_goes_from_the_largest_gene_toward_the_second_in_each_group():
 @pytest.mark.parametrize("source", [None, "union"])
 def test_slerp_merges_the_weights_that_mergekit_merges(tmp_path, source):
     """mergekit gives the two models of a group weights if there is a tokenizer_source; they change nothing."""
-    made = family(tmp_path / "models", ["a", "b", "c"], layers=LAYERS)
+    made = family(tmp_path / "models", ["a", "b", "c"], layers=LAYERS, vocab=len(tiny.WORDS))
     genome = Genome(tuple(map(str, made.values())), "slerp", tokenizer=source, granularity=2)
     genes = np.array([[0.2, 0.9, 0.5], [0.8, -0.3, 0.1]]).reshape(genome.shape(LAYERS))
     config = mergekits(genome).genotype_merge_config(genes).model_copy(update={"dtype": "float32"})
     mine = ours(Candidate("trial", genome.document(genes, LAYERS, "float32")).text, tmp_path / "ours")
-    assert_close(mine, theirs_of(config.to_yaml(), tmp_path / "theirs"))
+    assert_close(mine, theirs(config.to_yaml(), tmp_path / "theirs"))
 
 
 def test_a_start_is_equal_weights_or_drawn_again_by_the_same_seed():
