@@ -178,28 +178,31 @@ class Blocks:
                 np.subtract(row, held[-1], out=row)
 
     def _read(self, source: Input, row: Floats, begin: int, end: int, digest: GridDigest | None) -> None:
-        stored = source.stored
         if source.rows is not None:
             width = source.rows.width
             first, last = begin // width, end // width
             source.rows.fill(row.reshape(last - first, width), first, last, self._read_rows)
+            bad = kernels.holds_nonfinite(row.view(np.uint8), "F32")
         else:
-            size = dtypes.itemsize(stored.dtype)
-            raw = self._raw[: (end - begin) * size]
-            read_elements(stored, begin, raw, self._files)
-            if digest is not None:
-                digest.update(raw)
-            if stored.dtype == "F64":  # the kernel does not support F64
-                row[:] = kernels.widen(raw, stored.dtype)
-            else:
-                kernels.widen_into(self._raw, stored.dtype, row)
-        if not self._allow_nonfinite and kernels.holds_nonfinite(row.view(np.uint8), "F32"):
-            raise WeightopsError(nonfinite(stored))
+            bad = self._read_stored(source.stored, row, begin, end, digest)
+        if bad and not self._allow_nonfinite:
+            raise WeightopsError(nonfinite(source.stored))
         for term in source.updates:
             if isinstance(term.plus, Scattered):
-                add_entries(term.plus, term.coefficient, begin, row, stored, self._files)
+                add_entries(term.plus, term.coefficient, begin, row, source.stored, self._files)
                 continue
             row += np.float32(term.coefficient) * self._update(term.plus, begin, end)
+
+    def _read_stored(self, stored: StoredTensor, row: Floats, begin: int, end: int, digest: GridDigest | None) -> bool:
+        """Elements of a tensor as fp32; returns whether one of them is NaN or Inf."""
+        raw = self._raw[: (end - begin) * dtypes.itemsize(stored.dtype)]
+        read_elements(stored, begin, raw, self._files)
+        if digest is not None:
+            digest.update(raw)
+        if stored.dtype != "F64":
+            return kernels.widen_into(self._raw, stored.dtype, row)
+        row[:] = kernels.widen(raw, stored.dtype)  # the kernel does not support F64
+        return kernels.holds_nonfinite(row.view(np.uint8), "F32")
 
     def _read_rows(self, tensor: StoredTensor, first: int, last: int) -> Floats:
         """Rows first..last of a matrix: [rows, width], fp32."""

@@ -240,19 +240,24 @@ def squared_norm(
 
 
 @jit
-def _widen_row(code: int, raw: Any, values: Any) -> None:
+def _widen_row(code: int, raw: Any, values: Any) -> bool:
+    nonfinite = False
     for lo in range(0, len(values), _TILE):
         part = values[lo : lo + _TILE]
-        _widen(code, raw, lo, part.view(np.uint32), part)
+        nonfinite |= _widen(code, raw, lo, part.view(np.uint32), part)
+    return nonfinite
 
 
-def widen_into(raw: Bytes, dtype: str, values: npt.NDArray[np.float32]) -> None:
+def widen_into(raw: Bytes, dtype: str, values: npt.NDArray[np.float32]) -> bool:
     """A row's bytes as fp32, into an array of as many elements.
 
     Args:
         raw: At least the bytes of ``values``' elements, and a multiple of four bytes long.
+
+    Returns:
+        Whether one of them is NaN or Inf.
     """
-    _widen_row(CODES[dtype], raw, values)
+    return bool(_widen_row(CODES[dtype], raw, values))
 
 
 @jit
@@ -317,6 +322,8 @@ def holds_nonfinite(raw: Bytes, dtype: str) -> bool:
     """Whether a row of floats contains NaN or Inf."""
     if dtype in ("BF16", "F16"):
         return bool(nonfinite_halves(raw.view(np.uint16), 0x7F80 if dtype == "BF16" else 0x7C00))
+    if dtype == "F32":
+        return bool(_nonfinite(raw.view(np.uint32)))
     return not bool(np.isfinite(widen(raw, dtype)).all())
 
 

@@ -112,11 +112,24 @@ def _svd(matrix: Tensor, count: int | None = None, scale: Tensor | None = None) 
 
     ``scale`` is the norm of the matrix that this one was computed from, if it is not the same.
     """
-    left, values, right = torch.linalg.svd(matrix, full_matrices=False)
+    left, values, right = _thin_svd(matrix)
     rounding = 16 * torch.finfo(matrix.dtype).eps * (matrix.norm() if scale is None else scale)
     rank = int((values > rounding).sum())
     kept = rank if count is None else min(count, rank)
     return left[:, :kept], values[:kept], right[:kept]
+
+
+def _thin_svd(matrix: Tensor) -> Triple:
+    """All singular triples. A long matrix is made square by QR first, which takes half the time and is as exact."""
+    rows, columns = matrix.shape
+    if 2 * rows > 3 * columns:
+        basis, square = torch.linalg.qr(matrix)
+        left, values, right = torch.linalg.svd(square, full_matrices=False)
+        return basis @ left, values, right
+    if 2 * columns > 3 * rows:
+        left, values, right = _thin_svd(matrix.mT)
+        return right.mT, values, left.mT
+    return torch.linalg.svd(matrix, full_matrices=False)  # type: ignore[no-any-return]
 
 
 def _side_by_side(triples: list[Triple]) -> Triple:

@@ -34,9 +34,14 @@ def wudi(
     """
     if deltas.dim() != 3:
         return deltas.mean(0)
-    energy = deltas.square().sum((1, 2), keepdim=True)
-    subspace = deltas.mT @ deltas / energy.where(energy > 0, 1)
-    return _adam(deltas, subspace, iter_num, lr)
+    total = deltas.sum(0)
+    subspaces, disturbance = total.new_zeros(total.shape[1], total.shape[1]), torch.zeros_like(total)
+    for delta in deltas:
+        energy = delta.square().sum()
+        subspace = delta.mT @ delta / energy.where(energy > 0, 1)
+        subspaces += subspace
+        disturbance += (total - delta) @ subspace
+    return total + _adam(subspaces, disturbance, iter_num, lr)
 
 
 def interference(merged: Tensor, deltas: Tensor) -> Tensor:
@@ -46,13 +51,21 @@ def interference(merged: Tensor, deltas: Tensor) -> Tensor:
     return (products / energy.where(energy > 0, 1)).sum()
 
 
-def _adam(deltas: Tensor, subspace: Tensor, steps: int, lr: float) -> Tensor:
-    """Adam (Kingma and Ba 2015) with its usual constants on the loss, whose gradient is written out."""
-    merged = deltas.sum(0)
-    mean, square = torch.zeros_like(merged), torch.zeros_like(merged)
+def _adam(subspaces: Tensor, disturbance: Tensor, steps: int, lr: float) -> Tensor:
+    """What Adam (Kingma and Ba 2015) with its usual constants adds to the sum of the task vectors.
+
+    Half the loss's gradient is the sum over tasks of (merged - delta) times the task's subspace. In terms of what was
+    added, a step takes one product, however many tasks there are.
+
+    Args:
+        subspaces: Sum over tasks of delta^T delta / ||delta||^2, [in, in].
+        disturbance: Half the gradient at the sum of the task vectors, [out, in].
+    """
+    added = torch.zeros_like(disturbance)
+    mean, square = torch.zeros_like(added), torch.zeros_like(added)
     for step in range(1, steps + 1):
-        slope = 2 * ((merged - deltas) @ subspace).sum(0)
+        slope = 2 * (added @ subspaces + disturbance)
         mean = 0.9 * mean + 0.1 * slope
         square = 0.999 * square + 0.001 * slope.square()
-        merged = merged - lr * (mean / (1 - 0.9**step)) / ((square / (1 - 0.999**step)).sqrt() + 1e-8)
-    return merged
+        added = added - lr * (mean / (1 - 0.9**step)) / ((square / (1 - 0.999**step)).sqrt() + 1e-8)
+    return added

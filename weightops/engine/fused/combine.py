@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ..blocks import Block, Blocks, Floats
-from ..kernels import jit
+from ..kernels import jit, jit_sum
 
 Doubles = npt.NDArray[np.float64]
 
@@ -23,7 +23,8 @@ def vector(value: Any, count: int) -> Floats:
 
 def l1_norms(stack: Floats) -> Doubles:
     """The L1 norm of each row, fp64: [n, m] to [n]."""
-    norms: Doubles = np.abs(stack).sum(1, dtype=np.float64)
+    norms = np.empty(len(stack))
+    _l1_norms(stack, norms)
     return norms
 
 
@@ -74,6 +75,15 @@ def agreeing_sum(stack: Floats, out: Floats, weight: Any, normalize: bool, scale
     """Sum of the weighted deltas with the sign of the sum, over their weights if asked: [n, m] into out, [m]."""
     _agreeing(stack, vector(weight, len(stack)), normalize, np.float32(scale), out)
     return out
+
+
+@jit_sum
+def _l1_norms(stack: Any, norms: Any) -> None:
+    for i in range(len(norms)):
+        row, total = stack[i], 0.0
+        for j in range(len(row)):
+            total += np.float64(abs(row[j]))
+        norms[i] = total
 
 
 @jit
