@@ -2,7 +2,7 @@
 
 The bits of non-negative floating-point numbers are integers of the same order. Each pass counts the next digit of the
 integers that agree with an entry in the digits known so far. Once few integers agree, the next pass collects them. So
-the memory is the same for any numbers, and a tensor of a few thousand entries takes one pass.
+the memory is the same for any numbers, and a small tensor takes one pass.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from ..kernels import jit
 Integers = npt.NDArray[np.integer[Any]]
 
 _DIGIT = 16  # bits that a pass finds
-_FEW = 1 << 16  # integers that are collected at most, of all rows together
+_FEW = 1 << 19  # integers that are collected at most, of all rows together
 
 
 def ranked(
@@ -52,7 +52,9 @@ def ranked(
                     alike[entry.begins] = size
     collected = _collected(passes(), alike, bits, unknown) if unknown and alike else {}
     values = [
-        int(collected[entry.begins][entry.rank]) if entry.begins in collected else entry.start << unknown
+        int(np.partition(collected[entry.begins], entry.rank)[entry.rank])
+        if entry.begins in collected
+        else entry.start << unknown
         for entry in entries
     ]
     return [[value for value, entry in zip(values, entries, strict=True) if entry.row == r] for r in range(len(ranks))]
@@ -92,13 +94,13 @@ def _histograms(
 def _collected(
     blocks: Iterable[Integers], alike: Mapping[tuple[int, int], int], bits: int, unknown: int
 ) -> dict[tuple[int, int], Integers]:
-    """For each row and start of the bits, the integers that begin with it, in order."""
-    collected = {begins: np.empty(size, np.int64) for begins, size in alike.items()}
+    """For each row and start of the bits, the integers that begin with it."""
+    collected: dict[tuple[int, int], Integers] = {begins: np.empty(size, np.int64) for begins, size in alike.items()}
     filled = dict.fromkeys(alike, 0)
     for block in blocks:
         for (row, start), integers in collected.items():
             filled[row, start] = _gather(block[row], (1 << bits) - 1, start, unknown, integers, filled[row, start])
-    return {begins: np.sort(integers) for begins, integers in collected.items()}
+    return collected
 
 
 @jit
