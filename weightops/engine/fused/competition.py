@@ -57,8 +57,8 @@ def _cuts(blocks: Blocks, ends: Floats, share: float) -> Floats:
             _ordered(scores.view(np.int32).reshape(-1))
             yield scores.view(np.uint32)
 
-    found = np.array(ranked(passes, blocks.count, [[cut, last]] * blocks.models, bits=32), np.uint32).view(np.int32)
-    return _from_order(found).view(np.float32)
+    bits = np.array(ranked(passes, blocks.count, [[cut, last]] * blocks.models, bits=32), np.uint32).view(np.int32)
+    return _from_order(bits).view(np.float32)
 
 
 def _scored(blocks: Blocks, ends: Floats) -> Iterator[tuple[Block, Floats]]:
