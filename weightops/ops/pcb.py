@@ -23,7 +23,9 @@ def pcb(
     """Average the task vectors by scores, each entry over the tasks for which it scores high.
 
     The score of an entry is exp(n * a) * tanh(entry * sum over tasks), where a is its squared clipped magnitude, scaled
-    to [0, 1] within the task. Low scores are raised to a cut, and the scores from the cut to the top scaled to [0, 1].
+    to [0, 1] within the task; exp and tanh are computed in fp64 and their product rounded (ours), so that the scores
+    do not depend on a library's fp32 functions. Low scores are raised to a cut, and the scores from the cut to the top
+    scaled to [0, 1].
 
     Args:
         deltas: Task vectors, [n, ...], fp32 or fp64.
@@ -39,7 +41,8 @@ def pcb(
     """
     vectors = flat(deltas)
     clipped = _clip(vectors)
-    scores = torch.exp(len(deltas) * _spread(clipped.abs()) ** 2) * torch.tanh(vectors * vectors.sum(0))
+    gain, products = len(deltas) * _spread(clipped.abs()) ** 2, vectors * vectors.sum(0)
+    scores = (gain.double().exp() * products.double().tanh()).to(deltas.dtype)
     cut = min(int(vectors.shape[1] * (1 - pcb_ratio)), vectors.shape[1] - 1)
     share = _spread(scores.clamp(min=_ranked(scores, cut)))
     merged = (share * clipped * per_model(weight, clipped)).sum(0) / share.sum(0).clamp(min=1e-12)

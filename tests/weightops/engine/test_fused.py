@@ -55,8 +55,8 @@ def test_these_tests_reach_every_method():
 SIGNS = """
 from weightops.engine.fused.forms import fused
 
-@fused("consensus")
-def consensus(blocks, *, k=2, tall_lambda=0.4, lambda_=1.0):
+@fused("nearswap")
+def nearswap(blocks, *, t):
     yield 0, None
 """
 
@@ -67,9 +67,9 @@ def test_a_fused_form_is_one_file_in_its_folder(tmp_path, monkeypatch):
     package = {"__name__": fused.__name__, "__package__": fused.__name__, "__path__": fused.__path__}
     try:
         exec(Path(fused.__file__).read_text(), package)  # as the package is imported
-        assert FUSED["consensus"].function.__module__ == "weightops.engine.fused.signs"
+        assert FUSED["nearswap"].function.__module__ == "weightops.engine.fused.signs"
     finally:
-        FUSED.pop("consensus", None)
+        FUSED.pop("nearswap", None)
         sys.modules.pop("weightops.engine.fused.signs", None)
 
 

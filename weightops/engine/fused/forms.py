@@ -41,7 +41,8 @@ def fused(name: str, *, rows: bool = False) -> Callable[[Callable[..., Results]]
         WeightopsError: no method has this name.
     """
     reference = find(name)
-    taken = ["blocks", *(p.argument for p in reference.parameters), *reference.fills]
+    fills = [name for name in reference.fills if name != "base"]  # blocks bring it
+    taken = ["blocks", *(p.argument for p in reference.parameters), *fills]
 
     def register(function: Callable[..., Results]) -> Callable[..., Results]:
         if sorted(inspect.signature(function).parameters) != sorted(taken):
