@@ -51,7 +51,7 @@ def test_greedy_writes_the_choice_and_shows_the_controls(tmp_path):
     told = json.loads(again.stdout)
     assert told["chosen"] == written["chosen"]
     assert [one["candidate"] for one in told["reported"]][:4] == ["a", "b", "c", "mean of all 3"]
-    assert f"were known from {out}-scores" in again.stderr
+    assert f"were read from {out}-scores" in again.stderr
     assert "--report" not in again.stderr
 
 
@@ -111,7 +111,7 @@ def test_the_file_of_mergekit_evolve_runs_with_its_options_and_resumes(tmp_path)
     assert merged.exit_code == 0, merged.output
     assert tiny.files_of(out)["model.safetensors"] == tiny.files_of(tmp_path / "again")["model.safetensors"]
     again = run("evolve", file, "--data", "dev.jsonl", "--trials", 5, "--seed", 3, "--out", out, "--overwrite")
-    assert "resumed: 9 of 9 scores were known" in again.stderr
+    assert "resumed: 9 of 9 scores were read" in again.stderr
 
 
 @pytest.mark.slow

@@ -114,7 +114,7 @@ def planned(file: Path) -> list[str]:
     return list(plan.strategy.misfits(plan.ingredients))
 
 
-@fuzzed(100)
+@fuzzed(60)
 @given(value=mutated_values(SEARCHES))
 def test_files_of_mergekit_evolve(value, models):
     (models / "evolve.yaml").write_text(yaml.safe_dump(value, sort_keys=False), errors="replace")
