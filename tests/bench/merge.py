@@ -125,7 +125,7 @@ def bench(
         name=NAME,
         title="weightops merge",
         conditions=(
-            *dict.fromkeys(line for one in timed for line in one.conditions),
+            *_conditions(timed),
             "each method measured in one piece, interleaved with its limit; mergekit: one run each",
             *_not_measured(timed),
         ),
@@ -133,6 +133,15 @@ def bench(
         tables=(_table(timed),),
         figures={f"{one.shape.name}/{one.method.name}": _figures(one) for one in timed},
     )
+
+
+def _conditions(timed: Sequence[Timed]) -> list[str]:
+    """Under what the methods were measured; a condition that not all share names those that it holds for."""
+    of: dict[str, list[str]] = {}
+    for one in timed:
+        for line in one.conditions:
+            of.setdefault(line, []).append(one.method.name)
+    return [line if len(names) == len(timed) else f"{line}: {', '.join(names)}" for line, names in of.items()]
 
 
 def _not_measured(timed: Sequence[Timed]) -> list[str]:
