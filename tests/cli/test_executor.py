@@ -80,11 +80,11 @@ def test_problems_of_the_cluster_are_one_line_in_the_words_of_the_command(folder
     assert not [path for path in folder.iterdir() if path.name.startswith((".", "out"))]
 
 
-def test_a_cluster_that_does_not_answer_is_said_in_one_line(folder):
+def test_a_cluster_that_does_not_answer_is_reported_in_one_line(folder):
     pytest.importorskip("ray", reason="needs the extra ray")
     done = run("merge", "ties.yml", "out", "--executor", "ray", "--ray-address", "127.0.0.1:1", code=1)
     assert re.match(
-        r"error: executor: no Ray cluster answers at 127.0.0.1:1 \(.+\); start one with ray start --head, or name no",
+        r"error: executor: no Ray cluster answers at 127.0.0.1:1 \(.+\); start one with ray start --head, or leave the ",
         done.stderr.splitlines()[-1],
     )
 
