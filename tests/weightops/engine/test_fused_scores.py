@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import pytest
 import torch
@@ -18,7 +20,7 @@ from weightops.ops.arcee_fusion import divergence
 
 @given(seed=seeds, size=st.sampled_from([1e-3, 0.3, 30.0, 900.0]))
 @settings(max_examples=20, deadline=None)
-def test_exponentials_are_numpys_within_two_ulps(seed, size):
+def test_exponentials_are_numpys_within_three_ulps(seed, size):
     numbers = np.random.default_rng(seed).uniform(-size, min(size, 690.0), 500)
     found, expected = numbers.copy(), np.exp(numbers.clip(-700))
     exponentials(found, np.empty(500))
@@ -27,9 +29,9 @@ def test_exponentials_are_numpys_within_two_ulps(seed, size):
 
 @given(seed=seeds, size=st.sampled_from([1e-9, 1e-3, 1 / 16, 1.0, 40.0]))
 @settings(max_examples=20, deadline=None)
-def test_tanhs_are_numpys_within_two_ulps(seed, size):
+def test_tanhs_are_the_c_librarys_within_two_ulps(seed, size):
     numbers = np.random.default_rng(seed).uniform(-size, size, 500)
-    found, expected = numbers.copy(), np.tanh(numbers)
+    found, expected = numbers.copy(), np.array([math.tanh(number) for number in numbers])
     tanhs(found)
     assert (np.abs(found - expected) <= 2 * np.spacing(np.abs(expected))).all()
 
