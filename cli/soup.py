@@ -149,7 +149,7 @@ def _made(strategy: type[Strategy]) -> Callable[..., None]:
         chosen = strategy(**{name: value for name, value in settings.items() if name in used})
         others = {name: value for name, value in settings.items() if name not in used}
         plan = plan_soup(
-            models, strategy=chosen, metric=_metric(metric, data, others, chosen), base=base, report=report, 
+            models, strategy=chosen, metric=_metric(metric, data, others, chosen), base=base, report=report,
             scores=scores or Path(f"{output.out}-scores"), dtype=dtype, precision=precision, seed=seed,
         )  # fmt: skip
         if output.dry_run:

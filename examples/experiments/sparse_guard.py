@@ -35,7 +35,7 @@ DENSITIES = (0.001, 0.01, 0.05, 0.1)
 @program(__doc__)
 @click.argument("densities", metavar="[DENSITY]...", type=float, nargs=-1)
 def main(densities: tuple[float, ...]) -> None:
-    """Judge every guard and print the table."""
+    """Judge the guards of the densities given, or of the usual ones."""
     with errors_in_one_line():
         judge_all(densities or DENSITIES)
 

@@ -87,6 +87,20 @@ def documents(text: str, faults: Faults) -> tuple[Node, ...]:
     return tuple(roots)
 
 
+def only_document(text: str, faults: Faults, what: str) -> Node:
+    """The document of a YAML text that has one; ``what`` is what the text is.
+
+    Raises:
+        WeightopsError: problems of the text, or another number of documents.
+    """
+    nodes = documents(text, faults)
+    faults.raise_any()
+    if len(nodes) != 1:
+        faults.add(1, f"{len(nodes)} documents; {what} has one")
+        faults.raise_any()
+    return nodes[0]
+
+
 def _line_of(error: yaml.YAMLError) -> int:
     mark = getattr(error, "problem_mark", None) or getattr(error, "context_mark", None)
     return int(mark.line) + 1 if mark else 1

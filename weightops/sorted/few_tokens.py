@@ -24,7 +24,7 @@ def product(hidden: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tenso
     rows = hidden.reshape(-1, hidden.shape[-1])
     if not 0 < len(rows) <= _MOST or not _is_slow(weight) or hidden.dtype != weight.dtype:
         return nn.functional.linear(hidden, weight, bias)
-    columns = (rows if len(rows) > 1 else rows.repeat(2, 1)).T  # of other layouts, torch takes a slower way
+    columns = (rows if len(rows) > 1 else rows.repeat(2, 1)).T  # torch multiplies other layouts more slowly
     result = (weight @ columns).T[: len(rows)].reshape(*hidden.shape[:-1], len(weight))
     return result if bias is None else result + bias
 

@@ -14,7 +14,7 @@ from typing import Final, TypeVar
 
 from ..errors import at
 from ..io.faults import Faults
-from ..io.yaml_lines import Entry, Node, documents
+from ..io.yaml_lines import Entry, Node, only_document
 from ..merge.config.fields import flag, ignore_unknown, index, items, mapping, model_name, number, read_key, text
 from ..merge.config.merge_faults import MergeFaults
 from ..merge.config.reading import read_text
@@ -92,11 +92,7 @@ def read_evolve(path: Path) -> EvolveFile:
 def parse_evolve(written: str, where: str = "config") -> EvolveFile:
     """Read the text of such a file; see :func:`read_evolve`."""
     faults = MergeFaults(where)
-    nodes = documents(written, faults)
-    if len(nodes) != 1 and not faults:
-        faults.add(1, f"{len(nodes)} documents; a file for mergekit-evolve has one")
-    faults.raise_any()
-    read = _file(nodes[0], faults)
+    read = _file(only_document(written, faults, "a file for mergekit-evolve"), faults)
     faults.raise_any()
     assert read is not None
     return read

@@ -86,4 +86,4 @@ def _drop_incomplete_line(stream: BinaryIO) -> None:
     stream.seek(max(end - 1, 0))
     if stream.read() not in (b"", b"\n"):
         stream.seek(0)
-        stream.truncate(stream.read(MOST_BYTES).rfind(b"\n") + 1)
+        stream.truncate(sum(map(len, whole_lines(stream.read(MOST_BYTES)))))

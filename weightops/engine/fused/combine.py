@@ -77,6 +77,16 @@ def agreeing_sum(stack: Floats, out: Floats, weight: Any, normalize: bool, scale
     return out
 
 
+@jit
+def add_up(stack: Any, lo: int, total: Any) -> None:
+    """The plain sum of the rows from ``lo`` on, in their order, into ``total``: a tile of a kernel."""
+    total[:] = np.float32(0)
+    for i in range(stack.shape[0]):
+        row = stack[i, lo : lo + len(total)]
+        for j in range(len(total)):
+            total[j] += row[j]
+
+
 @jit_sum
 def _l1_norms(stack: Any, norms: Any) -> None:
     for i in range(len(norms)):

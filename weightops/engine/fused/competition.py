@@ -14,7 +14,7 @@ import numpy as np
 from ...ops.pcb import CLIPPED
 from ..blocks import Block, Blocks, Floats
 from ..kernels import jit
-from .combine import vector
+from .combine import add_up, vector
 from .exponentials import exponentials, tanhs
 from .forms import Results, fused
 from .ranks import Integers, ranked
@@ -76,11 +76,7 @@ def _score(stack: Any, ends: Any, scores: Any) -> None:
     for lo in range(0, count, _TILE):
         m = min(_TILE, count - lo)
         total, rise, sign, work = sums[:m], exps[:m], tans[:m], works[:m]
-        total[:] = np.float32(0)
-        for i in range(len(stack)):
-            row = stack[i, lo : lo + m]
-            for j in range(m):
-                total[j] += row[j]
+        add_up(stack, lo, total)
         for i in range(len(stack)):
             row, score = stack[i, lo : lo + m], scores[i, lo : lo + m]
             least, low, high = ends[i]

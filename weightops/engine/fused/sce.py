@@ -9,6 +9,7 @@ import numpy as np
 
 from ..blocks import Block, Blocks, Floats
 from ..kernels import jit, jit_sum
+from .combine import add_up
 from .forms import Results, fused
 from .select import EVERYTHING, Selection, between, count_high, select_in
 
@@ -125,13 +126,9 @@ def _merge(stack: Any, weights: Any, out: Any) -> None:
         result = out[lo : lo + _TILE]
         m = len(result)
         sign, total, share = signs[:m], sums[:m], shares[:m]
-        sign[:] = zero
         total[:] = 0.0
         share[:] = 0.0
-        for i in range(stack.shape[0]):
-            row = stack[i, lo : lo + m]
-            for j in range(m):
-                sign[j] += row[j]
+        add_up(stack, lo, sign)
         for j in range(m):
             sign[j] = one if sign[j] >= zero else -one
         for i in range(stack.shape[0]):

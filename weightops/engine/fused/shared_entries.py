@@ -8,7 +8,7 @@ import numpy as np
 
 from ..blocks import Blocks, Floats
 from ..kernels import jit
-from .combine import vector
+from .combine import add_up, vector
 from .forms import Results, fused
 
 _TILE = 2048
@@ -58,12 +58,8 @@ def _used_sum(stack: Any, factors: Any, least: int, scale: Any, out: Any) -> Non
         total = out[lo : lo + _TILE]
         m = len(total)
         used = users[:m]
-        total[:] = zero
         used[:] = 0
-        for i in range(len(factors)):
-            row = stack[i, lo : lo + m]
-            for j in range(m):
-                total[j] += row[j]
+        add_up(stack, lo, total)
         for i in range(len(factors)):
             factor, row = factors[i], stack[i, lo : lo + m]
             for j in range(m):

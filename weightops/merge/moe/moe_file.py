@@ -12,7 +12,7 @@ from typing import Final, Literal, cast, get_args
 
 from ...errors import Message, Remedy
 from ...io.faults import Faults
-from ...io.yaml_lines import Entry, Node, documents
+from ...io.yaml_lines import Entry, Node, only_document
 from ...ops.registry import nearest
 from ..config.fields import dtype_name, index, items, mapping, model_name, number, read_key, text
 from ..config.reading import read_text
@@ -94,12 +94,8 @@ def read_moe(path: Path) -> MoeFile:
 def parse_moe(written: str, where: str = "config") -> MoeFile:
     """Read the text of such a file; see :func:`read_moe`."""
     faults = Faults(where)
-    nodes = documents(written, faults)
-    faults.raise_any()
-    if len(nodes) != 1:
-        faults.add(1, f"{len(nodes)} documents; a file for a mixture of experts has one")
-        faults.raise_any()
-    read = _file(nodes[0], written, faults)
+    node = only_document(written, faults, "a file for a mixture of experts")
+    read = _file(node, written, faults)
     faults.raise_any()
     assert read is not None
     return read
